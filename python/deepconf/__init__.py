@@ -1,0 +1,108 @@
+"""Deep Think with Confidence: score, filter and vote over parallel reasoning traces.
+
+>>> import deepconf
+>>> s = deepconf.score([[9.0, 8.0, 9.0], [9.0, 2.0, 3.0]], window=2)
+>>> s.lowest_group
+array([8.5, 2.5])
+>>> deepconf.vote(["42", "41"], weights=s.lowest_group).answer
+'42'
+
+A scorer (`score`, `token_confidence`, `token_entropy`, `TraceScorer`, `BatchScorer`), votes (`vote`,
+`vote_many`), decisions (`Policy`, `Controller`) and a driver (`DeepThink` on an engine of
+`deepconf.engines`). Confidences are in nats; higher is surer. The method: arXiv 2508.15260.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deepconf import errors
+from deepconf._core import (
+    Action,
+    BatchScorer,
+    Controller,
+    Outcome,
+    Policy,
+    Scores,
+    TraceScorer,
+    TraceScores,
+    Vote,
+    Votes,
+    __version__,
+    score,
+    token_confidence,
+    token_entropy,
+    vote,
+    vote_many,
+)
+from deepconf.errors import (
+    DeepConfError,
+    EngineError,
+    EventError,
+    InvalidInput,
+    InvalidType,
+    MissingExtra,
+    RunFileError,
+    SignalNeverArmed,
+    UnknownPreset,
+)
+
+if TYPE_CHECKING:
+    from deepconf import answers, engines
+    from deepconf.deepthink import DeepThink, Result, Trace
+
+__all__ = [
+    "Action",
+    "BatchScorer",
+    "Controller",
+    "DeepConfError",
+    "DeepThink",
+    "EngineError",
+    "EventError",
+    "InvalidInput",
+    "InvalidType",
+    "MissingExtra",
+    "Outcome",
+    "Policy",
+    "Result",
+    "RunFileError",
+    "Scores",
+    "SignalNeverArmed",
+    "Trace",
+    "TraceScorer",
+    "TraceScores",
+    "UnknownPreset",
+    "Vote",
+    "Votes",
+    "__version__",
+    "answers",
+    "engines",
+    "errors",
+    "score",
+    "token_confidence",
+    "token_entropy",
+    "vote",
+    "vote_many",
+]
+
+# The driver pulls in asyncio: whoever only scores does not pay for it.
+_LAZY = {
+    "DeepThink": "deepconf.deepthink",
+    "Result": "deepconf.deepthink",
+    "Trace": "deepconf.deepthink",
+    "answers": "deepconf.answers",
+    "engines": "deepconf.engines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'deepconf' has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module(_LAZY[name])
+    return module if _LAZY[name].endswith(f".{name}") else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

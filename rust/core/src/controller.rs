@@ -1,0 +1,685 @@
+//! The decisions of a run, without I/O: events in, actions out.
+//!
+//! A driver launches what it is told to, reports tokens as they are scored and traces as they end,
+//! and obeys. Whether the events come from a live server or from a recording makes no difference, so
+//! what is replayed is what would have happened.
+//!
+//! ```
+//! use deepconf_core::controller::{Action, Controller, Finish, Reason};
+//! use deepconf_core::policy::Policy;
+//!
+//! let policy = Policy { budget: 8, warmup: 4, window: 2, ..Policy::preset("high")? };
+//! let mut controller = Controller::new(policy)?;
+//! assert_eq!(controller.start()?, [Action::Launch(vec![0, 1, 2, 3])]);
+//! for trace in 0..4 {
+//!     controller.launched(trace)?;
+//!     controller.tokens(trace, &[9.0, 8.0, 9.0])?;
+//! }
+//! for trace in 0..3 {
+//!     assert!(controller.finished(trace, Finish::End, Some("42"))?.is_empty());
+//! }
+//! let actions = controller.finished(3, Finish::End, Some("42"))?; // warmup over: they all agree
+//! let [Action::Answer(outcome)] = &actions[..] else { panic!("{actions:?}") };
+//! assert_eq!((outcome.answer.as_deref(), outcome.reason), (Some("42"), Reason::Consensus));
+//! # Ok::<(), deepconf_core::Error>(())
+//! ```
+//!
+//! # How a run goes
+//!
+//! 1. *Warmup* (online): the first traces run to their end. When the last of them is over, the
+//!    threshold s is the percentile 100·(1 − η) of their lowest group confidences.
+//! 2. *Sampling*: the others run under s. The first complete group below s stops its trace, which
+//!    then never votes. Offline, all traces run to their end.
+//! 3. After every trace that ends, the vote is counted: at consensus, or when the winner is certain,
+//!    what still runs is aborted.
+//! 4. The answer is the weighted vote of the traces that ended by themselves and stayed at s or above;
+//!    of all that ended by themselves, where that leaves too few ballots.
+//!
+//! **Cost.** O(1) a token; O(traces) when one ends.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::error::{Error, Result};
+use crate::fixed;
+use crate::group::{StreamSettings, TraceScorer};
+use crate::policy::{Calibrate, Measure, Mode, Over, Policy, Stop};
+use crate::trace::Scores;
+use crate::vote::{self, Rules, Vote};
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Start these traces, trace i with seed `policy.seed + i`.
+    Launch(Vec<u32>),
+    /// Stop this trace: a group fell below the threshold.
+    Stop {
+        /// The trace.
+        trace: u32,
+        /// The token that completed the group, counted from 0.
+        token: u64,
+    },
+    /// Abort these traces: the answer is known.
+    Abort(Vec<u32>),
+    /// The run is over.
+    Answer(Box<Outcome>),
+}
+
+/// How a trace ended, as the server tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// By itself.
+    End,
+    /// At the length limit.
+    Length,
+    /// Because it was asked to.
+    Aborted,
+}
+
+/// Where a trace stands, and how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// To be launched.
+    Launching,
+    /// Generating.
+    Running,
+    /// Asked to stop.
+    Stopping,
+    /// Asked to abort.
+    Aborting,
+    /// Ended by itself.
+    Finished,
+    /// Cut at the length limit.
+    Length,
+    /// Stopped below the threshold.
+    Stopped,
+    /// Aborted once the answer was known, or by whoever drives.
+    Aborted,
+    /// Lost to an error.
+    Failed,
+}
+
+impl Status {
+    /// The name, as trace files have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Launching => "launching",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Aborting => "aborting",
+            Self::Finished => "finished",
+            Self::Length => "length",
+            Self::Stopped => "stopped",
+            Self::Aborted => "aborted",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether the trace takes a place among those running.
+    fn in_flight(self) -> bool {
+        matches!(self, Self::Launching | Self::Running | Self::Stopping | Self::Aborting)
+    }
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The leading answer's share reached τ.
+    Consensus,
+    /// Nothing could change the winner any more.
+    Certain,
+    /// Every trace of the budget was over.
+    Budget,
+    /// The driver cancelled it.
+    Cancelled,
+}
+
+impl Reason {
+    /// The name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Consensus => "consensus",
+            Self::Certain => "certain",
+            Self::Budget => "budget",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The answer that won; `None` when nobody voted.
+    pub answer: Option<String>,
+    /// Answers in the order of `vote.ballots`.
+    pub answers: Vec<String>,
+    /// The vote; a ballot's `first` is a trace.
+    pub vote: Vote,
+    /// The traces that voted.
+    pub voters: Vec<u32>,
+    /// s, or the score an offline filter asked for.
+    pub threshold: Option<f64>,
+    /// Why the run ended.
+    pub reason: Reason,
+    /// Online: why the threshold could not have stopped anything, if so.
+    pub unarmed: Option<String>,
+}
+
+/// A printable summary of where a run stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// `warmup`, `sampling` or `done`.
+    pub phase: &'static str,
+    /// How many traces have each status.
+    pub traces: Vec<(&'static str, usize)>,
+    /// Traces of the budget not launched yet.
+    pub remaining: usize,
+    /// Tokens scored or counted so far.
+    pub tokens: u64,
+    /// s, once known.
+    pub threshold: Option<f64>,
+    /// The leading answer, its share, and the number of voters.
+    pub leader: Option<(String, f64, usize)>,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} to launch", self.phase, self.remaining)?;
+        for (status, count) in &self.traces {
+            write!(f, ", {count} {status}")?;
+        }
+        write!(f, "; {} tokens", self.tokens)?;
+        if let Some(s) = self.threshold {
+            write!(f, "; threshold {s:.4}")?;
+        }
+        if let Some((answer, share, voters)) = &self.leader {
+            write!(f, "; {answer:?} leads with {:.1}% of {voters} votes", 100.0 * share)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Trace {
+    status: Status,
+    scoring: Scoring,
+    /// All tokens, scored or not.
+    tokens: u64,
+    answer: Option<u32>,
+}
+
+#[derive(Clone, Debug)]
+enum Scoring {
+    Live {
+        /// What decides; frozen at the token that asked for a stop.
+        live: Box<TraceScorer>,
+        /// What the scores are recomputed from, where they are rounded.
+        rounded: Option<Box<TraceScorer>>,
+    },
+    Ended(Scores),
+}
+
+impl Trace {
+    fn scores(&self) -> Scores {
+        match &self.scoring {
+            Scoring::Live { live, rounded } => rounded.as_ref().unwrap_or(live).scores(),
+            Scoring::Ended(scores) => *scores,
+        }
+    }
+
+    fn end(&mut self, status: Status) {
+        self.scoring = Scoring::Ended(self.scores());
+        self.status = status;
+    }
+
+    /// The scores of a trace that ended; NaN for one that has not, which has no vote yet.
+    fn final_score(&self, measure: Measure) -> f64 {
+        match &self.scoring {
+            Scoring::Ended(scores) => measure.of(scores),
+            Scoring::Live { .. } => f64::NAN,
+        }
+    }
+
+    fn scored(&self) -> u64 {
+        match &self.scoring {
+            Scoring::Live { live, .. } => live.num_tokens(),
+            Scoring::Ended(scores) => scores.num_tokens,
+        }
+    }
+}
+
+/// The state machine of one run: see the module.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    policy: Policy,
+    traces: Vec<Trace>,
+    started: bool,
+    calibrated: bool,
+    threshold: Option<f64>,
+    answers: Vec<String>,
+    answer_ids: HashMap<String, u32>,
+    outcome: Option<Outcome>,
+}
+
+impl Controller {
+    /// A run that has not started.
+    ///
+    /// # Errors
+    /// As [`Policy::check`].
+    pub fn new(policy: Policy) -> Result<Self> {
+        policy.check()?;
+        Ok(Self {
+            calibrated: policy.mode == Mode::Offline,
+            policy,
+            traces: Vec::new(),
+            started: false,
+            threshold: None,
+            answers: Vec::new(),
+            answer_ids: HashMap::new(),
+            outcome: None,
+        })
+    }
+
+    /// Begins: the first traces to launch.
+    ///
+    /// # Errors
+    /// [`Error::Event`] when it has begun already.
+    pub fn start(&mut self) -> Result<Vec<Action>> {
+        if self.started {
+            return Err(self.misplaced("the start", 0, "a run starts once"));
+        }
+        self.started = true;
+        self.advance()
+    }
+
+    /// The trace is being generated.
+    ///
+    /// # Errors
+    /// [`Error::Event`] unless it was to be launched.
+    pub fn launched(&mut self, trace: u32) -> Result<()> {
+        match self.status(trace) {
+            Some(Status::Launching) => self.traces[trace as usize].status = Status::Running,
+            // The answer came before the launch was reported.
+            Some(Status::Aborting) => {}
+            _ => return Err(self.misplaced("launch", trace, "only a trace to be launched can be")),
+        }
+        Ok(())
+    }
+
+    /// New tokens of a trace were scored: `[n_new]`, in nats.
+    ///
+    /// Tokens after the one that asks for a stop are counted, not scored.
+    ///
+    /// # Errors
+    /// [`Error::Event`] unless it runs; [`Error::NotFinite`] and [`Error::OutOfRange`] naming trace and
+    /// position in the trace. Nothing is then added.
+    pub fn tokens(&mut self, trace: u32, confidences: &[f32]) -> Result<Option<Action>> {
+        let Some(entry) = self.traces.get_mut(trace as usize) else {
+            return Err(self.misplaced("tokens", trace, "it was never launched"));
+        };
+        let (live, rounded) = match (entry.status, &mut entry.scoring) {
+            (Status::Running, Scoring::Live { live, rounded }) => (live, rounded),
+            (Status::Stopping | Status::Aborting, _) => {
+                entry.tokens += confidences.len() as u64;
+                return Ok(None);
+            }
+            _ => return Err(self.misplaced("tokens", trace, "only a running trace has new ones")),
+        };
+        let seen = live.num_tokens();
+        let stop = live.extend(confidences).map_err(|error| error.in_trace(trace, seen))?;
+        if let Some(rounded) = rounded {
+            rounded.extend(&confidences[..stop.map_or(confidences.len(), |at| at + 1)])?;
+        }
+        entry.tokens += confidences.len() as u64;
+        Ok(stop.map(|at| {
+            entry.status = Status::Stopping;
+            Action::Stop { trace, token: seen + at as u64 }
+        }))
+    }
+
+    /// A trace ended; `answer` is what it says, if anything.
+    ///
+    /// Answers are compared as strings: hand in one representative for all that are equivalent.
+    ///
+    /// # Errors
+    /// [`Error::Event`] unless it was in flight.
+    pub fn finished(
+        &mut self,
+        trace: u32,
+        finish: Finish,
+        answer: Option<&str>,
+    ) -> Result<Vec<Action>> {
+        let status = match (self.status(trace), finish) {
+            (Some(Status::Aborting), _) => Status::Aborted,
+            (Some(Status::Stopping), _) => Status::Stopped,
+            (Some(Status::Running), Finish::End) => Status::Finished,
+            (Some(Status::Running), Finish::Length) => Status::Length,
+            (Some(Status::Running), Finish::Aborted) => Status::Aborted,
+            _ => return Err(self.misplaced("the end", trace, "only a trace in flight can end")),
+        };
+        let answer = answer.map(|answer| self.answer_id(answer));
+        let entry = &mut self.traces[trace as usize];
+        entry.answer = answer;
+        entry.end(status);
+        self.advance()
+    }
+
+    /// A trace was lost to an error: it never votes, and is not replaced.
+    ///
+    /// # Errors
+    /// [`Error::Event`] unless it was in flight.
+    pub fn failed(&mut self, trace: u32) -> Result<Vec<Action>> {
+        if !self.status(trace).is_some_and(Status::in_flight) {
+            return Err(self.misplaced("the failure", trace, "only a trace in flight can fail"));
+        }
+        self.traces[trace as usize].end(Status::Failed);
+        self.advance()
+    }
+
+    /// Ends the run now, with the vote of what is finished.
+    pub fn cancel(&mut self) -> Vec<Action> {
+        if self.outcome.is_some() { Vec::new() } else { self.conclude(Reason::Cancelled) }
+    }
+
+    /// What came of the run, once it is over.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// s, once known.
+    #[must_use]
+    pub fn threshold(&self) -> Option<f64> {
+        self.threshold
+    }
+
+    /// A trace's status; `None` before it is to be launched.
+    #[must_use]
+    pub fn status(&self, trace: u32) -> Option<Status> {
+        self.traces.get(trace as usize).map(|entry| entry.status)
+    }
+
+    /// A trace's scores, up to the token that asked for a stop.
+    #[must_use]
+    pub fn scores(&self, trace: u32) -> Option<Scores> {
+        self.traces.get(trace as usize).map(Trace::scores)
+    }
+
+    /// Tokens of all traces so far, those after a stop or abort included.
+    #[must_use]
+    pub fn num_tokens(&self) -> u64 {
+        self.traces.iter().map(|entry| entry.tokens).sum()
+    }
+
+    /// Where the run stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let mut traces: Vec<(&'static str, usize)> = Vec::new();
+        for entry in &self.traces {
+            match traces.iter_mut().find(|(name, _)| *name == entry.status.name()) {
+                Some((_, count)) => *count += 1,
+                None => traces.push((entry.status.name(), 1)),
+            }
+        }
+        let vote = self.calibrated.then(|| self.vote().0);
+        let leader = vote.and_then(|vote| {
+            let answer = self.answer_of(vote.winner()?.first)?;
+            Some((answer.to_owned(), vote.share, vote.num_voters))
+        });
+        State {
+            phase: match (&self.outcome, self.calibrated) {
+                (Some(_), _) => "done",
+                (None, true) => "sampling",
+                (None, false) => "warmup",
+            },
+            traces,
+            remaining: if self.outcome.is_some() { 0 } else { self.remaining() },
+            tokens: self.num_tokens(),
+            threshold: self.threshold,
+            leader,
+        }
+    }
+
+    fn remaining(&self) -> usize {
+        self.policy.budget as usize - self.traces.len()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.traces.iter().filter(|entry| entry.status.in_flight()).count()
+    }
+
+    fn answer_id(&mut self, answer: &str) -> u32 {
+        if let Some(&id) = self.answer_ids.get(answer) {
+            return id;
+        }
+        let id = self.answers.len() as u32;
+        self.answers.push(answer.to_owned());
+        self.answer_ids.insert(answer.to_owned(), id);
+        id
+    }
+
+    fn answer_of(&self, trace: usize) -> Option<&str> {
+        self.traces[trace].answer.map(|id| self.answers[id as usize].as_str())
+    }
+
+    #[cold]
+    fn misplaced(&self, event: &'static str, trace: u32, expected: &'static str) -> Error {
+        let state = self.status(trace).map_or("unknown", Status::name);
+        Error::Event { event, trace, state, expected }
+    }
+
+    /// What follows from the state, after anything that may have changed it.
+    fn advance(&mut self) -> Result<Vec<Action>> {
+        if self.outcome.is_some() || !self.started {
+            return Ok(Vec::new());
+        }
+        let warmup = self.policy.warmup as usize;
+        let warm = self.traces.len() >= warmup && self.in_flight() == 0;
+        if !self.calibrated && warm {
+            self.threshold = self.calibrate();
+            self.calibrated = true;
+        }
+        if let Some(reason) = self.settled() {
+            return Ok(self.conclude(reason));
+        }
+        let limit = if self.calibrated { self.policy.budget as usize } else { warmup };
+        let room = self.policy.concurrency.map_or(usize::MAX, |most| most as usize);
+        let launch = (limit - self.traces.len()).min(room.saturating_sub(self.in_flight()));
+        if launch > 0 {
+            return self.launch(launch).map(|action| vec![action]);
+        }
+        let over = self.in_flight() == 0 && self.remaining() == 0;
+        Ok(if over { self.conclude(Reason::Budget) } else { Vec::new() })
+    }
+
+    fn launch(&mut self, count: usize) -> Result<Action> {
+        let first = self.traces.len();
+        let live = self.policy.stream(self.threshold);
+        let rounded = StreamSettings { threshold: None, decimals: self.policy.decimals, ..live };
+        let entry = Trace {
+            status: Status::Launching,
+            scoring: Scoring::Live {
+                live: Box::new(TraceScorer::new(live)?),
+                rounded: match self.policy.decimals {
+                    Some(_) => Some(Box::new(TraceScorer::new(rounded)?)),
+                    None => None,
+                },
+            },
+            tokens: 0,
+            answer: None,
+        };
+        self.traces.resize(first + count, entry);
+        Ok(Action::Launch((first as u32..(first + count) as u32).collect()))
+    }
+
+    fn calibrate(&self) -> Option<f64> {
+        let counts = |entry: &&Trace| match entry.status {
+            Status::Finished => true,
+            Status::Length => self.policy.calibrate_on == Calibrate::All,
+            _ => false,
+        };
+        let ended = self.traces.iter().filter(counts);
+        let lowest = ended.map(|entry| entry.final_score(Measure::LowestGroup));
+        vote::top(&mut lowest.collect(), self.policy.keep)
+    }
+
+    /// The vote as it stands, and the traces it counted.
+    fn vote(&self) -> (Vote, Vec<u32>) {
+        let measured = |measure: Measure| -> Vec<f64> {
+            self.traces.iter().map(|entry| entry.final_score(measure)).collect()
+        };
+        let weights: Option<Vec<f64>> =
+            self.policy.weight.measure().map(|measure| {
+                measured(measure).into_iter().map(|weight| self.clip(weight)).collect()
+            });
+        let answers: Vec<Option<u32>> = self.traces.iter().map(|t| self.ballot(t)).collect();
+        let rules = Rules {
+            weights: weights.as_deref(),
+            keep: 1.0,
+            scores: None,
+            min_ballots: self.policy.min_ballots as usize,
+            over_all: self.policy.percentile_over == Over::All,
+        };
+        let rows: Vec<usize> = (0..answers.len()).collect();
+        let ranking: Option<Vec<f64>> = match self.policy.mode {
+            Mode::Online => self.threshold.map(|_| measured(Measure::LowestGroup)),
+            Mode::Offline => (self.policy.keep < 1.0).then(|| measured(self.policy.measure)),
+        };
+        let vote = match (&ranking, self.policy.mode) {
+            (None, _) => vote::tally(&rows, &answers, &rules),
+            (Some(scores), Mode::Online) => {
+                vote::above(self.threshold, scores, &rows, &answers, &rules)
+            }
+            (Some(scores), Mode::Offline) => {
+                let rules = Rules { keep: self.policy.keep, scores: Some(scores), ..rules };
+                vote::tally(&rows, &answers, &rules)
+            }
+        };
+        let voted = |&row: &usize| {
+            let kept = match (&ranking, vote.threshold) {
+                (Some(scores), Some(s)) if !vote.fallback => scores[row] >= s,
+                _ => true,
+            };
+            answers[row].is_some() && kept
+        };
+        let voters = rows.into_iter().filter(voted).map(|row| row as u32).collect();
+        (vote, voters)
+    }
+
+    /// A trace's answer, if its way of ending lets it vote.
+    fn ballot(&self, entry: &Trace) -> Option<u32> {
+        let may_vote = match (entry.status, self.policy.mode) {
+            (Status::Finished, _) | (Status::Length, Mode::Offline) => true,
+            (Status::Stopped | Status::Length, Mode::Online) => self.policy.stopped_vote,
+            _ => false,
+        };
+        // A trace without tokens has no score and never votes.
+        entry.answer.filter(|_| may_vote && entry.scored() > 0)
+    }
+
+    /// A weight fit for voting: what rounding made negative is 0.
+    fn clip(&self, weight: f64) -> f64 {
+        weight.clamp(0.0, self.policy.max_weight.unwrap_or(fixed::LIMIT))
+    }
+
+    fn settled(&self) -> Option<Reason> {
+        if !self.calibrated || self.policy.stop == Stop::Budget {
+            return None;
+        }
+        let vote = self.vote().0;
+        if vote.fallback || vote.num_voters < self.policy.min_ballots.max(1) as usize {
+            return None;
+        }
+        match self.policy.stop {
+            Stop::Consensus if vote.share >= self.policy.consensus => Some(Reason::Consensus),
+            Stop::Certain if self.is_certain(&vote) => Some(Reason::Certain),
+            _ => None,
+        }
+    }
+
+    /// Whether the leader stays ahead even if all that is outstanding goes to the runner-up.
+    fn is_certain(&self, vote: &Vote) -> bool {
+        let running = self.traces.iter().filter(|t| t.status.in_flight()).map(|t| self.most(t));
+        let unlaunched = self.remaining() as f64 * self.most_unlaunched();
+        let outstanding: f64 = running.sum::<f64>() + unlaunched;
+        let weight = |place: usize| vote.ballots.get(place).map_or(0.0, |ballot| ballot.weight);
+        // The margin covers the rounding of the sums.
+        outstanding > 0.0 && weight(0) - weight(1) > outstanding + 1e-9 * (weight(0) + outstanding)
+    }
+
+    /// The most a trace of which nothing is known can add to a ballot.
+    fn most_unlaunched(&self) -> f64 {
+        self.policy.weight.measure().map_or(1.0, |_| self.clip(fixed::LIMIT))
+    }
+
+    /// The most a trace in flight can still add to a ballot.
+    fn most(&self, entry: &Trace) -> f64 {
+        if entry.status != Status::Running && !self.policy.stopped_vote {
+            return if entry.status == Status::Launching { self.most_unlaunched() } else { 0.0 };
+        }
+        match (self.policy.weight.measure(), &entry.scoring) {
+            // A minimum over more groups can only fall. (What is rounded may round up.)
+            (Some(Measure::LowestGroup), Scoring::Live { live, rounded: None }) if live.armed() => {
+                self.clip(live.lowest_group())
+            }
+            _ => self.most_unlaunched(),
+        }
+    }
+
+    fn conclude(&mut self, reason: Reason) -> Vec<Action> {
+        let (vote, voters) = self.vote();
+        let answers: Vec<String> = vote
+            .ballots
+            .iter()
+            .filter_map(|ballot| self.answer_of(ballot.first).map(str::to_owned))
+            .collect();
+        let outcome = Outcome {
+            answer: answers.first().cloned(),
+            threshold: self.threshold.or(vote.threshold),
+            unarmed: self.unarmed(),
+            answers,
+            vote,
+            voters,
+            reason,
+        };
+        self.outcome = Some(outcome.clone());
+        let mut abort = Vec::new();
+        for (trace, entry) in self.traces.iter_mut().enumerate() {
+            if matches!(entry.status, Status::Launching | Status::Running) {
+                entry.status = Status::Aborting;
+                abort.push(trace as u32);
+            }
+        }
+        let answer = Action::Answer(Box::new(outcome));
+        if abort.is_empty() { vec![answer] } else { vec![Action::Abort(abort), answer] }
+    }
+
+    fn unarmed(&self) -> Option<String> {
+        if self.policy.mode == Mode::Offline {
+            return None;
+        }
+        let window = self.policy.window;
+        let longest = self.traces.iter().map(Trace::scored).max().unwrap_or(0);
+        if longest < window {
+            return Some(format!(
+                "no trace reached the window of {window} tokens (the longest has {longest}), so no \
+                 group was ever complete and nothing could be stopped: use a smaller window"
+            ));
+        }
+        (self.calibrated && self.threshold.is_none()).then(|| {
+            let warmup = self.policy.warmup;
+            format!(
+                "none of the {warmup} warmup traces ended by itself, so there was no threshold and \
+                 nothing could be stopped: raise max_tokens, or warm up with more traces"
+            )
+        })
+    }
+}

@@ -1,0 +1,361 @@
+//! Group confidence while a trace is being generated, and the signal to stop it.
+//!
+//! [`TraceScorer`] follows one trace, [`BatchScorer`] one decode step of a whole batch. After any
+//! number of tokens both report, bit for bit, what [`crate::trace`] says of the same tokens.
+//!
+//! ```
+//! use deepconf_core::group::{StreamSettings, TraceScorer};
+//!
+//! let settings = StreamSettings { window: 3, threshold: Some(4.0), ..StreamSettings::default() };
+//! let mut scorer = TraceScorer::new(settings)?;
+//! assert_eq!(scorer.extend(&[9.0_f32, 8.0])?, None); // no complete group yet: never a stop
+//! assert_eq!(scorer.extend(&[1.0_f32, 2.0, 7.0])?, Some(1)); // (8 + 1 + 2) / 3 < 4
+//! assert_eq!((scorer.num_tokens(), scorer.group()), (4, Some(11.0 / 3.0)));
+//! # Ok::<(), deepconf_core::Error>(())
+//! ```
+//!
+//! **Cost.** O(1) a token, whatever the window; 8 bytes for each of the last `max(w, t)` tokens, grown
+//! as they come. With `bottom` set the whole trace is kept (8 bytes a token), since the lowest tenth
+//! of all groups cannot be known from less.
+
+use crate::error::{Error, Place, Result};
+use crate::fixed;
+use crate::token::Sample;
+use crate::trace::{Scores, Settings, check_confidence, score_quantised};
+
+/// What a trace is followed with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StreamSettings {
+    /// w: tokens in a group.
+    pub window: u64,
+    /// t: tokens in the tail.
+    pub tail: u64,
+    /// q of the bottom-group score; `None` to do without and keep O(w) memory.
+    pub bottom: Option<f64>,
+    /// s: a complete group below it asks for a stop.
+    pub threshold: Option<f64>,
+    /// Decimals to round to, as in [`Settings::decimals`].
+    pub decimals: Option<u8>,
+}
+
+impl Default for StreamSettings {
+    fn default() -> Self {
+        let Settings { window, tail, bottom, decimals } = Settings::default();
+        Self { window, tail, bottom: Some(bottom), threshold: None, decimals }
+    }
+}
+
+impl StreamSettings {
+    fn batch(&self) -> Settings {
+        let Self { window, tail, bottom, decimals, .. } = *self;
+        Settings { window, tail, bottom: bottom.unwrap_or(1.0), decimals }
+    }
+}
+
+/// Follows one trace, a token at a time.
+#[derive(Clone, Debug)]
+pub struct TraceScorer {
+    settings: Settings,
+    keeps_all: bool,
+    threshold: Option<f64>,
+    /// A complete group whose sum is smaller asks for a stop.
+    stop_below: i128,
+    /// The last `max(w, t)` tokens as a ring, or all of them.
+    recent: Vec<i64>,
+    /// Where the next token, the one leaving the group and the one leaving the tail stand.
+    next: usize,
+    leaving_group: usize,
+    leaving_tail: usize,
+    num_tokens: u64,
+    total: i128,
+    group: i128,
+    tail: i128,
+    lowest: i128,
+}
+
+impl TraceScorer {
+    /// A scorer that has seen nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the setting that is out of range.
+    pub fn new(settings: StreamSettings) -> Result<Self> {
+        settings.batch().check()?;
+        let mut scorer = Self {
+            settings: settings.batch(),
+            keeps_all: settings.bottom.is_some(),
+            threshold: None,
+            stop_below: i128::MIN,
+            recent: Vec::new(),
+            next: 0,
+            leaving_group: 0,
+            leaving_tail: 0,
+            num_tokens: 0,
+            total: 0,
+            group: 0,
+            tail: 0,
+            lowest: i128::MAX,
+        };
+        scorer.set_threshold(settings.threshold)?;
+        Ok(scorer)
+    }
+
+    /// Forgets the trace, keeping settings, threshold and memory.
+    pub fn reset(&mut self) {
+        self.recent.clear();
+        (self.next, self.leaving_group, self.leaving_tail) = (0, 0, 0);
+        (self.num_tokens, self.total, self.group, self.tail) = (0, 0, 0, 0);
+        self.lowest = i128::MAX;
+    }
+
+    /// Sets s, from the next token on.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when it is not finite.
+    pub fn set_threshold(&mut self, threshold: Option<f64>) -> Result<()> {
+        self.stop_below = match threshold {
+            None => i128::MIN,
+            Some(s) if s.is_finite() => self.smallest_sum_reaching(s),
+            Some(s) => return Err(Error::setting("threshold", s, "must be finite")),
+        };
+        self.threshold = threshold;
+        Ok(())
+    }
+
+    /// The smallest group sum whose mean is not below `s`: an integer comparison then decides
+    /// exactly as the float comparison would.
+    fn smallest_sum_reaching(&self, s: f64) -> i128 {
+        let value = |sum| self.settings.lowest(sum, self.settings.window, false);
+        let (mut below, mut reaching) = (-(1_i128 << 90), 1_i128 << 90);
+        while reaching - below > 1 {
+            let middle = below + (reaching - below) / 2;
+            *(if value(middle) < s { &mut below } else { &mut reaching }) = middle;
+        }
+        reaching
+    }
+
+    /// Adds one token's confidence; whether its group is complete and below the threshold.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], [`Error::OutOfRange`]; the token is then not added.
+    #[inline]
+    pub fn push(&mut self, c: f64) -> Result<bool> {
+        check_confidence(c, Place::Position(0))?;
+        Ok(self.add(c))
+    }
+
+    /// Adds tokens up to and including the first that asks for a stop, and returns its index.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], [`Error::OutOfRange`] naming the position; nothing is then added.
+    pub fn extend<T: Sample>(&mut self, confidences: &[T]) -> Result<Option<usize>> {
+        for (position, c) in confidences.iter().enumerate() {
+            check_confidence(c.wide(), Place::Position(position))?;
+        }
+        Ok(confidences.iter().position(|c| self.add(c.wide())))
+    }
+
+    #[inline]
+    fn add(&mut self, c: f64) -> bool {
+        let token = fixed::quantise(self.settings.door(c));
+        let Settings { window, tail, .. } = self.settings;
+        // What leaves is read before the ring is written over.
+        let mut ring = Ring { capacity: self.capacity(), tokens: &mut self.recent };
+        self.group += i128::from(token);
+        if self.num_tokens >= window {
+            self.group -= i128::from(ring.take(&mut self.leaving_group));
+        }
+        self.tail += i128::from(token);
+        if self.num_tokens >= tail {
+            self.tail -= i128::from(ring.take(&mut self.leaving_tail));
+        }
+        ring.put(&mut self.next, token);
+        self.total += i128::from(token);
+        self.num_tokens += 1;
+        if self.num_tokens < window {
+            return false;
+        }
+        self.lowest = self.lowest.min(self.group);
+        self.group < self.stop_below
+    }
+
+    #[inline]
+    fn capacity(&self) -> usize {
+        if self.keeps_all {
+            usize::MAX
+        } else {
+            self.settings.window.max(self.settings.tail) as usize
+        }
+    }
+
+    /// The group that ends at the last token, in nats; `None` before w tokens.
+    #[must_use]
+    pub fn group(&self) -> Option<f64> {
+        let Settings { window, .. } = self.settings;
+        (self.num_tokens >= window).then(|| fixed::mean(self.group, window))
+    }
+
+    /// Lowest group confidence so far; before w tokens the mean of what there is, NaN for nothing.
+    #[must_use]
+    pub fn lowest_group(&self) -> f64 {
+        let Self { settings, num_tokens, .. } = self;
+        if self.armed() {
+            settings.lowest(self.lowest, settings.window, false)
+        } else {
+            settings.lowest(self.total, *num_tokens, true)
+        }
+    }
+
+    /// Average confidence so far; NaN for nothing.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        fixed::mean(self.total, self.num_tokens)
+    }
+
+    /// Tail confidence so far; NaN for nothing.
+    #[must_use]
+    pub fn tail(&self) -> f64 {
+        fixed::mean(self.tail, self.num_tokens.min(self.settings.tail))
+    }
+
+    /// n, the tokens seen.
+    #[must_use]
+    pub fn num_tokens(&self) -> u64 {
+        self.num_tokens
+    }
+
+    /// s, the threshold.
+    #[must_use]
+    pub fn threshold(&self) -> Option<f64> {
+        self.threshold
+    }
+
+    /// Whether a group is complete, so that the threshold can stop the trace.
+    #[must_use]
+    pub fn armed(&self) -> bool {
+        self.num_tokens >= self.settings.window
+    }
+
+    /// All scores so far, as [`crate::trace::score`] has them; without `bottom`, that one is NaN.
+    ///
+    /// O(n) with `bottom`, O(1) without.
+    #[must_use]
+    pub fn scores(&self) -> Scores {
+        if self.keeps_all {
+            return score_quantised(&self.recent, &self.settings);
+        }
+        Scores {
+            mean: self.mean(),
+            lowest_group: self.lowest_group(),
+            bottom_group: f64::NAN,
+            tail: self.tail(),
+            num_tokens: self.num_tokens,
+            short: 0 < self.num_tokens && !self.armed(),
+        }
+    }
+}
+
+struct Ring<'a> {
+    tokens: &'a mut Vec<i64>,
+    capacity: usize,
+}
+
+impl Ring<'_> {
+    #[inline]
+    fn put(&mut self, at: &mut usize, token: i64) {
+        if self.tokens.len() < self.capacity {
+            self.tokens.push(token);
+        } else {
+            self.tokens[*at] = token;
+        }
+        self.step(at);
+    }
+
+    #[inline]
+    fn take(&self, at: &mut usize) -> i64 {
+        let token = self.tokens[*at];
+        self.step(at);
+        token
+    }
+
+    #[inline]
+    fn step(&self, at: &mut usize) {
+        *at = if *at + 1 == self.capacity { 0 } else { *at + 1 };
+    }
+}
+
+/// Follows many traces, one decode step of the whole batch at a time.
+#[derive(Clone, Debug)]
+pub struct BatchScorer {
+    slots: Vec<TraceScorer>,
+}
+
+impl BatchScorer {
+    /// `slots` scorers with one setting each; the bottom-group score is not kept.
+    ///
+    /// # Errors
+    /// As [`TraceScorer::new`].
+    pub fn new(slots: usize, settings: StreamSettings) -> Result<Self> {
+        let scorer = TraceScorer::new(StreamSettings { bottom: None, ..settings })?;
+        Ok(Self { slots: vec![scorer; slots] })
+    }
+
+    /// Adds one token to each slot named; `stop[i]` says whether slot `slot_ids[i]` should stop.
+    ///
+    /// # Errors
+    /// [`Error::Length`]; [`Error::Setting`] for a slot that does not exist; [`Error::NotFinite`] and
+    /// [`Error::OutOfRange`] naming the position. Nothing is added then.
+    pub fn step<T: Sample>(
+        &mut self,
+        slot_ids: &[i64],
+        confidences: &[T],
+        stop: &mut [bool],
+    ) -> Result<()> {
+        let lengths = [("confidences", confidences.len()), ("stop", stop.len())];
+        for (right, right_len) in lengths {
+            let (left, left_len) = ("slot_ids", slot_ids.len());
+            if left_len != right_len {
+                return Err(Error::Length { left, left_len, right, right_len });
+            }
+        }
+        for (position, (&slot, c)) in slot_ids.iter().zip(confidences).enumerate() {
+            self.check_slot(slot)?;
+            check_confidence(c.wide(), Place::Position(position))?;
+        }
+        for ((&slot, c), stop) in slot_ids.iter().zip(confidences).zip(stop) {
+            *stop = self.slots[slot as usize].add(c.wide());
+        }
+        Ok(())
+    }
+
+    /// Empties the slots named, for new traces.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a slot that does not exist.
+    pub fn reset(&mut self, slot_ids: &[i64]) -> Result<()> {
+        slot_ids.iter().try_for_each(|&slot| self.check_slot(slot))?;
+        slot_ids.iter().for_each(|&slot| self.slots[slot as usize].reset());
+        Ok(())
+    }
+
+    /// Sets s for every slot, from the next token on.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when it is not finite.
+    pub fn set_threshold(&mut self, threshold: Option<f64>) -> Result<()> {
+        self.slots.iter_mut().try_for_each(|slot| slot.set_threshold(threshold))
+    }
+
+    /// The scorers, one a slot.
+    #[must_use]
+    pub fn slots(&self) -> &[TraceScorer] {
+        &self.slots
+    }
+
+    fn check_slot(&self, slot: i64) -> Result<()> {
+        if usize::try_from(slot).is_ok_and(|slot| slot < self.slots.len()) {
+            return Ok(());
+        }
+        let expected = format!("there are {} slots, counted from 0", self.slots.len());
+        Err(Error::setting("slot_ids", slot, expected))
+    }
+}

@@ -1,0 +1,249 @@
+//! The controller: events in, actions out.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use deepconf_core::controller::{self, Finish};
+use numpy::PyReadonlyArray1;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use crate::convert::Floats;
+use crate::error::{invalid_input, raise};
+use crate::policy::Policy;
+use crate::trace::TraceScores;
+use crate::vote::Vote;
+
+/// What the driver is to do: one of `Launch`, `Stop`, `Abort` and `Answer`.
+#[pyclass(frozen, module = "deepconf")]
+pub enum Action {
+    /// Start these traces, trace i with seed `policy.seed + i`.
+    Launch { traces: Vec<u32> },
+    /// Stop this trace: the group that `token` completed fell below the threshold.
+    Stop { trace: u32, token: u64 },
+    /// Abort these traces: the answer is known.
+    Abort { traces: Vec<u32> },
+    /// The run is over.
+    Answer { outcome: Py<Outcome> },
+}
+
+#[pymethods]
+impl Action {
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(match self {
+            Self::Launch { traces } => format!("Action.Launch(traces={traces:?})"),
+            Self::Stop { trace, token } => format!("Action.Stop(trace={trace}, token={token})"),
+            Self::Abort { traces } => format!("Action.Abort(traces={traces:?})"),
+            Self::Answer { outcome } => {
+                format!("Action.Answer(outcome={})", outcome.bind(py).repr()?)
+            }
+        })
+    }
+}
+
+/// What came of a run.
+#[pyclass(frozen, module = "deepconf")]
+pub struct Outcome {
+    /// The answer that won; None when nobody voted.
+    #[pyo3(get)]
+    answer: Option<String>,
+    /// The vote.
+    #[pyo3(get)]
+    vote: Py<Vote>,
+    /// The traces that voted.
+    #[pyo3(get)]
+    voters: Vec<u32>,
+    /// The threshold in force, nats; None when there was none.
+    #[pyo3(get)]
+    threshold: Option<f64>,
+    /// Why the run ended: "consensus", "certain", "budget" or "cancelled".
+    #[pyo3(get)]
+    reason: &'static str,
+    /// Online: why nothing could have been stopped; None if something could.
+    #[pyo3(get)]
+    unarmed: Option<String>,
+}
+
+impl Outcome {
+    fn new(py: Python<'_>, outcome: &controller::Outcome) -> PyResult<Self> {
+        let ballots = &outcome.vote.ballots;
+        let answer_of = |ballot: &deepconf_core::vote::Ballot| {
+            let place = ballots.iter().position(|other| other.first == ballot.first)?;
+            outcome.answers.get(place).map(|answer| PyString::new(py, answer).into_any())
+        };
+        Ok(Self {
+            answer: outcome.answer.clone(),
+            vote: Py::new(py, Vote::new(py, &outcome.vote, answer_of)?)?,
+            voters: outcome.voters.clone(),
+            threshold: outcome.threshold,
+            reason: outcome.reason.name(),
+            unarmed: outcome.unarmed.clone(),
+        })
+    }
+}
+
+#[pymethods]
+impl Outcome {
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let (vote, reason) = (self.vote.bind(py).repr()?, self.reason);
+        Ok(format!("Outcome(reason='{reason}', vote={vote})"))
+    }
+}
+
+/// The decisions of one run, without I/O.
+///
+/// A driver launches what it is told to, reports tokens and ends, and obeys the actions it gets back.
+///
+/// Args:
+///     policy: the settings.
+///
+/// Raises:
+///     EventError: an event does not fit the trace's state; nothing is changed.
+#[pyclass(frozen, module = "deepconf")]
+pub struct Controller(Mutex<controller::Controller>);
+
+impl Controller {
+    fn lock(&self) -> MutexGuard<'_, controller::Controller> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn action(py: Python<'_>, action: controller::Action) -> PyResult<Action> {
+    Ok(match action {
+        controller::Action::Launch(traces) => Action::Launch { traces },
+        controller::Action::Stop { trace, token } => Action::Stop { trace, token },
+        controller::Action::Abort(traces) => Action::Abort { traces },
+        controller::Action::Answer(outcome) => {
+            Action::Answer { outcome: Py::new(py, Outcome::new(py, &outcome)?)? }
+        }
+    })
+}
+
+fn actions(
+    py: Python<'_>,
+    actions: deepconf_core::Result<Vec<controller::Action>>,
+) -> PyResult<Vec<Action>> {
+    actions.map_err(raise)?.into_iter().map(|one| action(py, one)).collect()
+}
+
+#[pymethods]
+impl Controller {
+    #[new]
+    fn new(policy: &Policy) -> PyResult<Self> {
+        Ok(Self(Mutex::new(controller::Controller::new(policy.0.clone()).map_err(raise)?)))
+    }
+
+    /// Begins the run: the first traces to launch.
+    fn start(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
+        actions(py, self.lock().start())
+    }
+
+    /// The trace is being generated.
+    fn launched(&self, trace: u32) -> PyResult<()> {
+        self.lock().launched(trace).map_err(raise)
+    }
+
+    /// New tokens of a trace were scored.
+    ///
+    /// Args:
+    ///     trace: its number.
+    ///     confidences: float32 `[n_new]`, nats.
+    ///
+    /// Returns:
+    ///     `Action.Stop` when a group fell below the threshold, else None.
+    fn tokens(
+        &self,
+        py: Python<'_>,
+        trace: u32,
+        confidences: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<Action>> {
+        let single: PyReadonlyArray1<'_, f32> = match Floats::one(confidences, "confidences")? {
+            Floats::Single(values) => values,
+            Floats::Double(_) => confidences.call_method1("astype", ("float32",))?.extract()?,
+        };
+        let stop = self.lock().tokens(trace, single.as_slice()?).map_err(raise)?;
+        stop.map(|stop| action(py, stop)).transpose()
+    }
+
+    /// A trace ended.
+    ///
+    /// Args:
+    ///     trace: its number.
+    ///     finish: "finished" (by itself), "length" (cut) or "aborted" (as it was asked to).
+    ///     answer: what it says, one string for all that are equivalent; None for nothing.
+    #[pyo3(signature = (trace, finish, answer=None))]
+    fn finished(
+        &self,
+        py: Python<'_>,
+        trace: u32,
+        finish: &str,
+        answer: Option<&str>,
+    ) -> PyResult<Vec<Action>> {
+        let finish = match finish {
+            "finished" => Finish::End,
+            "length" => Finish::Length,
+            "aborted" => Finish::Aborted,
+            _ => {
+                return Err(invalid_input(format!(
+                    "finish={finish:?}: must be \"finished\", \"length\" or \"aborted\""
+                )));
+            }
+        };
+        actions(py, self.lock().finished(trace, finish, answer))
+    }
+
+    /// A trace was lost to an error: it never votes and is not replaced.
+    fn failed(&self, py: Python<'_>, trace: u32) -> PyResult<Vec<Action>> {
+        actions(py, self.lock().failed(trace))
+    }
+
+    /// Ends the run now, with the vote of what is finished.
+    fn cancel(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
+        let cancelled = self.lock().cancel();
+        actions(py, Ok(cancelled))
+    }
+
+    /// A trace's status: "launching", "running", "stopping", "aborting", "finished", "length",
+    /// "stopped", "aborted" or "failed"; None before it is to be launched.
+    fn status(&self, trace: u32) -> Option<&'static str> {
+        self.lock().status(trace).map(controller::Status::name)
+    }
+
+    /// A trace's scores up to the token that asked for a stop; None before it is to be launched. The
+    /// bottom-group score is NaN unless the policy votes by it.
+    fn scores(&self, trace: u32) -> Option<TraceScores> {
+        self.lock().scores(trace).map(TraceScores)
+    }
+
+    /// What came of the run; None until it is over.
+    #[getter]
+    fn outcome(&self, py: Python<'_>) -> PyResult<Option<Outcome>> {
+        let controller = self.lock();
+        controller.outcome().map(|outcome| Outcome::new(py, outcome)).transpose()
+    }
+
+    /// The policy.
+    #[getter]
+    fn policy(&self) -> Policy {
+        Policy(self.lock().policy().clone())
+    }
+
+    /// s, in nats, once the warmup is over.
+    #[getter]
+    fn threshold(&self) -> Option<f64> {
+        self.lock().threshold()
+    }
+
+    /// Tokens of all traces so far, those after a stop or abort included.
+    #[getter]
+    fn num_tokens(&self) -> u64 {
+        self.lock().num_tokens()
+    }
+
+    fn __str__(&self) -> String {
+        self.lock().state().to_string()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<deepconf.Controller {}>", self.lock().state())
+    }
+}

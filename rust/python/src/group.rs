@@ -1,0 +1,243 @@
+//! Streaming scorers.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use deepconf_core::group::{self, StreamSettings};
+use numpy::{IntoPyArray, PyArray1};
+use pyo3::prelude::*;
+
+use crate::convert::{self, Floats};
+use crate::error::raise;
+use crate::trace::TraceScores;
+
+fn settings(
+    window: Option<&Bound<'_, PyAny>>,
+    tail: Option<&Bound<'_, PyAny>>,
+    bottom: Option<f64>,
+    threshold: Option<f64>,
+) -> PyResult<StreamSettings> {
+    let default = StreamSettings::default();
+    Ok(StreamSettings {
+        window: window.map_or(Ok(default.window), |value| convert::whole(value, "window"))?,
+        tail: tail.map_or(Ok(default.tail), |value| convert::whole(value, "tail"))?,
+        bottom,
+        threshold,
+        decimals: None,
+    })
+}
+
+/// Follows one trace while it is generated; O(1) a token.
+///
+/// Args:
+///     window: w, tokens in a group.
+///     tail: t, tokens in the tail.
+///     bottom: q of the bottom-group score. It needs all groups, so the trace is kept (8 bytes a
+///         token); None does without it, in O(w) memory.
+///     threshold: s, in nats; a complete group below it asks for a stop. None never stops.
+///
+/// Raises:
+///     InvalidInput: a setting is out of range, or a confidence is not finite or beyond ±32,768; the
+///         scorer is then unchanged.
+#[pyclass(frozen, module = "deepconf")]
+pub struct TraceScorer(Mutex<group::TraceScorer>);
+
+impl TraceScorer {
+    fn lock(&self) -> MutexGuard<'_, group::TraceScorer> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl TraceScorer {
+    #[new]
+    #[pyo3(signature = (window=None, tail=None, bottom=Some(0.10), threshold=None))]
+    fn new(
+        window: Option<&Bound<'_, PyAny>>,
+        tail: Option<&Bound<'_, PyAny>>,
+        bottom: Option<f64>,
+        threshold: Option<f64>,
+    ) -> PyResult<Self> {
+        let settings = settings(window, tail, bottom, threshold)?;
+        Ok(Self(Mutex::new(group::TraceScorer::new(settings).map_err(raise)?)))
+    }
+
+    /// Adds one token's confidence, in nats. True when its group is complete and below the threshold.
+    fn push(&self, confidence: f64) -> PyResult<bool> {
+        self.lock().push(confidence).map_err(raise)
+    }
+
+    /// Adds token confidences, `[n]` float32 or float64, nats, up to and including the first that asks
+    /// for a stop; returns its index in the array, or None when all were added.
+    fn extend(&self, confidences: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+        let floats = Floats::one(confidences, "confidences")?;
+        match floats {
+            Floats::Single(values) => self.lock().extend(values.as_slice()?),
+            Floats::Double(values) => self.lock().extend(values.as_slice()?),
+        }
+        .map_err(raise)
+    }
+
+    /// Forgets the trace, for a new one with the same settings.
+    fn reset(&self) {
+        self.lock().reset();
+    }
+
+    /// All scores so far, bit for bit what `deepconf.score` gives for the same tokens.
+    fn scores(&self) -> TraceScores {
+        TraceScores(self.lock().scores())
+    }
+
+    /// Confidence of the group that ends at the last token, nats; NaN before w tokens.
+    #[getter]
+    fn group(&self) -> f64 {
+        self.lock().group().unwrap_or(f64::NAN)
+    }
+
+    /// Lowest group confidence so far, nats; before w tokens the mean of what there is.
+    #[getter]
+    fn lowest_group(&self) -> f64 {
+        self.lock().lowest_group()
+    }
+
+    /// Average confidence so far, nats; NaN before the first token.
+    #[getter]
+    fn mean(&self) -> f64 {
+        self.lock().mean()
+    }
+
+    /// Tail confidence so far, nats; NaN before the first token.
+    #[getter]
+    fn tail(&self) -> f64 {
+        self.lock().tail()
+    }
+
+    /// Tokens seen.
+    #[getter]
+    fn num_tokens(&self) -> u64 {
+        self.lock().num_tokens()
+    }
+
+    /// s, in nats, or None. May be set at any time, for the tokens to come.
+    #[getter]
+    fn threshold(&self) -> Option<f64> {
+        self.lock().threshold()
+    }
+
+    #[setter]
+    fn set_threshold(&self, threshold: Option<f64>) -> PyResult<()> {
+        self.lock().set_threshold(threshold).map_err(raise)
+    }
+
+    fn __repr__(&self) -> String {
+        let scorer = self.lock();
+        let (tokens, lowest) = (scorer.num_tokens(), scorer.lowest_group());
+        format!("<deepconf.TraceScorer: {tokens} tokens, lowest group {lowest:.4}>")
+    }
+}
+
+/// Follows many traces, one decode step of the whole batch a call.
+///
+/// Args:
+///     slots: how many traces can be followed at once.
+///     window: w, tokens in a group.
+///     tail: t, tokens in the tail.
+///     threshold: s, in nats, for all slots; None never stops.
+///
+/// Raises:
+///     InvalidInput: as for `TraceScorer`; a slot that does not exist. Nothing is added then.
+#[pyclass(frozen, module = "deepconf")]
+pub struct BatchScorer(Mutex<group::BatchScorer>);
+
+impl BatchScorer {
+    fn lock(&self) -> MutexGuard<'_, group::BatchScorer> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn column<T: numpy::Element>(
+        &self,
+        py: Python<'_>,
+        of: impl Fn(&group::TraceScorer) -> T,
+    ) -> Py<PyArray1<T>> {
+        let scorer = self.lock();
+        PyArray1::from_iter(py, scorer.slots().iter().map(of)).unbind()
+    }
+}
+
+#[pymethods]
+impl BatchScorer {
+    #[new]
+    #[pyo3(signature = (slots, *, window=None, tail=None, threshold=None))]
+    fn new(
+        slots: &Bound<'_, PyAny>,
+        window: Option<&Bound<'_, PyAny>>,
+        tail: Option<&Bound<'_, PyAny>>,
+        threshold: Option<f64>,
+    ) -> PyResult<Self> {
+        let slots: u32 = convert::whole(slots, "slots")?;
+        let settings = settings(window, tail, None, threshold)?;
+        let scorer = group::BatchScorer::new(slots as usize, settings).map_err(raise)?;
+        Ok(Self(Mutex::new(scorer)))
+    }
+
+    /// Adds one token to each slot named.
+    ///
+    /// Args:
+    ///     slot_ids: `[m]` integers in `[0, slots)`.
+    ///     confidences: `[m]` float32 or float64, nats.
+    ///
+    /// Returns:
+    ///     `[m]` bool: which of them should stop.
+    fn step<'py>(
+        &self,
+        py: Python<'py>,
+        slot_ids: &Bound<'py, PyAny>,
+        confidences: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let slot_ids = convert::integers(slot_ids, "slot_ids")?;
+        let slot_ids = slot_ids.as_slice()?;
+        let mut stop = vec![false; slot_ids.len()];
+        match Floats::one(confidences, "confidences")? {
+            Floats::Single(values) => self.lock().step(slot_ids, values.as_slice()?, &mut stop),
+            Floats::Double(values) => self.lock().step(slot_ids, values.as_slice()?, &mut stop),
+        }
+        .map_err(raise)?;
+        Ok(stop.into_pyarray(py))
+    }
+
+    /// Empties the slots named, `[m]` integers, for new traces.
+    fn reset(&self, slot_ids: &Bound<'_, PyAny>) -> PyResult<()> {
+        let slot_ids = convert::integers(slot_ids, "slot_ids")?;
+        self.lock().reset(slot_ids.as_slice()?).map_err(raise)
+    }
+
+    /// Sets s for every slot, in nats, for the tokens to come; None never stops.
+    fn set_threshold(&self, threshold: Option<f64>) -> PyResult<()> {
+        self.lock().set_threshold(threshold).map_err(raise)
+    }
+
+    /// Confidence of each slot's latest complete group, float64 `[slots]`, nats; NaN before w tokens.
+    #[getter]
+    fn group(&self, py: Python<'_>) -> Py<PyArray1<f64>> {
+        self.column(py, |slot| slot.group().unwrap_or(f64::NAN))
+    }
+
+    /// Lowest group confidence of each slot, float64 `[slots]`, nats.
+    #[getter]
+    fn lowest_group(&self, py: Python<'_>) -> Py<PyArray1<f64>> {
+        self.column(py, group::TraceScorer::lowest_group)
+    }
+
+    /// Tokens seen by each slot, int64 `[slots]`.
+    #[getter]
+    fn num_tokens(&self, py: Python<'_>) -> Py<PyArray1<i64>> {
+        self.column(py, |slot| slot.num_tokens() as i64)
+    }
+
+    fn __len__(&self) -> usize {
+        self.lock().slots().len()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<deepconf.BatchScorer of {} slots>", self.__len__())
+    }
+}

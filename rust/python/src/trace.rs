@@ -1,0 +1,275 @@
+//! Scores of recorded traces.
+
+use std::borrow::Cow;
+
+use deepconf_core::token::Sample;
+use deepconf_core::trace::{self, Settings};
+use numpy::{PyArray1, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::convert::{self, Floats, Lists};
+use crate::error::{invalid_input, invalid_type, raise};
+use crate::pool;
+
+/// The scores of many traces, an array each. A trace without tokens has NaN everywhere.
+#[pyclass(frozen, module = "deepconf")]
+pub struct Scores {
+    /// Average trace confidence, float64 `[traces]`, nats.
+    #[pyo3(get)]
+    mean: Py<PyArray1<f64>>,
+    /// Lowest group confidence, float64 `[traces]`, nats.
+    #[pyo3(get)]
+    lowest_group: Py<PyArray1<f64>>,
+    /// Bottom-q group confidence, float64 `[traces]`, nats.
+    #[pyo3(get)]
+    bottom_group: Py<PyArray1<f64>>,
+    /// Tail confidence, float64 `[traces]`, nats.
+    #[pyo3(get)]
+    tail: Py<PyArray1<f64>>,
+    /// Number of tokens, int64 `[traces]`.
+    #[pyo3(get)]
+    num_tokens: Py<PyArray1<i64>>,
+    /// Whether the trace is shorter than the window, bool `[traces]`.
+    #[pyo3(get)]
+    short: Py<PyArray1<bool>>,
+}
+
+#[pymethods]
+impl Scores {
+    fn __len__(&self, py: Python<'_>) -> usize {
+        self.mean.bind(py).len()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!("<deepconf.Scores of {} traces>", self.__len__(py))
+    }
+}
+
+impl Scores {
+    fn new(py: Python<'_>, scores: &[trace::Scores]) -> Self {
+        let column =
+            |of: fn(&trace::Scores) -> f64| PyArray1::from_iter(py, scores.iter().map(of)).unbind();
+        Self {
+            mean: column(|s| s.mean),
+            lowest_group: column(|s| s.lowest_group),
+            bottom_group: column(|s| s.bottom_group),
+            tail: column(|s| s.tail),
+            num_tokens: PyArray1::from_iter(py, scores.iter().map(|s| s.num_tokens as i64))
+                .unbind(),
+            short: PyArray1::from_iter(py, scores.iter().map(|s| s.short)).unbind(),
+        }
+    }
+}
+
+/// The scores of one trace, in nats; all NaN when it has no tokens.
+#[pyclass(frozen, module = "deepconf", eq)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct TraceScores(pub trace::Scores);
+
+#[pymethods]
+impl TraceScores {
+    /// Average trace confidence (equation 3).
+    #[getter]
+    fn mean(&self) -> f64 {
+        self.0.mean
+    }
+
+    /// Lowest group confidence (equation 6).
+    #[getter]
+    fn lowest_group(&self) -> f64 {
+        self.0.lowest_group
+    }
+
+    /// Bottom-q group confidence (equation 5); NaN where it was not kept.
+    #[getter]
+    fn bottom_group(&self) -> f64 {
+        self.0.bottom_group
+    }
+
+    /// Tail confidence (equation 7).
+    #[getter]
+    fn tail(&self) -> f64 {
+        self.0.tail
+    }
+
+    /// Number of tokens.
+    #[getter]
+    fn num_tokens(&self) -> u64 {
+        self.0.num_tokens
+    }
+
+    /// Whether the trace is shorter than the window.
+    #[getter]
+    fn short(&self) -> bool {
+        self.0.short
+    }
+
+    fn __repr__(&self) -> String {
+        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short } = self.0;
+        let short = if short { "True" } else { "False" };
+        format!(
+            "TraceScores(mean={mean:.4}, lowest_group={lowest_group:.4}, \
+             bottom_group={bottom_group:.4}, tail={tail:.4}, num_tokens={num_tokens}, short={short})"
+        )
+    }
+}
+
+/// Scores recorded traces: average, lowest group, bottom-q group and tail confidence.
+///
+/// Args:
+///     traces: token confidences, nats, float32, float64 or float16, as one of
+///         a list of 1-D arrays;
+///         a tuple `(values, offsets)`: trace i is `values[offsets[i]:offsets[i + 1]]`;
+///         a 2-D array `[traces, tokens]`;
+///         any Arrow array of lists of float or double (pyarrow, polars, ...), where a null is a trace
+///         without tokens. Contiguous float32 and float64 are not copied.
+///     window: w, tokens in a group; 2048 by default.
+///     tail: t, tokens in the tail; 2048 by default.
+///     bottom: q, the fraction of the groups in the bottom-group score.
+///     decimals: rounds confidences and lowest groups as the authors' code does (with 3).
+///     threads: how many to use; None for all cores. The result does not depend on it.
+///
+/// Returns:
+///     `Scores` with one entry a trace.
+///
+/// Raises:
+///     InvalidInput: a value is not finite or beyond ±32,768 (trace and position are named), offsets
+///         fall or leave the values, a setting is out of range.
+///     InvalidType: a wrong dtype, or something that is no traces at all.
+#[pyfunction]
+#[pyo3(signature = (traces, *, window=None, tail=None, bottom=0.10, decimals=None, threads=None))]
+pub fn score(
+    traces: &Bound<'_, PyAny>,
+    window: Option<&Bound<'_, PyAny>>,
+    tail: Option<&Bound<'_, PyAny>>,
+    bottom: f64,
+    decimals: Option<u8>,
+    threads: Option<usize>,
+) -> PyResult<Scores> {
+    let py = traces.py();
+    let default = Settings::default();
+    let settings = Settings {
+        window: window.map_or(Ok(default.window), |value| convert::whole(value, "window"))?,
+        tail: tail.map_or(Ok(default.tail), |value| convert::whole(value, "tail"))?,
+        bottom,
+        decimals,
+    };
+    let scores = if let Ok(pair) = traces.cast::<PyTuple>() {
+        let (values, offsets) =
+            pair.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>().map_err(|_| {
+                let entries = pair.len();
+                invalid_input(format!(
+                    "traces is a tuple of {entries}: must be (values, offsets), or a list of arrays"
+                ))
+            })?;
+        let offsets = convert::integers(&offsets, "offsets")?;
+        let offsets = offsets.as_slice()?;
+        match Floats::one(&values, "values")? {
+            Floats::Single(values) => ragged(py, values.as_slice()?, offsets, &settings, threads),
+            Floats::Double(values) => ragged(py, values.as_slice()?, offsets, &settings, threads),
+        }
+    } else if let Some(chunks) = convert::arrow(traces, "traces")? {
+        match convert::lists(&chunks, "traces")? {
+            Lists::Single(slices) => slices_of(py, &slices, &settings, threads),
+            Lists::Double(slices) => slices_of(py, &slices, &settings, threads),
+        }
+    } else if traces.hasattr("__array_interface__")?
+        && traces.getattr("ndim")?.extract::<usize>()? == 2
+    {
+        table(py, traces, &settings, threads)
+    } else {
+        list(py, traces, &settings, threads)
+    }?;
+    Ok(Scores::new(py, &scores))
+}
+
+type Scored = PyResult<Vec<trace::Scores>>;
+
+fn ragged<T: Sample>(
+    py: Python<'_>,
+    values: &[T],
+    offsets: &[i64],
+    settings: &Settings,
+    threads: Option<usize>,
+) -> Scored {
+    pool::run(py, threads, || trace::score_many(values, offsets, settings))?.map_err(raise)
+}
+
+fn slices_of<T: Sample>(
+    py: Python<'_>,
+    slices: &[&[T]],
+    settings: &Settings,
+    threads: Option<usize>,
+) -> Scored {
+    pool::run(py, threads, || trace::score_slices(slices, settings))?.map_err(raise)
+}
+
+fn table(
+    py: Python<'_>,
+    traces: &Bound<'_, PyAny>,
+    settings: &Settings,
+    threads: Option<usize>,
+) -> Scored {
+    let array = convert::array(traces, "traces")?;
+    let &[rows, columns] = array.shape() else { unreachable!("the caller saw two dimensions") };
+    let ends: Vec<i64> = (0..=rows).map(|row| (row * columns) as i64).collect();
+    match Floats::flat(&array, "traces")? {
+        Floats::Single(values) => ragged(py, values.as_slice()?, &ends, settings, threads),
+        Floats::Double(values) => ragged(py, values.as_slice()?, &ends, settings, threads),
+    }
+}
+
+fn list(
+    py: Python<'_>,
+    traces: &Bound<'_, PyAny>,
+    settings: &Settings,
+    threads: Option<usize>,
+) -> Scored {
+    let mut arrays = Vec::new();
+    let items = traces.try_iter().map_err(|_| {
+        let kind = traces.get_type();
+        invalid_type(format!(
+            "traces is a {kind}: must be a list of 1-D arrays, (values, offsets), a 2-D array or an \
+             Arrow list array"
+        ))
+    })?;
+    for (trace, item) in items.enumerate() {
+        let array = convert::array(&item?, "traces")
+            .map_err(|error| invalid_input(format!("trace {trace}: {error}")))?;
+        if array.ndim() != 1 {
+            let hint = if array.ndim() == 0 { " (for a single trace, pass [trace])" } else { "" };
+            return Err(invalid_input(format!(
+                "trace {trace} has shape {:?}: must be a one-dimensional array of token \
+                 confidences{hint}",
+                array.shape()
+            )));
+        }
+        let numbers = Floats::flat(&array, "it").map_err(|_| {
+            invalid_type(format!(
+                "trace {trace} has dtype {}: must be float32, float64 or float16, in nats",
+                array.dtype()
+            ))
+        })?;
+        arrays.push(numbers);
+    }
+    if arrays.iter().all(|array| matches!(array, Floats::Single(_))) {
+        let slices: Vec<&[f32]> = arrays
+            .iter()
+            .filter_map(
+                |array| if let Floats::Single(a) = array { Some(a.as_slice()) } else { None },
+            )
+            .collect::<Result<_, _>>()?;
+        return slices_of(py, &slices, settings, threads);
+    }
+    // Mixed: float32 widens exactly.
+    let wide: Vec<Cow<'_, [f64]>> = arrays
+        .iter()
+        .map(|array| match array {
+            Floats::Single(a) => Ok(a.as_slice()?.iter().map(|&c| f64::from(c)).collect()),
+            Floats::Double(a) => Ok(Cow::Borrowed(a.as_slice()?)),
+        })
+        .collect::<PyResult<_>>()?;
+    let slices: Vec<&[f64]> = wide.iter().map(AsRef::as_ref).collect();
+    slices_of(py, &slices, settings, threads)
+}

@@ -1,0 +1,213 @@
+//! Votes on one question, and on columns of many.
+
+use deepconf_core::vote::{self as core, Rules};
+use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::convert::{self, Column};
+use crate::error::{invalid_input, raise};
+use crate::pool;
+
+/// The outcome of a vote.
+#[pyclass(frozen, module = "deepconf")]
+pub struct Vote {
+    /// The answer that won, as it was given; None when nobody voted.
+    #[pyo3(get)]
+    answer: Py<PyAny>,
+    /// V(a): the summed weight of each answer, the heaviest first, ties in the order seen.
+    #[pyo3(get)]
+    ballots: Py<PyDict>,
+    /// How many traces voted for each answer, in the same order.
+    #[pyo3(get)]
+    voters: Py<PyDict>,
+    /// V(â) / ΣV: the winner's share of all weight; 0.0 when nobody voted.
+    #[pyo3(get)]
+    share: f64,
+    /// How many traces voted.
+    #[pyo3(get)]
+    num_voters: usize,
+    /// The score that had to be reached; None without a filter.
+    #[pyo3(get)]
+    threshold: Option<f64>,
+    /// Whether the filter left too few voters and was given up.
+    #[pyo3(get)]
+    fallback: bool,
+}
+
+impl Vote {
+    /// A vote of the core, with the value of each ballot.
+    pub fn new<'py>(
+        py: Python<'py>,
+        vote: &core::Vote,
+        answer_of: impl Fn(&core::Ballot) -> Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Self> {
+        let (ballots, voters) = (PyDict::new(py), PyDict::new(py));
+        for ballot in &vote.ballots {
+            let answer = answer_of(ballot);
+            ballots.set_item(&answer, ballot.weight)?;
+            voters.set_item(&answer, ballot.voters)?;
+        }
+        Ok(Self {
+            answer: match vote.winner().and_then(answer_of) {
+                Some(answer) => answer.unbind(),
+                None => py.None(),
+            },
+            ballots: ballots.unbind(),
+            voters: voters.unbind(),
+            share: vote.share,
+            num_voters: vote.num_voters,
+            threshold: vote.threshold,
+            fallback: vote.fallback,
+        })
+    }
+}
+
+#[pymethods]
+impl Vote {
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let Self { share, num_voters, fallback, .. } = self;
+        let answer = self.answer.bind(py).repr()?;
+        let fallback = if *fallback { ", fallback=True" } else { "" };
+        Ok(format!("Vote(answer={answer}, share={share:.4}, num_voters={num_voters}{fallback})"))
+    }
+}
+
+/// The outcome of many votes, one entry a question.
+#[pyclass(frozen, module = "deepconf")]
+pub struct Votes {
+    /// The questions, in order of first appearance.
+    #[pyo3(get)]
+    questions: Py<PyList>,
+    /// The answer that won each; None where nobody voted.
+    #[pyo3(get)]
+    answers: Py<PyList>,
+    /// The winner's share, float64 `[questions]`.
+    #[pyo3(get)]
+    share: Py<PyArray1<f64>>,
+    /// How many traces voted, int64 `[questions]`.
+    #[pyo3(get)]
+    num_voters: Py<PyArray1<i64>>,
+    /// Whether the filter was given up, bool `[questions]`.
+    #[pyo3(get)]
+    fallback: Py<PyArray1<bool>>,
+}
+
+#[pymethods]
+impl Votes {
+    fn __len__(&self, py: Python<'_>) -> usize {
+        self.questions.bind(py).as_any().len().unwrap_or_default()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!("<deepconf.Votes on {} questions>", self.__len__(py))
+    }
+}
+
+type Doubles<'py> = Option<PyReadonlyArray1<'py, f64>>;
+
+fn column<'py>(value: Option<&Bound<'py, PyAny>>, name: &str) -> PyResult<Doubles<'py>> {
+    value.map(|value| convert::doubles(value, name)).transpose()
+}
+
+/// Filters and votes on one question.
+///
+/// A trace votes when it has an answer and its score reaches the linearly interpolated percentile
+/// 100·(1 − keep) of the answered traces' scores. The answer with the most weight wins, ties the one
+/// seen first.
+///
+/// Args:
+///     answers: `[traces]`, in launch order: hashable values, None where a trace has no answer. Also an
+///         Arrow array of strings.
+///     weights: `[traces]` float, finite and at least 0 for every trace with an answer; None for a
+///         majority vote.
+///     keep: η in (0, 1], the fraction of traces to keep; 1 keeps all.
+///     scores: `[traces]` float, what `keep` filters on; the weights when None. NaN for a trace
+///         without tokens.
+///     min_ballots: with fewer voters left the filter is given up, and `fallback` says so.
+///
+/// Returns:
+///     `Vote`.
+///
+/// Raises:
+///     InvalidInput: lengths differ, a weight is negative or not finite (its place is named), `keep` is
+///         out of range or has nothing to filter on.
+///     InvalidType: an answer is not hashable.
+#[pyfunction]
+#[pyo3(signature = (answers, weights=None, keep=1.0, scores=None, *, min_ballots=1))]
+pub fn vote<'py>(
+    answers: &Bound<'py, PyAny>,
+    weights: Option<&Bound<'py, PyAny>>,
+    keep: f64,
+    scores: Option<&Bound<'py, PyAny>>,
+    min_ballots: usize,
+) -> PyResult<Vote> {
+    let answers_column = Column::read(answers, "answers")?;
+    let (weights, scores) = (column(weights, "weights")?, column(scores, "scores")?);
+    let rules = Rules {
+        weights: weights.as_ref().map(|w| w.as_slice()).transpose()?,
+        keep,
+        scores: scores.as_ref().map(|s| s.as_slice()).transpose()?,
+        min_ballots,
+        over_all: false,
+    };
+    let vote = core::vote(&answers_column.ids, &rules).map_err(raise)?;
+    Vote::new(answers.py(), &vote, |ballot| answers_column.value(ballot.first))
+}
+
+/// Filters and votes on many questions at once, by columns: row i is one trace.
+///
+/// Rows may come in any order; those of one question are in launch order.
+///
+/// Args:
+///     questions: `[rows]` hashable values or an Arrow array of strings, without None.
+///     answers: `[rows]`, as in `vote`.
+///     weights: `[rows]` float, as in `vote`.
+///     keep: as in `vote`, within each question.
+///     scores: `[rows]` float, as in `vote`.
+///     min_ballots: as in `vote`.
+///     threads: how many to use; None for all cores. The result does not depend on it.
+///
+/// Returns:
+///     `Votes`, in order of each question's first appearance.
+///
+/// Raises:
+///     InvalidInput, InvalidType: as `vote`, naming the row.
+#[pyfunction]
+#[pyo3(signature = (questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, threads=None))]
+pub fn vote_many<'py>(
+    questions: &Bound<'py, PyAny>,
+    answers: &Bound<'py, PyAny>,
+    weights: Option<&Bound<'py, PyAny>>,
+    keep: f64,
+    scores: Option<&Bound<'py, PyAny>>,
+    min_ballots: usize,
+    threads: Option<usize>,
+) -> PyResult<Votes> {
+    let py = questions.py();
+    let questions = Column::read(questions, "questions")?;
+    if let Some(row) = questions.ids.iter().position(Option::is_none) {
+        return Err(invalid_input(format!("questions[{row}] is None: every row needs a question")));
+    }
+    let answers = Column::read(answers, "answers")?;
+    let (weights, scores) = (column(weights, "weights")?, column(scores, "scores")?);
+    let rules = Rules {
+        weights: weights.as_ref().map(|w| w.as_slice()).transpose()?,
+        keep,
+        scores: scores.as_ref().map(|s| s.as_slice()).transpose()?,
+        min_ballots,
+        over_all: false,
+    };
+    let (question_ids, answer_ids) = (&questions.ids, &answers.ids);
+    let votes = pool::run(py, threads, || core::vote_many(question_ids, answer_ids, &rules))?
+        .map_err(raise)?;
+    let values = votes.question_rows.iter().map(|&row| questions.value(row));
+    let winners = votes.answer_rows.iter().map(|row| row.and_then(|row| answers.value(row)));
+    Ok(Votes {
+        questions: PyList::new(py, values.collect::<Vec<_>>())?.unbind(),
+        answers: PyList::new(py, winners.collect::<Vec<_>>())?.unbind(),
+        share: PyArray1::from_vec(py, votes.share).unbind(),
+        num_voters: PyArray1::from_vec(py, votes.num_voters).unbind(),
+        fallback: PyArray1::from_vec(py, votes.fallback).unbind(),
+    })
+}
