@@ -62,14 +62,12 @@ pub struct TraceScorer {
     stop_below: i128,
     /// The last `max(w, t)` tokens as a ring, or all of them.
     recent: Vec<i64>,
-    /// Where the next token, the one leaving the group and the one leaving the tail stand.
+    /// Where the next token is put, and where the one that leaves the group next stands.
     next: usize,
-    leaving_group: usize,
-    leaving_tail: usize,
+    leaving: usize,
     num_tokens: u64,
     total: i128,
     group: i128,
-    tail: i128,
     lowest: i128,
 }
 
@@ -87,12 +85,10 @@ impl TraceScorer {
             stop_below: i128::MIN,
             recent: Vec::new(),
             next: 0,
-            leaving_group: 0,
-            leaving_tail: 0,
+            leaving: 0,
             num_tokens: 0,
             total: 0,
             group: 0,
-            tail: 0,
             lowest: i128::MAX,
         };
         scorer.set_threshold(settings.threshold)?;
@@ -102,9 +98,8 @@ impl TraceScorer {
     /// Forgets the trace, keeping settings, threshold and memory.
     pub fn reset(&mut self) {
         self.recent.clear();
-        (self.next, self.leaving_group, self.leaving_tail) = (0, 0, 0);
-        (self.num_tokens, self.total, self.group, self.tail) = (0, 0, 0, 0);
-        self.lowest = i128::MAX;
+        (self.next, self.leaving, self.num_tokens) = (0, 0, 0);
+        (self.total, self.group, self.lowest) = (0, 0, i128::MAX);
     }
 
     /// Sets s, from the next token on.
@@ -157,34 +152,30 @@ impl TraceScorer {
     #[inline]
     fn add(&mut self, c: f64) -> bool {
         let token = fixed::quantise(self.settings.door(c));
-        let Settings { window, tail, .. } = self.settings;
-        // What leaves is read before the ring is written over.
-        let mut ring = Ring { capacity: self.capacity(), tokens: &mut self.recent };
-        self.group += i128::from(token);
-        if self.num_tokens >= window {
-            self.group -= i128::from(ring.take(&mut self.leaving_group));
+        let capacity = self.capacity();
+        // What leaves the group is read before its place in the ring is used again.
+        let old = if self.armed() { take(&self.recent, &mut self.leaving, capacity) } else { 0 };
+        if self.recent.len() < capacity {
+            self.recent.push(token);
+        } else {
+            self.recent[self.next] = token;
         }
-        self.tail += i128::from(token);
-        if self.num_tokens >= tail {
-            self.tail -= i128::from(ring.take(&mut self.leaving_tail));
-        }
-        ring.put(&mut self.next, token);
+        self.next = following(self.next, capacity);
+        self.group += i128::from(token - old);
         self.total += i128::from(token);
         self.num_tokens += 1;
-        if self.num_tokens < window {
+        if !self.armed() {
             return false;
         }
         self.lowest = self.lowest.min(self.group);
         self.group < self.stop_below
     }
 
+    /// How many tokens are kept.
     #[inline]
     fn capacity(&self) -> usize {
-        if self.keeps_all {
-            usize::MAX
-        } else {
-            self.settings.window.max(self.settings.tail) as usize
-        }
+        let ring = self.settings.window.max(self.settings.tail) as usize;
+        if self.keeps_all { usize::MAX } else { ring }
     }
 
     /// The group that ends at the last token, in nats; `None` before w tokens.
@@ -211,10 +202,16 @@ impl TraceScorer {
         fixed::mean(self.total, self.num_tokens)
     }
 
-    /// Tail confidence so far; NaN for nothing.
+    /// Tail confidence so far, O(t); NaN for nothing.
     #[must_use]
     pub fn tail(&self) -> f64 {
-        fixed::mean(self.tail, self.num_tokens.min(self.settings.tail))
+        let count = self.recent.len().min(self.settings.tail as usize);
+        // The newest end at `next`; in a ring that is full the rest stand at its other end.
+        let newest = count.min(self.next);
+        let (low, high) = (&self.recent[self.next - newest..self.next], &self.recent[..]);
+        let rest = &high[high.len() - (count - newest)..];
+        let sum = low.iter().chain(rest).map(|&token| i128::from(token)).sum();
+        fixed::mean(sum, count as u64)
     }
 
     /// n, the tokens seen.
@@ -254,33 +251,16 @@ impl TraceScorer {
     }
 }
 
-struct Ring<'a> {
-    tokens: &'a mut Vec<i64>,
-    capacity: usize,
+#[inline]
+fn following(at: usize, capacity: usize) -> usize {
+    if at + 1 == capacity { 0 } else { at + 1 }
 }
 
-impl Ring<'_> {
-    #[inline]
-    fn put(&mut self, at: &mut usize, token: i64) {
-        if self.tokens.len() < self.capacity {
-            self.tokens.push(token);
-        } else {
-            self.tokens[*at] = token;
-        }
-        self.step(at);
-    }
-
-    #[inline]
-    fn take(&self, at: &mut usize) -> i64 {
-        let token = self.tokens[*at];
-        self.step(at);
-        token
-    }
-
-    #[inline]
-    fn step(&self, at: &mut usize) {
-        *at = if *at + 1 == self.capacity { 0 } else { *at + 1 };
-    }
+#[inline]
+fn take(recent: &[i64], at: &mut usize, capacity: usize) -> i64 {
+    let token = recent[*at];
+    *at = following(*at, capacity);
+    token
 }
 
 /// Follows many traces, one decode step of the whole batch at a time.

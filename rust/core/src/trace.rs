@@ -303,8 +303,8 @@ fn summarise<S: Sum>(tokens: &[i64], settings: &Settings, groups: &mut Vec<S>) -
 }
 
 fn total(tokens: &[i64]) -> i128 {
-    // A token is below 2⁵⁵, so 256 of them fit 64 bits.
-    tokens.chunks(256).map(|block| i128::from(block.iter().sum::<i64>())).sum()
+    // A token is at most 2⁵⁵ (rounding to decimals can reach the limit), so 128 of them fit 64 bits.
+    tokens.chunks(128).map(|block| i128::from(block.iter().sum::<i64>())).sum()
 }
 
 /// The sum of every complete window, and the lowest.

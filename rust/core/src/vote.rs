@@ -231,7 +231,7 @@ pub(crate) fn tally<A: Eq + Hash>(
     above(threshold, scores, rows, answers, rules)
 }
 
-/// The vote of those whose score reaches the threshold; of all when that leaves too few.
+/// The vote of those whose score reaches the threshold; of all that have one when that leaves too few.
 pub(crate) fn above<A: Eq + Hash>(
     threshold: Option<f64>,
     scores: &[f64],
@@ -242,7 +242,8 @@ pub(crate) fn above<A: Eq + Hash>(
     let kept = |row: usize| threshold.is_some_and(|s| scores[row] >= s);
     let filtered = count(rows, answers, rules.weights, kept);
     let fallback = filtered.num_voters < rules.min_ballots;
-    let vote = if fallback { count(rows, answers, rules.weights, |_| true) } else { filtered };
+    let scored = |row: usize| !scores[row].is_nan();
+    let vote = if fallback { count(rows, answers, rules.weights, scored) } else { filtered };
     Vote { threshold, fallback, ..vote }
 }
 

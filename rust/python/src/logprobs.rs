@@ -1,6 +1,5 @@
 //! Log-probabilities as vLLM returns them, straight to token confidences.
 
-use deepconf_core::Error;
 use deepconf_core::token::{check_floor, confidence};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
@@ -8,17 +7,12 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::error::{invalid_input, invalid_type, raise};
 
-fn checked<'py>(
-    py: Python<'py>,
-    rows: impl Iterator<Item = PyResult<f32>>,
-) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let confidences = rows.collect::<PyResult<Vec<f32>>>()?;
+fn checked(py: Python<'_>, confidences: Vec<f32>) -> PyResult<Bound<'_, PyArray1<f32>>> {
     if let Some(row) = confidences.iter().position(|c| !c.is_finite()) {
-        let value = confidences[row];
         return Err(invalid_input(format!(
             "logprobs at position {row} are not finite (their mean is {}): where a server reports \
              masked tokens as -inf, set logprob_floor",
-            -value
+            -confidences[row]
         )));
     }
     Ok(confidences.into_pyarray(py))
@@ -26,52 +20,71 @@ fn checked<'py>(
 
 /// Token confidences of vLLM's flat log-probabilities.
 ///
+/// A row is the sampled token, then the k most likely: k + 1 entries. Where vLLM has merged chunks that
+/// were not fetched in time it drops the second entry of a sampled token that is among the top k, which
+/// leaves k entries in another order.
+///
 /// Args:
-///     logprobs: n rows of `stride` floats, nats: the sampled token, then the k most likely.
-///     stride: entries a row, at least k + 1.
-///     k: how many of the most likely tokens count.
-///     sampled_ranks: None for the mean over the top k. Else the sampled tokens' ranks, counted from
-///         1: where one is beyond k, its log-probability counts too.
+///     logprobs: the entries of n rows one after the other, nats.
+///     ends: `[n]`, where each row ends.
+///     ranks: the rank of each entry, counted from 1.
+///     k: how many of the most likely tokens count; None for as many as there are.
+///     returned: whether a sampled token whose rank is beyond k counts too.
 ///     floor: raises smaller log-probabilities to this.
 ///
 /// Returns:
 ///     float32 `[n]`, nats.
 #[pyfunction]
-#[pyo3(signature = (logprobs, stride, k, sampled_ranks=None, floor=None))]
+#[pyo3(signature = (logprobs, ends, ranks, k=None, returned=false, floor=None))]
 pub fn flat_confidences<'py>(
     logprobs: &Bound<'py, PyList>,
-    stride: usize,
-    k: usize,
-    sampled_ranks: Option<Vec<Option<u32>>>,
+    ends: Vec<usize>,
+    ranks: &Bound<'py, PyList>,
+    k: Option<usize>,
+    returned: bool,
     floor: Option<f64>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     check_floor(floor).map_err(raise)?;
-    if k == 0 || stride <= k || !logprobs.len().is_multiple_of(stride) {
-        let len = logprobs.len();
+    let mut values =
+        logprobs.iter().map(|item| item.extract::<f64>()).collect::<PyResult<Vec<_>>>()?;
+    if ranks.len() != values.len() || ends.last().copied().unwrap_or(0) != values.len() {
         return Err(invalid_input(format!(
-            "{len} logprobs in rows of stride={stride} with k={k}: the rows must be whole, and hold \
-             the sampled token and k others"
+            "{} logprobs with {} ranks in rows up to {:?}: there must be as many of each",
+            values.len(),
+            ranks.len(),
+            ends.last()
         )));
     }
-    let n = logprobs.len() / stride;
-    if let Some(ranks) = sampled_ranks.as_ref().filter(|ranks| ranks.len() != n) {
-        let (left_len, right_len) = (ranks.len(), n);
-        let (left, right) = ("sampled_ranks", "logprobs (rows)");
-        return Err(raise(Error::Length { left, left_len, right, right_len }));
-    }
-    let values = logprobs.iter().map(|item| item.extract::<f64>()).collect::<PyResult<Vec<_>>>()?;
-    let mut with_sampled = vec![0.0; k + 1];
-    let rows = values.chunks_exact(stride).enumerate().map(|(i, row)| {
-        let rank = sampled_ranks.as_ref().and_then(|ranks| ranks[i]);
-        if rank.is_none_or(|rank| rank as usize <= k) {
-            return Ok(confidence(&row[1..=k], floor));
+    let rank = |at: usize| ranks.get_item(at)?.extract::<Option<usize>>();
+    let starts = || std::iter::once(0).chain(ends.iter().copied());
+    let k = match k {
+        Some(k) => k,
+        None => {
+            let mut highest = 1;
+            for (start, &end) in starts().zip(&ends) {
+                for at in start + 1..end {
+                    highest = highest.max(rank(at)?.unwrap_or(0));
+                }
+            }
+            highest
         }
-        // The least likely last, as in the sorted dict form.
-        with_sampled[..k].copy_from_slice(&row[1..=k]);
-        with_sampled[k] = row[0];
-        Ok(confidence(&with_sampled, floor))
-    });
-    checked(logprobs.py(), rows)
+    };
+    let mut confidences = Vec::with_capacity(ends.len());
+    for (row, (start, &end)) in starts().zip(&ends).enumerate() {
+        let width = end.saturating_sub(start);
+        if k == 0 || !(width == k || width == k + 1) {
+            return Err(invalid_input(format!(
+                "logprobs at position {row} has {width} entries: must be the sampled token and the \
+                 k={k} most likely"
+            )));
+        }
+        let outside = returned && width > k && rank(start)?.is_some_and(|rank| rank > k);
+        let counted = &mut values[if outside { start } else { end - k }..end];
+        // Most likely first, whatever form the row came in: one order of additions.
+        counted.sort_by(|a, b| b.total_cmp(a));
+        confidences.push(confidence(counted, floor));
+    }
+    checked(logprobs.py(), confidences)
 }
 
 /// Token confidences of vLLM's dict log-probabilities.
@@ -120,12 +133,11 @@ pub fn dict_confidences<'py>(
             k.max(1)
         )));
     }
-    let confidences = ends.windows(2).map(|end| {
+    let mut confidences = Vec::with_capacity(rows.len());
+    for end in ends.windows(2) {
         let row = &mut table[end[0]..end[1]];
-        // Most likely first; NaN sorts to the front and shows up in the mean.
         row.sort_by(|a, b| b.total_cmp(a));
-        Ok(confidence(if returned { row } else { &row[..k] }, floor))
-    });
-    let confidences: Vec<PyResult<f32>> = confidences.collect();
-    checked(py, confidences.into_iter())
+        confidences.push(confidence(if returned { row } else { &row[..k] }, floor));
+    }
+    checked(py, confidences)
 }

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use deepconf_core::token::Sample;
 use deepconf_core::trace::{self, Settings};
-use numpy::{PyArray1, PyUntypedArrayMethods};
+use numpy::{PyArray1, PyArrayMethods, PyUntypedArrayMethods};
+use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -39,6 +40,25 @@ pub struct Scores {
 impl Scores {
     fn __len__(&self, py: Python<'_>) -> usize {
         self.mean.bind(py).len()
+    }
+
+    /// The scores of one trace.
+    fn __getitem__(&self, py: Python<'_>, trace: isize) -> PyResult<TraceScores> {
+        let len = self.__len__(py) as isize;
+        let at = if trace < 0 { trace + len } else { trace };
+        if !(0..len).contains(&at) {
+            return Err(PyIndexError::new_err(format!("trace {trace} of {len}")));
+        }
+        let at = at as usize;
+        let of = |column: &Py<PyArray1<f64>>| column.bind(py).readonly().as_slice().map(|c| c[at]);
+        Ok(TraceScores(trace::Scores {
+            mean: of(&self.mean)?,
+            lowest_group: of(&self.lowest_group)?,
+            bottom_group: of(&self.bottom_group)?,
+            tail: of(&self.tail)?,
+            num_tokens: self.num_tokens.bind(py).readonly().as_slice()?[at] as u64,
+            short: self.short.bind(py).readonly().as_slice()?[at],
+        }))
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {

@@ -1,0 +1,283 @@
+//! Votes against a naive count, one question and many.
+#![allow(clippy::unwrap_used)]
+
+mod oracle;
+
+use deepconf_core::Error;
+use deepconf_core::vote::{Ballot, Rules, Vote, intern, percentile, vote, vote_many};
+use oracle::{Dice, Tally};
+use proptest::prelude::*;
+
+const NAN: f64 = f64::NAN;
+
+/// One question's traces.
+#[derive(Clone, Debug)]
+struct Question {
+    answers: Vec<Option<u8>>,
+    weights: Option<Vec<f64>>,
+    scores: Option<Vec<f64>>,
+    keep: f64,
+    min_ballots: usize,
+    over_all: bool,
+}
+
+impl Question {
+    fn random(dice: &mut Dice) -> Self {
+        let n = dice.below(30);
+        let eighths = |dice: &mut Dice| dice.below(80) as f64 / 8.0;
+        let weights =
+            dice.pick(&[true, true, false]).then(|| (0..n).map(|_| eighths(dice)).collect());
+        let score = |dice: &mut Dice| if dice.below(8) == 0 { NAN } else { eighths(dice) - 2.0 };
+        let keep = dice.pick(&[1.0, 0.1, 0.5, 0.9, 0.001, 0.37]);
+        let scores = (keep < 1.0 && weights.is_none() || dice.below(2) == 0)
+            .then(|| (0..n).map(|_| score(dice)).collect());
+        Self {
+            answers: (0..n)
+                .map(|_| dice.pick(&[None, Some(1), Some(2), Some(3), Some(2)]))
+                .collect(),
+            weights,
+            scores,
+            keep,
+            min_ballots: dice.below(5),
+            over_all: dice.below(2) == 0,
+        }
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules {
+            weights: self.weights.as_deref(),
+            keep: self.keep,
+            scores: self.scores.as_deref(),
+            min_ballots: self.min_ballots,
+            over_all: self.over_all,
+        }
+    }
+
+    fn naive(&self) -> Tally {
+        let ones = vec![1.0; self.answers.len()];
+        let weights = self.weights.as_deref().unwrap_or(&ones);
+        let scores = self.scores.as_deref().or(self.weights.as_deref());
+        oracle::vote(&self.answers, weights, scores, self.keep, self.min_ballots, self.over_all)
+    }
+}
+
+fn assert_same(vote: &Vote, tally: &Tally) {
+    let ballots: Vec<_> = vote.ballots.iter().map(|b| (b.first, b.weight, b.voters)).collect();
+    assert_eq!(ballots, tally.ballots);
+    assert_eq!((vote.share, vote.num_voters), (tally.share, tally.voters.len()));
+    assert_eq!((vote.threshold, vote.fallback), (tally.threshold, tally.fallback));
+}
+
+fn majority<'a>() -> Rules<'a> {
+    Rules::default()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn a_vote_is_the_naive_count(seed in any::<u64>()) {
+        let question = Question::random(&mut Dice(seed));
+        assert_same(&vote(&question.answers, &question.rules()).unwrap(), &question.naive());
+    }
+
+    #[test]
+    fn percentiles_are_the_oracles_and_stay_within(values in prop::collection::vec(-50.0_f64..50.0, 0..40), q in 0.0_f64..=100.0) {
+        let got = percentile(&mut values.clone(), q);
+        prop_assert_eq!(got, oracle::percentile(&values, q));
+        if let Some(got) = got {
+            let (low, high) = (values.iter().copied().fold(f64::MAX, f64::min), values.iter().copied().fold(f64::MIN, f64::max));
+            prop_assert!(low <= got && got <= high);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn many_votes_are_each_questions_vote(seed in any::<u64>(), threads in 1_usize..6) {
+        let mut dice = Dice(seed);
+        // Rows of up to 20 questions in any order; one column of rules for all.
+        let n = dice.below(300);
+        let names: Vec<String> = (0..1 + dice.below(20)).map(|q| format!("question {q}")).collect();
+        let questions: Vec<&str> = (0..n).map(|_| names[dice.below(names.len())].as_str()).collect();
+        let answers: Vec<Option<&str>> = (0..n).map(|_| dice.pick(&[None, Some("a"), Some("b"), Some("")])).collect();
+        let weights: Vec<f64> = (0..n).map(|_| dice.unit() * 30.0).collect();
+        let scores: Vec<f64> = (0..n).map(|_| if dice.below(9) == 0 { NAN } else { dice.unit() }).collect();
+        let rules = Rules {
+            weights: (dice.below(3) > 0).then_some(&weights),
+            keep: dice.pick(&[1.0, 0.5, 0.1]),
+            scores: Some(&scores),
+            min_ballots: dice.below(4),
+            over_all: dice.below(2) == 0,
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let many = pool.install(|| vote_many(&questions, &answers, &rules)).unwrap();
+        let groups = oracle::rows_by_question(&questions);
+        prop_assert_eq!(&many.question_rows, &groups.iter().map(|rows| rows[0]).collect::<Vec<_>>());
+        for (i, rows) in groups.iter().enumerate() {
+            let pick = |column: &[f64]| rows.iter().map(|&row| column[row]).collect::<Vec<_>>();
+            let (weights, scores) = (rules.weights.map(pick), rules.scores.map(pick));
+            let one = Rules { weights: weights.as_deref(), scores: scores.as_deref(), ..rules };
+            let answers: Vec<_> = rows.iter().map(|&row| answers[row]).collect();
+            let expected = vote(&answers, &one).unwrap();
+            prop_assert_eq!(many.answer_rows[i], expected.winner().map(|ballot| rows[ballot.first]));
+            prop_assert_eq!(many.share[i].to_bits(), expected.share.to_bits());
+            prop_assert_eq!(many.num_voters[i], expected.num_voters as i64);
+            prop_assert_eq!(many.fallback[i], expected.fallback);
+        }
+    }
+}
+
+#[test]
+fn ties_go_to_the_answer_seen_first() {
+    let tied = vote(&[None, Some("b"), Some("a"), Some("a"), Some("b")], &majority()).unwrap();
+    let ballot = |first| Ballot { first, weight: 2.0, voters: 2 };
+    assert_eq!(tied.ballots, [ballot(1), ballot(2)]);
+    assert_eq!((tied.share, tied.num_voters), (0.5, 4));
+    // Seen first among those kept: trace 0 is filtered out.
+    let (scores, answers) = ([1.0, 5.0, 5.0], [Some("a"), Some("b"), Some("a")]);
+    let kept = vote(&answers, &Rules { keep: 0.5, scores: Some(&scores), ..majority() }).unwrap();
+    assert_eq!(kept.winner().unwrap().first, 1);
+}
+
+#[test]
+fn nobody_votes() {
+    for answers in [&[][..], &[None], &[None, None, None]] {
+        let weights = vec![1.0; answers.len()];
+        for keep in [1.0, 0.5] {
+            let rules = Rules { weights: Some(&weights), keep, ..majority() };
+            let vote = vote::<&str>(answers, &rules).unwrap();
+            assert_eq!((vote.winner(), vote.num_voters, vote.share), (None, 0, 0.0));
+            assert_eq!((vote.threshold, vote.fallback), (None, keep < 1.0));
+        }
+    }
+    let none = vote_many::<&str, &str>(&[], &[], &majority()).unwrap();
+    assert_eq!(none, Default::default());
+    let silent = vote_many::<_, &str>(&["q", "q"], &[None, None], &majority()).unwrap();
+    assert_eq!((silent.answer_rows, silent.share), (vec![None], vec![0.0]));
+}
+
+#[test]
+fn zero_weights_count_as_voters() {
+    let answers = [Some("a"), Some("b"), Some("b")];
+    let all_zero = vote(&answers, &Rules { weights: Some(&[0.0; 3]), ..majority() }).unwrap();
+    assert_eq!(
+        (all_zero.winner().unwrap().first, all_zero.share, all_zero.num_voters),
+        (0, 0.0, 3)
+    );
+    let one = vote(&answers, &Rules { weights: Some(&[0.0, 0.0, 2.0]), ..majority() }).unwrap();
+    assert_eq!((one.winner().unwrap().first, one.share), (1, 1.0));
+}
+
+#[test]
+fn a_trace_without_a_score_never_votes() {
+    let answers = [Some("a"), Some("a"), Some("b"), Some("a")];
+    let scores = [NAN, 1.0, 9.0, NAN];
+    let rules = Rules { keep: 0.5, scores: Some(&scores), ..majority() };
+    let kept = vote(&answers, &rules).unwrap();
+    assert_eq!((kept.threshold, kept.num_voters, kept.fallback), (Some(5.0), 1, false));
+    // Not when the filter is given up either.
+    let fallen = vote(&answers, &Rules { min_ballots: 2, ..rules }).unwrap();
+    assert_eq!((fallen.num_voters, fallen.winner().unwrap().first, fallen.fallback), (2, 1, true));
+    let none = vote(&answers, &Rules { scores: Some(&[NAN; 4]), ..rules }).unwrap();
+    assert_eq!((none.threshold, none.num_voters, none.fallback), (None, 0, true));
+}
+
+#[test]
+fn too_few_ballots_give_the_filter_up() {
+    let answers = [Some("a"), Some("b"), Some("b"), None];
+    let scores = [9.0, 2.0, 1.0, 8.0];
+    let rules = Rules { keep: 0.25, scores: Some(&scores), min_ballots: 1, ..majority() };
+    let one = vote(&answers, &rules).unwrap();
+    assert_eq!((one.num_voters, one.fallback, one.threshold), (1, false, Some(5.5)));
+    let all = vote(&answers, &Rules { min_ballots: 2, ..rules }).unwrap();
+    assert_eq!((all.num_voters, all.fallback, all.winner().unwrap().first), (3, true, 1));
+}
+
+#[test]
+fn the_percentile_may_count_traces_without_an_answer() {
+    let answers = [Some("a"), Some("b"), None, None];
+    let scores = [1.0, 2.0, 8.0, 9.0];
+    let rules = Rules { keep: 0.5, scores: Some(&scores), min_ballots: 0, ..majority() };
+    let answered = vote(&answers, &rules).unwrap();
+    assert_eq!((answered.threshold, answered.num_voters), (Some(1.5), 1));
+    let all = vote(&answers, &Rules { over_all: true, ..rules }).unwrap();
+    assert_eq!((all.threshold, all.num_voters, all.fallback), (Some(5.0), 0, false));
+}
+
+/// As `numpy.percentile(values, q)` gave it.
+#[test]
+fn percentiles_are_numpys() {
+    let few = [3.25, 1.5, 9.75, 4.0];
+    let many = [0.1, 0.7, 0.2, 0.9, 0.4, 0.3, 0.8];
+    let table: [(&[f64], f64, f64); 12] = [
+        (&few, 0.0, 1.5),
+        (&few, 100.0, 9.75),
+        (&few, 50.0, 3.625),
+        (&few, 90.0, 8.025),
+        (&few, 9.999999999999998, 2.025),
+        (&many, 0.0, 0.1),
+        (&many, 100.0, 0.9),
+        (&many, 50.0, 0.4),
+        (&many, 90.0, 0.8400000000000001),
+        (&many, 9.999999999999998, 0.16),
+        (&many, 33.3, 0.29979999999999996),
+        (&[7.5], 42.0, 7.5),
+    ];
+    for (values, q, expected) in table {
+        assert_eq!(percentile(&mut values.to_vec(), q), Some(expected), "{values:?} at {q}");
+    }
+    assert_eq!(percentile(&mut [], 90.0), None);
+}
+
+#[test]
+fn wrong_rules_are_named() {
+    let answers = [Some("a"), None, Some("b")];
+    let (three, two) = ([1.0, 2.0, 3.0], [1.0, 2.0]);
+    let infinite = [1.0, f64::INFINITY, 3.0];
+    let filter = |scores| Rules { keep: 0.5, scores: Some(scores), ..majority() };
+    let wrong = [
+        (Rules { keep: 0.0, ..filter(&three) }, "keep=0: must be a fraction"),
+        (Rules { keep: -0.1, ..filter(&three) }, "keep=-0.1:"),
+        (Rules { keep: 1.000_001, ..filter(&three) }, "keep=1.000001:"),
+        (Rules { keep: NAN, ..filter(&three) }, "keep=NaN:"),
+        (Rules { keep: 0.5, ..majority() }, "keep=0.5: a filter needs scores"),
+        (Rules { weights: Some(&two), ..majority() }, "weights has 2 entries and answers has 3"),
+        (Rules { scores: Some(&two), ..majority() }, "scores has 2 entries and answers has 3"),
+        (filter(&infinite), "scores holds inf at position 1:"),
+    ];
+    for (rules, expected) in wrong {
+        let message = vote(&answers, &rules).unwrap_err().to_string();
+        assert!(message.starts_with(expected), "{message}");
+        let many = vote_many(&["q"; 3], &answers, &rules).unwrap_err().to_string();
+        assert_eq!(many, message);
+    }
+    let lengths = vote_many(&["q"; 2], &answers, &majority()).unwrap_err();
+    assert!(matches!(lengths, Error::Length { left: "answers", left_len: 3, right_len: 2, .. }));
+}
+
+#[test]
+fn wrong_weights_are_named_unless_they_carry_no_vote() {
+    for bad in [-1.0, NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-300] {
+        let weights = [1.0, bad, 2.0];
+        let rules = Rules { weights: Some(&weights), ..majority() };
+        for error in [
+            vote(&[Some("a"), Some("a"), Some("b")], &rules).unwrap_err(),
+            vote_many(&[1, 2, 1], &[Some("a"), Some("a"), Some("b")], &rules).unwrap_err(),
+        ] {
+            let Error::Weight { position: 1, value } = error else { panic!("{error}") };
+            assert_eq!(value.to_bits(), bad.to_bits());
+        }
+        // No answer, no vote: its weight is never read.
+        assert_eq!(vote(&[Some("a"), None, Some("b")], &rules).unwrap().num_voters, 2);
+    }
+    assert!(vote(&[Some(1)], &Rules { weights: Some(&[-0.0]), ..majority() }).is_ok());
+}
+
+#[test]
+fn interning_numbers_answers_as_they_appear() {
+    let (ids, firsts) = intern(&[Some("b"), None, Some("a"), Some("b"), Some("")]);
+    assert_eq!(ids, [Some(0), None, Some(1), Some(0), Some(2)]);
+    assert_eq!(firsts, [0, 2, 4]);
+    assert_eq!(intern::<&str>(&[]), (vec![], vec![]));
+}
