@@ -7,8 +7,8 @@ array([8.5, 2.5])
 >>> deepconf.vote(["42", "41"], weights=s.lowest_group).answer
 '42'
 
-A scorer (`score`, `token_confidence`, `token_entropy`, `TraceScorer`, `BatchScorer`), votes (`vote`,
-`vote_many`), decisions (`Policy`, `Controller`) and a driver (`DeepThink` on an engine of
+A scorer (`score`, `token_confidence`, `token_entropy`, `TraceScorer`, `BatchScorer`), votes
+(`vote`, `vote_many`), decisions (`Policy`, `Controller`) and a driver (`DeepThink` on an engine of
 `deepconf.engines`). Confidences are in nats; higher is surer. The method: arXiv 2508.15260.
 """
 

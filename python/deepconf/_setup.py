@@ -1,0 +1,156 @@
+"""What the commands share: their errors, their stdout, their policies and engine."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TextIO
+
+import typer
+
+from deepconf import _settings
+from deepconf._core import Policy
+from deepconf.errors import DeepConfError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deepconf.engines import VLLM
+
+__all__ = ["INTERRUPTED", "Setup", "guarded", "own_stdout"]
+
+P = ParamSpec("P")
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Errors as one line, Ctrl-C as the exit code of Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except DeepConfError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def fail(error: DeepConfError) -> NoReturn:
+    typer.secho(f"error: {' '.join(str(error).split())}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(2)
+
+
+@contextlib.contextmanager
+def own_stdout() -> Iterator[TextIO]:
+    """The stdout for results; what else is written there meanwhile goes to stderr.
+
+    vLLM and its processes write to stdout, some of it below Python's `sys.stdout`.
+    """
+    out = sys.stdout
+    try:
+        is_real = out.fileno() == 1
+    except OSError:
+        is_real = False
+    if not is_real:  # Captured, by a test or by whoever calls `main`.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield out
+        return
+    out.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with open(kept, "w", encoding=out.encoding, errors=out.errors, closefd=False) as results:
+            yield results
+    finally:
+        out.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The policies and the engine that were asked for."""
+
+    model: str
+    policies: dict[str, Policy]
+    sampling: dict[str, Any]
+    engine: dict[str, Any]
+    chat: bool | None
+
+    @classmethod
+    def make(
+        cls,
+        err: Console,
+        model: str,
+        names: Sequence[str],
+        *,
+        policy: Mapping[str, Any],
+        explicit: list[str],
+        sampling: Mapping[str, Any],
+        more_sampling: list[str],
+        engine: list[str],
+        chat: bool | None,
+    ) -> Setup:
+        """From options, with the model's settings file for what they leave out."""
+        defaults = _settings.find(model)
+        if defaults.path is not None:
+            err.print(f"settings from {_short(defaults.path)}: {defaults}", soft_wrap=True)
+        return cls(
+            model=model,
+            policies=_settings.build(
+                names, defaults.policy, _given(policy), _settings.pairs(explicit, "--set")
+            ),
+            sampling={
+                **defaults.sampling,
+                **_given(sampling),
+                **_settings.pairs(more_sampling, "--sampling"),
+            },
+            engine={**defaults.engine, **_settings.pairs(engine, "--engine-arg")},
+            chat=chat,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for results to go together, beside the policies."""
+        return {"sampling": self.sampling, "engine": self.engine, "chat": self.chat}
+
+    @contextlib.contextmanager
+    def start(self, err: Console) -> Iterator[VLLM]:
+        """The engine, until the end of the block."""
+        from deepconf._render import working
+        from deepconf.engines import VLLM
+
+        # Its warnings are about how it was built, and hide ours.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        arguments = dict(self.engine)
+        most = max(policy.top_logprobs for policy in self.policies.values())
+        if most > 20:  # What vLLM allows by default.
+            arguments.setdefault("max_logprobs", most)
+        chat: Literal["auto", True, False] = "auto" if self.chat is None else self.chat
+        with working(err, f"starting vLLM on {self.model}"):
+            engine = VLLM(self.model, sampling=self.sampling, chat=chat, **arguments)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _short(path: Path) -> Path:
+    """Relative to where we are, if it is below."""
+    with contextlib.suppress(ValueError):
+        return path.relative_to(Path.cwd().resolve())
+    return path

@@ -1,0 +1,529 @@
+"""Thinking with confidence: runs an engine under a policy.
+
+The `Controller` decides, the engine generates, and this module carries events one way and actions
+the other. Everything of a run happens on the engine's event loop, so many runs share one engine
+without locks; `run` and `arun` hand a run over and wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepconf._core import Action, Controller, Outcome, Policy, TraceScores, Vote, score
+from deepconf.answers import AnswerBook, extractor
+from deepconf.engines.base import Chunk, Engine, Signal
+from deepconf.errors import DeepConfError, EngineError, InvalidType, SignalNeverArmed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["DeepThink", "Result", "Timing", "Tokens", "Trace"]
+
+Question = str | Sequence[Mapping[str, Any]]
+
+_run_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One trace of a result."""
+
+    trace: int
+    """Its number, in launch order."""
+    seed: int
+    """The seed it was sampled with."""
+    status: str
+    """`finished`, `length`, `stopped`, `aborted` or `failed`."""
+    answer: str | None
+    """What it answers; one string for all that are equivalent."""
+    text: str
+    """What was generated, as far as it got."""
+    num_tokens: int
+    """Tokens generated, those after a stop included."""
+    confidence: NDArray[np.float32]
+    """Token confidences, float32 `[num_tokens]`, nats."""
+    scores: TraceScores
+    """Scores, up to the token that asked for a stop."""
+    stop_token: int | None
+    """The token whose group fell below the threshold, counted from 0."""
+    voted: bool
+    """Whether its answer counted."""
+    error: str | None
+    """What went wrong with it, if anything did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a run generated, and an estimate of what it saved."""
+
+    generated: int
+    """Every token of every trace, those after stops and in aborted traces included."""
+    warmup: int
+    """Those of the warmup traces."""
+    after_stop: int
+    """Those that came after the decision to stop their trace."""
+    baseline: float | None
+    """Estimated tokens without stops; None when nothing tells how long a whole trace is."""
+    compared_with: str
+    """What the baseline is, in words."""
+
+    @property
+    def saved(self) -> float | None:
+        """Estimated tokens not generated: `baseline - generated`."""
+        return None if self.baseline is None else self.baseline - self.generated
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of a run went, in seconds."""
+
+    warmup: float
+    """Until the threshold was known; 0 offline."""
+    sampling: float
+    """From then until the answer was known."""
+    drain: float
+    """Until the last aborted trace had ended."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.warmup + self.sampling + self.drain
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one question."""
+
+    question: Question
+    answer: str | None
+    """The answer that won; None when no trace voted."""
+    vote: Vote
+    """The vote: ballots, share, number of voters, whether the filter was given up."""
+    threshold: float | None
+    """The threshold in force, nats; None when there was none."""
+    reason: str
+    """Why it ended: `consensus`, `certain`, `budget` or `cancelled`."""
+    unarmed: str | None
+    """Why the signal could not have stopped anything; None if it could."""
+    traces: list[Trace]
+    """Every trace, in launch order."""
+    tokens: Tokens
+    timing: Timing
+    policy: Policy
+    model: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"<deepconf.Result {self.answer!r}: {self.vote.num_voters} of {len(self.traces)} "
+            f"traces voted, share {self.vote.share:.2f}, {self.tokens.generated} tokens, "
+            f"{self.reason}>"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but texts and token confidences, as plain JSON values."""
+        return {
+            "question": self.question if isinstance(self.question, str) else list(self.question),
+            "answer": self.answer,
+            "share": self.vote.share,
+            "num_voters": self.vote.num_voters,
+            "fallback": self.vote.fallback,
+            "ballots": dict(self.vote.ballots),
+            "threshold": self.threshold,
+            "reason": self.reason,
+            "unarmed": self.unarmed,
+            "tokens": {
+                "generated": self.tokens.generated,
+                "warmup": self.tokens.warmup,
+                "after_stop": self.tokens.after_stop,
+                "baseline": self.tokens.baseline,
+                "saved": self.tokens.saved,
+                "compared_with": self.tokens.compared_with,
+            },
+            "seconds": {
+                "warmup": self.timing.warmup,
+                "sampling": self.timing.sampling,
+                "drain": self.timing.drain,
+                "total": self.timing.total,
+            },
+            "traces": [_trace_summary(trace) for trace in self.traces],
+            "policy": self.policy.as_dict(),
+            "model": self.model,
+        }
+
+    def to_arrow(
+        self, question_id: str = "", correct: Sequence[bool | None] | None = None
+    ) -> pa.Table:
+        """The traces as an Arrow table, one row a trace, settings in the schema's metadata.
+
+        Args:
+            question_id: goes into every row.
+            correct: `[traces]`, whether each is right, if known.
+
+        Raises:
+            MissingExtra: pyarrow is not installed.
+        """
+        from deepconf.traces import table
+
+        return table(self, question_id, correct)
+
+
+def _trace_summary(trace: Trace) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return None if np.isnan(value) else value
+
+    scores = trace.scores
+    return {
+        "trace": trace.trace,
+        "seed": trace.seed,
+        "status": trace.status,
+        "answer": trace.answer,
+        "num_tokens": trace.num_tokens,
+        "stop_token": trace.stop_token,
+        "voted": trace.voted,
+        "error": trace.error,
+        "mean": number(scores.mean),
+        "lowest_group": number(scores.lowest_group),
+        "bottom_group": number(scores.bottom_group),
+        "tail": number(scores.tail),
+        "short": scores.short,
+    }
+
+
+class DeepThink:
+    r"""Answers questions by parallel thinking with confidence.
+
+    Args:
+        engine: what generates, such as `deepconf.engines.VLLM(...)`.
+        policy: the settings, such as `Policy.low(budget=64)`.
+        answer: how an answer is found in a text: "boxed" for the last `\boxed{...}`, a regular
+            expression with one group, or any callable from text to answer or None.
+        math: whether answers that are mathematically equal share a ballot: "auto" where math-verify
+            is installed, True to insist on it, False to compare normalised strings only.
+        on_trace: called with the status of each trace as it ends, on the engine's thread.
+
+    Raises:
+        InvalidInput: the engine cannot give the log-probabilities that the policy asks for.
+
+    A run can be repeated where the engine repeats itself: trace i is sampled with seed
+    `policy.seed + i`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Policy,
+        *,
+        answer: Any = "boxed",
+        math: Literal["auto"] | bool = "auto",
+        on_trace: Callable[[str], None] | None = None,
+    ) -> None:
+        if not isinstance(policy, Policy):
+            raise InvalidType(
+                f"policy={policy!r}: must be a deepconf.Policy, such as Policy.low(budget=64)"
+            )
+        self.engine = engine
+        self.policy = policy
+        self._extract = extractor(answer)
+        self._math = math
+        self._on_trace = on_trace
+        AnswerBook(math=math)  # Says at once when math-verify is missing.
+        self._signal = Signal(
+            top_logprobs=policy.top_logprobs,
+            entries=policy.entries,
+            logprob_floor=policy.logprob_floor,
+        )
+        engine.check(self._signal)
+
+    def run(self, question: Question) -> Result:
+        """Answers one question; blocks until it is done.
+
+        Ctrl-C aborts what is being generated and returns what is finished, with
+        `reason == "cancelled"`.
+
+        Args:
+            question: a prompt, or chat messages as `{"role": ..., "content": ...}`.
+
+        Raises:
+            InvalidInput: the prompt does not fit the model.
+            EngineError: the engine failed before any trace had ended.
+        """
+        run = self._new_run(question)
+        future = self.engine.submit(run.think())
+        while True:
+            try:
+                return self._checked(future.result())
+            except KeyboardInterrupt:
+                self.engine.submit(run.cancel())
+
+    async def arun(self, question: Question) -> Result:
+        """As `run`, from any event loop; start many at once with `asyncio.gather`.
+
+        A cancelled call (by `asyncio.timeout`, say) aborts what is being generated and returns what
+        is finished, with `reason == "cancelled"`.
+        """
+        run = self._new_run(question)
+        future = self.engine.submit(run.think())
+        while True:
+            try:
+                return self._checked(await asyncio.shield(asyncio.wrap_future(future)))
+            except asyncio.CancelledError:
+                if future.cancelled():
+                    raise
+                self.engine.submit(run.cancel())
+
+    def _new_run(self, question: Question) -> _Run:
+        book = AnswerBook(math=self._math)
+        return _Run(
+            self.engine, self.policy, self._signal, question, self._extract, book, self._on_trace
+        )
+
+    @staticmethod
+    def _checked(result: Result) -> Result:
+        if result.unarmed is not None:
+            warnings.warn(result.unarmed, SignalNeverArmed, stacklevel=3)
+        return result
+
+
+@dataclass
+class _Record:
+    """A trace as it comes in."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    answer: str | None = None
+    stop_token: int | None = None
+    error: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    def confidence(self) -> NDArray[np.float32]:
+        parts = [chunk.confidence for chunk in self.chunks]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+class _Run:
+    """One question being answered; lives on the engine's event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Policy,
+        signal: Signal,
+        question: Question,
+        extract: Callable[[str], str | None],
+        book: AnswerBook,
+        on_trace: Callable[[str], None] | None,
+    ) -> None:
+        self.engine = engine
+        self.policy = policy
+        self.signal = signal
+        self.question = question
+        self.extract = extract
+        self.book = book
+        self.on_trace = on_trace
+        self.controller = Controller(policy)
+        self.name = f"deepconf-{next(_run_numbers)}"
+        self.records: list[_Record] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.done = asyncio.Event()
+        self.prompt: Any = None
+        self.failure: BaseException | None = None
+        self.moments: dict[str, float] = {}
+
+    async def think(self) -> Result:
+        self.prompt = self.engine.prepare(self.question)
+        self.moments["start"] = time.perf_counter()
+        self.obey(self.controller.start())
+        await self.done.wait()
+        while self.tasks:
+            await asyncio.wait(self.tasks)
+        self.moments["end"] = time.perf_counter()
+        if self.failure is not None:
+            raise self.failure
+        outcome = self.controller.outcome
+        assert outcome is not None, "the controller has answered"
+        return self.result(outcome)
+
+    async def cancel(self) -> None:
+        self.obey(self.controller.cancel())
+
+    def obey(self, actions: list[Action]) -> None:
+        if self.controller.threshold is not None:
+            self.moments.setdefault("threshold", time.perf_counter())
+        for action in actions:
+            match action:
+                case Action.Launch(traces):
+                    for trace in traces:
+                        self.records.append(_Record())
+                        self.spawn(self.follow(trace))
+                case Action.Abort(traces):
+                    self.spawn(self.engine.abort([self.request_id(trace) for trace in traces]))
+                case Action.Answer():
+                    self.moments.setdefault("answer", time.perf_counter())
+                    self.done.set()
+
+    def spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.ended)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            # Not an engine's failure, which `follow` deals with, but a defect: do not wait on.
+            self.failure = self.failure or error
+            self.obey(self.controller.cancel())
+            self.done.set()
+
+    def request_id(self, trace: int) -> str:
+        return f"{self.name}-{trace}"
+
+    async def follow(self, trace: int) -> None:
+        """Reports one trace to the controller, from its launch to its end."""
+        record = self.records[trace]
+        self.controller.launched(trace)
+        if self.controller.status(trace) == "aborting":
+            self.obey(self.controller.finished(trace, "aborted"))
+            return
+        try:
+            finish = await self.generate(trace, record)
+        except DeepConfError as error:
+            record.error = str(error)
+            await self.engine.abort([self.request_id(trace)])
+            self.obey(self.controller.failed(trace))
+        else:
+            record.answer = await self.answer_in(record)
+            self.obey(self.controller.finished(trace, finish, record.answer))
+        if self.on_trace is not None:
+            self.on_trace(self.controller.status(trace) or "")
+
+    async def generate(self, trace: int, record: _Record) -> str:
+        request_id = self.request_id(trace)
+        stream = self.engine.stream(
+            self.prompt, request_id=request_id, seed=self.policy.seed + trace, signal=self.signal
+        )
+        async for chunk in stream:
+            record.chunks.append(chunk)
+            if len(chunk.confidence):
+                stop = self.controller.tokens(trace, chunk.confidence)
+                if stop is not None:
+                    record.stop_token = stop.token
+                    if chunk.finish_reason is None:
+                        await self.engine.abort([request_id])
+            if chunk.finish_reason is not None:
+                return chunk.finish_reason
+        raise EngineError(f"the engine ended trace {trace} without saying why")
+
+    async def answer_in(self, record: _Record) -> str | None:
+        try:
+            found = self.extract(record.text)
+        except DeepConfError:
+            raise
+        except Exception as error:
+            # The user's own code: its failure must not cost the other traces.
+            record.error = f"the answer could not be extracted: {error!r}"
+            return None
+        if found is None:
+            return None
+        # A comparison of formulas may take seconds, and the engine must not wait for it.
+        return await asyncio.to_thread(self.book.canonical, found)
+
+    def result(self, outcome: Outcome) -> Result:
+        traces = self.traces(set(outcome.voters))
+        finished = any(trace.status != "failed" for trace in traces)
+        failed = next((trace.error for trace in traces if trace.status == "failed"), None)
+        if failed is not None and not finished:
+            raise EngineError(f"every trace failed, the first with: {failed}")
+        answer = self.moments["answer"]
+        known = self.moments.get("threshold", self.moments["start"])
+        return Result(
+            question=self.question,
+            answer=outcome.answer,
+            vote=outcome.vote,
+            threshold=outcome.threshold,
+            reason=outcome.reason,
+            unarmed=outcome.unarmed,
+            traces=traces,
+            tokens=_tokens(traces, self.policy),
+            timing=Timing(
+                warmup=known - self.moments["start"],
+                sampling=answer - known,
+                drain=self.moments["end"] - answer,
+            ),
+            policy=self.policy,
+            model=self.engine.model,
+            metadata={"model": self.engine.model, "policy": json.dumps(self.policy.as_dict())},
+        )
+
+    def traces(self, voters: set[int]) -> list[Trace]:
+        confidences = [record.confidence() for record in self.records]
+        scored = [
+            c if r.stop_token is None else c[: r.stop_token + 1]
+            for c, r in zip(confidences, self.records, strict=True)
+        ]
+        policy = self.policy
+        scores = score(
+            scored,
+            window=policy.window,
+            tail=policy.tail,
+            bottom=policy.bottom,
+            decimals=policy.decimals,
+        )
+        return [
+            Trace(
+                trace=trace,
+                seed=policy.seed + trace,
+                status=self.controller.status(trace) or "failed",
+                answer=record.answer,
+                text=record.text,
+                num_tokens=record.num_tokens,
+                confidence=confidences[trace],
+                scores=scores[trace],
+                stop_token=record.stop_token,
+                voted=trace in voters,
+                error=record.error,
+            )
+            for trace, record in enumerate(self.records)
+        ]
+
+
+def _tokens(traces: list[Trace], policy: Policy) -> Tokens:
+    """What was generated, beside what the whole budget without stops would have taken."""
+    first = policy.warmup if policy.mode == "online" else len(traces)
+    whole = [t.num_tokens for t in traces[:first] if t.status in ("finished", "length")]
+    kind = "warmup traces" if policy.mode == "online" else "traces"
+    if whole:
+        mean = sum(whole) / len(whole)
+        baseline = policy.budget * mean
+        compared_with = (
+            f"the budget of {policy.budget} traces at {mean:.1f} tokens each, the mean of the "
+            f"{len(whole)} {kind} that ran to their end"
+        )
+    else:
+        baseline = None
+        compared_with = f"nothing: none of the {kind} ran to its end"
+    return Tokens(
+        generated=sum(trace.num_tokens for trace in traces),
+        warmup=sum(trace.num_tokens for trace in traces[: policy.warmup]),
+        after_stop=sum(t.num_tokens - t.stop_token - 1 for t in traces if t.stop_token is not None),
+        baseline=baseline,
+        compared_with=compared_with,
+    )

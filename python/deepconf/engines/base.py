@@ -1,0 +1,120 @@
+"""What every engine does, as a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepconf.errors import InvalidInput, InvalidType
+
+__all__ = ["Chunk", "Engine", "Signal", "as_messages"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What a policy wants of the log-probabilities."""
+
+    top_logprobs: int = 20
+    """k, how many of the most likely tokens count."""
+    entries: Literal["topk", "returned"] = "topk"
+    """Exactly the top k, or the sampled token too where it is not among them."""
+    logprob_floor: float | None = None
+    """Raises smaller log-probabilities to this, nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens of one trace."""
+
+    confidence: NDArray[np.float32]
+    """Their token confidences, float32 `[n_new]`, nats."""
+    num_tokens: int
+    """How many there are; more than `confidence` has where one came without log-probabilities."""
+    text: str
+    """Text to append. An engine that decodes at the end gives all of it in the last chunk."""
+    finish_reason: Literal["finished", "length", "aborted"] | None
+    """Set on the last chunk only."""
+
+
+class Engine(Protocol):
+    """Generates traces of one model.
+
+    An engine owns an event loop, on which `stream` and `abort` are called. It is also a context
+    manager, which closes it.
+    """
+
+    model: str
+    """The model's name or folder."""
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Runs a coroutine on the engine's event loop."""
+        ...
+
+    def check(self, signal: Signal) -> None:
+        """Raises `InvalidInput`, saying what to set, when it cannot give this signal."""
+        ...
+
+    def prepare(self, question: str | Sequence[Mapping[str, Any]]) -> Any:
+        """A prompt or chat messages as what `stream` takes; done once a question."""
+        ...
+
+    def stream(
+        self, prompt: Any, *, request_id: str, seed: int, signal: Signal
+    ) -> AsyncIterator[Chunk]:
+        """Generates one trace.
+
+        The last chunk has a `finish_reason`: after an abort too, which then brings the text so
+        far.
+
+        Raises:
+            EngineError: generating fails, or the engine has died.
+        """
+        ...
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """Ends these traces, whose `stream` has begun; those that have ended are left alone."""
+        ...
+
+    def close(self) -> None:
+        """Frees everything; may be called again."""
+        ...
+
+    def __enter__(self) -> Engine:
+        """The engine itself."""
+        ...
+
+    def __exit__(self, *_: object) -> None:
+        """Closes it."""
+        ...
+
+
+def as_messages(question: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A question as chat messages; a string is one message of the user.
+
+    Raises:
+        InvalidInput: a message has no role or content, or there is none.
+        InvalidType: it is neither a string nor a sequence.
+    """
+    if isinstance(question, str):
+        return [{"role": "user", "content": question}]
+    if not isinstance(question, Sequence) or isinstance(question, (bytes, bytearray)):
+        kind = type(question).__name__
+        raise InvalidType(f"the question is a {kind}: must be a string or chat messages")
+    if not question:
+        raise InvalidInput("the question has no messages: must have at least one")
+    messages: list[dict[str, Any]] = []
+    for place, message in enumerate(question):
+        if not (isinstance(message, Mapping) and "role" in message and "content" in message):
+            raise InvalidInput(
+                f"message {place} of the question is {message!r}: must be a mapping with role and "
+                "content"
+            )
+        messages.append(dict(message))
+    return messages

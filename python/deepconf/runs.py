@@ -1,0 +1,294 @@
+"""Run files: what an evaluation has finished, one JSON line for each policy and question.
+
+The first line says what was run; each further line is one finished question under one policy. A
+line is written in one piece and forced to disk, so a process that is killed loses the questions it
+was working on and no others. Opening the file again carries on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from deepconf.errors import RunFileError
+
+__all__ = ["FORMAT", "RunFile", "fingerprint", "versions"]
+
+FORMAT = 1
+"""The number in the first line, `{"deepconf_run": 1, ...}`."""
+
+_START = b'{"deepconf_run": '
+# What a first line may say otherwise without the results being another run's.
+_FREE = ("deepconf_run", "versions", "policies")
+# A child that is forked while a file is open must not hold its lock when this process is gone.
+_OPEN: weakref.WeakSet[RunFile] = weakref.WeakSet()
+_ADVICE = "choose another --out, or --overwrite"
+
+
+class RunFile:
+    """A run file, open for reading and appending, locked against other processes.
+
+    Args:
+        path: where it is or is to be; missing folders are made.
+        header: what is run, as JSON values: `model`, `policies` and whatever else must be the same
+            for results to go together.
+        overwrite: starts anew where the file holds another run, or this one.
+
+    Attributes:
+        records: the lines there are, in order; `append` adds to them.
+        torn: bytes of an unfinished last line that were dropped.
+
+    Raises:
+        RunFileError: it cannot be read or written, is no run file, holds another run, is damaged,
+            or is open elsewhere.
+    """
+
+    def __init__(
+        self, path: str | Path, header: Mapping[str, Any], *, overwrite: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.header = dict(header)
+        self.records: list[dict[str, Any]] = []
+        self.torn = 0
+        self._fd = self._open()
+        _OPEN.add(self)
+        try:
+            self._begin(overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a line; when this returns, the line is on the disk.
+
+        Raises:
+            RunFileError: it could not be written; the file is then as it was.
+        """
+        self._write(record)
+        self.records.append(dict(record))
+
+    def close(self) -> None:
+        """Closes the file and lets go of the lock."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> RunFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            raise self._error("cannot be opened", error) from error
+        try:
+            self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            self._lock(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _lock(self, fd: int) -> None:
+        try:
+            import fcntl
+        except ImportError:  # No advisory locks on this platform.
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFileError(
+                f"{self.path}: another process is writing this run file: wait for it, or choose "
+                f"another --out"
+            ) from error
+        except OSError:  # A file system without locks.
+            return
+
+    def _begin(self, overwrite: bool) -> None:
+        """Reads what is there, or writes the first line."""
+        content = self._read() if self._regular else b""
+        if content and not content.startswith(_START) and not _START.startswith(content):
+            raise RunFileError(
+                f"{self.path}: not a run file, and left as it is: choose another --out"
+            )
+        whole = content.rfind(b"\n") + 1
+        self.torn = len(content) - whole
+        lines = content[:whole].splitlines()
+        if overwrite or len(lines) <= 1:
+            # Where nothing has finished, nothing can be lost.
+            self.torn = 0
+            self._truncate(0)
+            self._write({"deepconf_run": FORMAT, **self.header})
+            return
+        parsed = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
+        if parsed[0].get("deepconf_run") != FORMAT:
+            raise RunFileError(
+                f"{self.path}: a run file of format {parsed[0].get('deepconf_run')!r}, and this "
+                f"version of deepconf reads format {FORMAT}: {_ADVICE}"
+            )
+        for number, record in enumerate(parsed[1:], start=2):
+            kinds = (("policy", str), ("id", str), ("result", dict))
+            if not all(isinstance(record.get(key), kind) for key, kind in kinds):
+                raise self._damaged(number, "it is no result: policy, id or result is missing")
+        self._check(parsed[0], parsed[1:])
+        self.records = parsed[1:]
+        if self.torn:
+            self._truncate(whole)
+
+    def _read(self) -> bytes:
+        try:
+            with open(self.path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise self._error("cannot be read", error) from error
+
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise self._damaged(number, str(error)) from error
+        if not isinstance(value, dict):
+            raise self._damaged(number, "it is not a JSON object")
+        return value
+
+    def _check(self, found: dict[str, Any], records: list[dict[str, Any]]) -> None:
+        wanted = json.loads(json.dumps(self.header))
+        theirs, ours = dict(found), dict(wanted)
+        _same_weights(theirs, ours)
+        for free in _FREE:
+            theirs.pop(free, None)
+            ours.pop(free, None)
+        differences = _differences(theirs, ours)
+        policies = dict(found.get("policies") or {})
+        for record in records:
+            # A policy that was asked for later stands in its results only.
+            policies.setdefault(record["policy"], record["result"].get("policy"))
+        for label, policy in wanted.get("policies", {}).items():
+            if label in policies:
+                differences += _differences(policies[label], policy, f"policy {label}: ")
+        if differences:
+            raise RunFileError(
+                f"{self.path} holds another run ({'; '.join(differences)}): {_ADVICE}"
+            )
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(record).encode() + b"\n"
+        before = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, line)
+            if written != len(line):
+                raise OSError(f"only {written} of {len(line)} bytes could be written")
+            if self._regular:
+                os.fsync(self._fd)
+        except OSError as error:
+            with contextlib.suppress(RunFileError):
+                self._truncate(before)
+            raise self._error("cannot be written", error) from error
+
+    def _truncate(self, size: int) -> None:
+        if not self._regular:
+            return
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise self._error("cannot be written", error) from error
+
+    def _error(self, what: str, error: OSError) -> RunFileError:
+        return RunFileError(f"{self.path}: {what}: {error.strerror or error}")
+
+    def _damaged(self, number: int, why: str) -> RunFileError:
+        return RunFileError(
+            f"{self.path}, line {number}: damaged ({why}); a line cut short at the end would have "
+            f"been redone, but this one is not the last: {_ADVICE}"
+        )
+
+
+def _close_after_fork() -> None:
+    for file in list(_OPEN):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_after_fork)
+
+
+def _same_weights(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """A model whose files are the same is the same model, wherever it stands."""
+    mark = theirs.get("model_fingerprint")
+    if mark is not None and mark == ours.get("model_fingerprint"):
+        for header in (theirs, ours):
+            header.pop("model", None)
+
+
+def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
+    """What is not the same, each as `name: theirs there, ours here`."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = [*theirs, *(key for key in ours if key not in theirs)]
+        prefix = name if not name or name.endswith(" ") else f"{name}."
+        return [
+            difference
+            for key in keys
+            for difference in _differences(theirs.get(key), ours.get(key), f"{prefix}{key}")
+        ]
+    if theirs == ours:
+        return []
+    there, here = ("unset" if value is None else repr(value) for value in (theirs, ours))
+    return [f"{name} is {there} there and {here} here"]
+
+
+def fingerprint(model: str) -> str | None:
+    """A short hash of a local model folder; None for a name that is no folder.
+
+    Takes each file's name, its size, and its first and last mebibyte.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    piece = 1 << 20
+    try:
+        for path in sorted(folder.iterdir()):
+            if not path.is_file():
+                continue
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            with open(path, "rb") as file:
+                digest.update(file.read(piece))
+                if size > piece:
+                    file.seek(max(piece, size - piece))
+                    digest.update(file.read(piece))
+    except OSError:
+        return None
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The versions that results may depend on, without importing anything heavy."""
+    import platform
+    from importlib import metadata
+
+    import deepconf
+
+    found = {"deepconf": deepconf.__version__, "python": platform.python_version()}
+    for package in ("numpy", "vllm", "math-verify"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

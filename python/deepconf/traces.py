@@ -1,0 +1,72 @@
+"""Trace files: one row a trace, as Arrow tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import deepconf
+from deepconf.errors import InvalidInput, MissingExtra
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from deepconf.deepthink import Result
+
+__all__ = ["schema", "table"]
+
+
+def schema() -> pa.Schema:
+    """The columns of a trace file.
+
+    | column | type | |
+    |---|---|---|
+    | question_id | string | |
+    | trace | int32 | launch order |
+    | answer | string, may be null | |
+    | status | string | `finished`, `length`, `stopped`, `aborted`, `failed` |
+    | num_tokens | int32 | |
+    | confidence | list of float32 | token confidences, nats |
+    | text | string, may be null | |
+    | correct | bool, may be null | |
+    """
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise MissingExtra("arrow", "pyarrow") from error
+    return pa.schema(
+        [
+            pa.field("question_id", pa.string(), nullable=False),
+            pa.field("trace", pa.int32(), nullable=False),
+            pa.field("answer", pa.string()),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("num_tokens", pa.int32(), nullable=False),
+            pa.field("confidence", pa.list_(pa.float32()), nullable=False),
+            pa.field("text", pa.string()),
+            pa.field("correct", pa.bool_()),
+        ]
+    )
+
+
+def table(result: Result, question_id: str, correct: Sequence[bool | None] | None) -> pa.Table:
+    """The traces of a result, with its settings in the metadata; see `Result.to_arrow`."""
+    columns = schema()
+    import pyarrow as pa
+
+    traces = result.traces
+    if correct is not None and len(correct) != len(traces):
+        raise InvalidInput(f"correct has {len(correct)} entries and there are {len(traces)} traces")
+    metadata = {**result.metadata, "deepconf_version": deepconf.__version__}
+    return pa.table(
+        {
+            "question_id": [question_id] * len(traces),
+            "trace": [trace.trace for trace in traces],
+            "answer": [trace.answer for trace in traces],
+            "status": [trace.status for trace in traces],
+            "num_tokens": [trace.num_tokens for trace in traces],
+            "confidence": [trace.confidence for trace in traces],
+            "text": [trace.text for trace in traces],
+            "correct": [None] * len(traces) if correct is None else list(correct),
+        },
+        schema=columns.with_metadata(metadata),
+    )
