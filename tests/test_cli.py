@@ -1,0 +1,472 @@
+"""The command line, on recorded traces; once on a real engine that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepconf
+import numpy as np
+import pytest
+from deepconf import Policy, _settings
+from deepconf._commands import app
+from deepconf.errors import InvalidInput, InvalidType
+from recorded_engine import RecordedEngine, recorded
+from typer.testing import CliRunner, Result
+
+HERE = Path(__file__).parent
+TINY = HERE.parent / "examples" / "tiny-reasoner"
+SMALL = ["--budget", "8", "--warmup", "4", "--window", "4", "--tail", "4"]
+
+
+def cli(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def process(*arguments: object, code: str = "", **settings: Any) -> subprocess.Popen[str]:
+    """`python -m deepconf.cli`, or a program that does something before."""
+    what = (
+        ["-c", f"{code}\nfrom deepconf.cli import main\nmain()"] if code else ["-m", "deepconf.cli"]
+    )
+    return subprocess.Popen(
+        [sys.executable, *what, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=HERE,
+        **settings,
+    )
+
+
+def ended(running: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = running.communicate(timeout=60)
+    return running.returncode, out, err
+
+
+# ---- recorded engines in the place of vLLM ------------------------------------------------------
+
+
+class Stand:
+    """Counts the engines that are started, and plays traces on them."""
+
+    def __init__(self) -> None:
+        self.engines: list[RecordedEngine] = []
+        self.arguments: list[dict[str, Any]] = []
+        self.traces: Any = [
+            recorded(9.0 + i if i % 2 else 2.0, "4" if i % 2 else "5", tokens=24 + i)
+            for i in range(8)
+        ]
+
+    def __call__(self, model: str, **arguments: Any) -> RecordedEngine:
+        print("an engine is noisy")
+        self.arguments.append({"model": model, **arguments})
+        self.engines.append(RecordedEngine(self.traces, max_logprobs=100))
+        return self.engines[-1]
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    made = Stand()
+    monkeypatch.setattr("deepconf.engines.VLLM", made)
+    yield made
+    assert all(not engine._thread.is_alive() for engine in made.engines), "an engine was left open"
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "sums.jsonl"
+    lines = [{"id": f"q{i}", "question": f"2+2={'?' * (i + 1)}", "answer": "4"} for i in range(3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+# ---- what every command line has ----------------------------------------------------------------
+
+
+def test_help_and_version() -> None:
+    assert cli("--version").output == f"deepconf {deepconf.__version__}\n"
+    for command, option in [((), "eval"), (("think",), "--engine-arg"), (("eval",), "--overwrite")]:
+        result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "120"})
+        assert result.exit_code == 0
+        assert option in result.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, atexit\n"
+        "heavy = {'vllm', 'torch', 'transformers', 'pyarrow', 'asyncio', 'sympy'}\n"
+        "atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))\n"
+    )
+    for option in ("--help", "--version"):
+        status, out, err = ended(process(option, code=code))
+        assert (status, err) == (0, "[]\n")
+        assert out
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_a_missing_extra_is_one_line(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None"
+    status, out, err = ended(process("--help", code=code))
+    assert (status, out) == (1, "")
+    assert err == (
+        f"error: this needs the package {package}, which is not installed: "
+        "pip install 'deepconf-rs[cli]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--policy", "middling"], "middling"),
+        (["--budget", "0"], "budget=0"),
+        (["--budget", "8"], "warmup=16: must not exceed the budget of 8"),
+        (["--stop", "never"], "stop="),
+        (["--set", "keep"], "--set 'keep': must be NAME=VALUE"),
+        (["--set", "budgte=3"], 'unknown setting "budgte"'),
+        (["--set", "keep=much"], "keep=much"),
+        (["--engine-arg", "=3"], "--engine-arg '=3'"),
+        (["--answer", "regex:("], "no regular expression"),
+        (["--answer", "last"], "answer='last'"),
+        (["--save", "/no/such/folder/x.parquet"], ""),
+    ],
+)
+def test_errors_are_one_line(stand: Stand, arguments: list[str], says: str) -> None:
+    result = cli("think", "2+2=?", "--model", "m", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert says in result.stderr
+    assert not stand.engines
+
+
+def test_a_model_that_is_not_there_is_one_line() -> None:
+    status, out, err = ended(process("think", "2+2=?", "--model", "./nowhere"))
+    assert (status, out) == (2, "")
+    assert "error: model='./nowhere': there is no such folder" in err
+    assert "Traceback" not in err
+
+
+# ---- settings -----------------------------------------------------------------------------------
+
+
+def model_folder(tmp_path: Path, settings: Any, *, beside: bool = True) -> Path:
+    model = tmp_path / "reasoner" / "model"
+    model.mkdir(parents=True)
+    text = settings if isinstance(settings, str) else json.dumps(settings)
+    ((model.parent if beside else model) / "deepconf.json").write_text(text)
+    return model
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_settings_file_is_found(tmp_path: Path, beside: bool) -> None:
+    settings = {"window": 8, "sampling": {"top_p": 0.9}, "engine": {"max_model_len": 64}}
+    found = _settings.find(str(model_folder(tmp_path, settings, beside=beside)))
+    assert found.policy == {"window": 8}
+    assert found.sampling == {"top_p": 0.9}
+    assert found.engine == {"max_model_len": 64}
+    assert str(found) == "window=8, top_p=0.9, max_model_len=64"
+    assert _settings.find("Qwen/Qwen3-8B") == _settings.Defaults()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("{", "cannot be read"),
+        ([], "must be a JSON object"),
+        ({"windows": 8}, "unknown key 'windows': the keys are sampling, engine, mode, budget"),
+        ({"sampling": 1.0}, "sampling is 1.0: must be an object"),
+    ],
+)
+def test_a_broken_settings_file_is_named(tmp_path: Path, settings: Any, says: str) -> None:
+    model = model_folder(tmp_path, settings)
+    with pytest.raises(InvalidInput) as caught:
+        _settings.find(str(model))
+    assert str(caught.value).startswith(str(model.resolve().parent / "deepconf.json"))
+    assert says in str(caught.value)
+
+
+def test_pairs_are_read() -> None:
+    given = [
+        "a=1",
+        "b=0.5",
+        "c=true",
+        "d=True",
+        "e=null",
+        "f=None",
+        "g=text",
+        "top-k=3",
+        'h={"x": [1]}',
+    ]
+    assert _settings.pairs([*given, "i=a=b"], "--set") == {
+        "a": 1,
+        "b": 0.5,
+        "c": True,
+        "d": True,
+        "e": None,
+        "f": None,
+        "g": "text",
+        "top_k": 3,
+        "h": {"x": [1]},
+        "i": "a=b",
+    }
+
+
+def test_what_wins_over_what() -> None:
+    file = {"window": 8, "budget": 64, "warmup": 16, "seed": 1}
+    options = {"budget": 32, "seed": 2, "stop": "certain"}
+    built = _settings.build(["low", "offline"], file, options, {"seed": 3})
+    assert built["low"] == Policy.low(window=8, budget=32, warmup=16, seed=3, stop="certain")
+    # Warmup and stopping are nothing to an offline policy.
+    assert built["offline"] == Policy.offline(window=8, budget=32, seed=3)
+    explicit = _settings.build(["offline"], file, {}, {"stop": "consensus"})
+    assert explicit["offline"].stop == "consensus"
+    online = _settings.build(["offline"], file, {}, {"mode": "online"})
+    assert online["offline"].warmup == 16
+    with pytest.raises(InvalidInput, match="low and high are the same"):
+        _settings.build(["low", "high"], {}, {"keep": 0.5}, {})
+    with pytest.raises(InvalidInput, match="low and low are the same"):
+        _settings.build(["low", "low"], {}, {}, {})
+    with pytest.raises(InvalidInput, match="warmup=4"):
+        _settings.build(["offline"], {}, {}, {"warmup": 4})
+    with pytest.raises(InvalidType, match="budget"):
+        _settings.build(["low"], {"budget": "many"}, {}, {})
+
+
+# ---- think --------------------------------------------------------------------------------------
+
+
+def test_think_shows_the_answer_and_the_ballots(stand: Stand) -> None:
+    offline = ["--policy", "offline", "--budget", 8, "--window", 4]
+    result = cli("think", "2+2=?", "--model", "m", *offline)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "Answer: 4"
+    assert "answer   weight   voters   share" in result.stdout
+    assert any(line.split() == ["4", "52.000", "4", "86.7%"] for line in lines)
+    assert any(line.split() == ["5", "8.000", "4", "13.3%"] for line in lines)
+    assert "8 (8 finished); 8 voted" in result.stdout
+    assert "220 generated" in result.stdout
+    assert "the filter left too few ballots" in result.stderr
+    assert "an engine is noisy" in result.stderr
+    assert "an engine is noisy" not in result.stdout
+
+
+def test_think_stops_and_says_what_it_saved(stand: Stand) -> None:
+    result = cli("think", "2+2=?", "--model", "m", *SMALL, "--stop", "budget")
+    assert result.exit_code == 0, result.stderr
+    assert "stopped" in result.stdout
+    assert "saved" in result.stdout
+    assert "the mean of the 4 warmup traces that ran to their end" in result.stdout
+    assert "threshold 11.4000" in result.stdout
+
+
+def test_think_prints_json_and_nothing_else(stand: Stand) -> None:
+    result = cli("think", "2+2=?", "--model", "m", *SMALL, "--json")
+    summary = json.loads(result.stdout)
+    assert summary["answer"] == "4"
+    assert summary["policy"]["budget"] == 8
+    assert len(summary["traces"]) >= 4
+
+
+def test_think_warns_when_nothing_could_have_been_stopped(stand: Stand) -> None:
+    result = cli("think", "2+2=?", "--model", "m", *SMALL[:4], "--window", 2048)
+    assert result.exit_code == 0
+    assert "warning: the signal never armed: no trace reached the window" in result.stderr
+
+
+def test_think_without_an_answer(stand: Stand) -> None:
+    stand.traces = [recorded(3.0, None)] * 8
+    result = cli("think", "2+2=?", "--model", "m", *SMALL)
+    assert result.exit_code == 0
+    assert "No answer" in result.stdout
+
+
+def test_answers_are_no_markup(stand: Stand) -> None:
+    stand.traces = [recorded(3.0, "[red]x[/red] :smile: \\frac[1]")] * 8
+    result = cli("think", "2+2=?", "--model", "m", *SMALL)
+    assert "Answer: [red]x[/red] :smile: \\frac[1]" in result.stdout
+
+
+def test_options_reach_the_engine(stand: Stand, tmp_path: Path) -> None:
+    settings = {
+        "window": 4,
+        "tail": 4,
+        "budget": 8,
+        "warmup": 4,
+        "sampling": {"temperature": 1.0, "max_tokens": 99},
+        "engine": {"max_model_len": 64},
+    }
+    model = model_folder(tmp_path, settings)
+    more = ["--temperature", 0.6, "--sampling", "top_k=20", "--engine-arg", "max-num-seqs=8"]
+    result = cli("think", "2+2=?", "-m", model, *more, "--top-logprobs", 40, "--no-chat", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "deepconf.json: window=4, tail=4, budget=8, warmup=4, temperature=1.0" in result.stderr
+    assert stand.arguments == [
+        {
+            "model": str(model),
+            "sampling": {"temperature": 0.6, "max_tokens": 99, "top_k": 20},
+            "chat": False,
+            "max_model_len": 64,
+            "max_num_seqs": 8,
+            "max_logprobs": 40,
+        }
+    ]
+    assert json.loads(result.stdout)["policy"]["window"] == 4
+
+
+def test_think_saves_traces(stand: Stand, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "traces.parquet"
+    result = cli("think", "2+2=?", "--model", "m", "--policy", "offline", *SMALL, "--save", path)
+    assert result.exit_code == 0, result.stderr
+    table = pq.read_table(path)
+    assert table.num_rows == 8
+    assert np.allclose(table["confidence"][1].as_py(), 10.0)
+
+
+NOISY = """
+import os, sys
+sys.path.insert(0, ".")
+import deepconf.engines
+from recorded_engine import RecordedEngine, recorded
+def noisy(model, **arguments):
+    print("a line from Python")
+    os.write(1, b"a line from below\\n")
+    os.system("echo a line from a process")
+    return RecordedEngine([recorded(3.0 + i, "4") for i in range(64)], delays=DELAY)
+deepconf.engines.VLLM = noisy
+"""
+
+
+def test_noise_below_python_stays_out_of_stdout() -> None:
+    code = NOISY.replace("DELAY", "0.0")
+    status, out, err = ended(process("think", "2+2=?", "-m", "m", *SMALL, "--json", code=code))
+    assert status == 0, err
+    assert json.loads(out)["answer"] == "4"
+    assert all(f"a line from {where}" in err for where in ("Python", "below", "a process"))
+
+
+# ---- eval ---------------------------------------------------------------------------------------
+
+
+def test_eval_prints_a_table_once_and_again(stand: Stand, questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.jsonl"
+    policies = ["--policy", "low", "--policy", "offline"]
+    arguments = ["eval", questions, "--model", "m", *policies, *SMALL, "--out", out]
+    first = cli(*arguments)
+    assert first.exit_code == 0, first.stderr
+    assert "m: 3 questions" in first.stdout
+    rows = [line.split() for line in first.stdout.splitlines()]
+    assert ["pass@1", "50.0%", "82", "-87.5%", "–"] in rows
+    assert ["majority", "0.0%", "660", "0.0%", "–"] in rows  # 5 comes first
+    assert ["mean,", "all", "100.0%", "660", "0.0%", "–"] in rows
+    assert [row[:2] for row in rows if row[:1] == ["low"]] == [["low", "100.0%"]]
+    assert "AUROC, right against wrong traces: mean 1.000" in first.stdout
+    assert "low: 3 of 3 questions" in first.stderr
+    again = cli(*arguments)
+    assert again.stdout == first.stdout
+    assert "6 finished, 0 to do" in again.stderr
+    assert len(stand.engines) == 1
+    report = json.loads(cli(*arguments, "--json").stdout)
+    assert report["complete"]
+    assert [row["method"] for row in report["rows"][-2:]] == ["low", "offline"]
+    other = cli(*arguments, "--temperature", 0.3)
+    assert other.exit_code == 2
+    assert "settings.sampling.temperature is unset there and 0.3 here" in other.stderr
+    assert cli(*arguments, "--temperature", 0.3, "--overwrite").exit_code == 0
+    assert len(stand.engines) == 2
+
+
+def test_eval_has_a_place_for_its_run(
+    stand: Stand, questions: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--policy", "low", *SMALL, "--limit", 1]
+    result = cli("eval", questions, "--model", "someone/a model:7b", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "runs" / "a-model-7b-sums.jsonl").is_file()
+
+
+def test_eval_errors(stand: Stand, questions: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"question": "1+1=?", "answer": "2"}\n{"question": "2+2=?"}\n')
+    wrong = [
+        ((broken,), f"{broken}, line 2: there is no 'answer'"),
+        ((tmp_path / "none.jsonl",), "cannot be read"),
+        ((questions, "--concurrency", 0), "--concurrency 0"),
+        ((questions, "--limit", 0), "limit=0"),
+        ((questions, "--keep", 0.5), "low and high are the same"),
+        ((questions, "--out", questions), "not a run file"),
+        ((questions, "--out", tmp_path), "cannot be opened"),
+    ]
+    for arguments, says in wrong:
+        result = cli("eval", *arguments, "--model", "m", *SMALL)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert says in result.stderr
+        assert result.stderr.startswith("error: ")
+    assert not stand.engines
+
+
+def test_eval_shows_what_it_has_when_the_engine_fails(
+    stand: Stand, questions: Path, tmp_path: Path
+) -> None:
+    stand.traces = {"2+2=?": stand.traces}
+    policies = ["--policy", "offline", "--concurrency", 1]
+    result = cli("eval", questions, "-m", "m", *policies, *SMALL, "--out", tmp_path / "r.jsonl")
+    assert result.exit_code == 2
+    assert "offline: 1 of 3 questions finished" in result.stdout
+    assert "error: question 'q1', policy offline: nothing was recorded" in result.stderr
+
+
+def test_ctrl_c_ends_an_evaluation_with_its_table(questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.jsonl"
+    arguments = ["eval", questions, "-m", "m", "-p", "offline", *SMALL, "--out", out]
+    code = NOISY.replace("DELAY", "0.1")
+    running = process(*arguments, "--concurrency", 1, code=code)
+    wait_for_lines(out, 2, running)
+    running.send_signal(signal.SIGINT)
+    status, table, err = ended(running)
+    assert status == 130, err
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err
+    assert "of 3 questions finished" in table
+    assert 2 <= len(out.read_bytes().splitlines()) < 4
+
+
+def wait_for_lines(path: Path, count: int, running: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_that_is_killed_carries_on(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    out = tmp_path / "run.jsonl"
+    command = ["eval", TINY / "questions.jsonl", "--model", TINY / "model", "--limit", 6]
+    options = ["--policy", "low", "--budget", 8, "--warmup", 4, "--concurrency", 1, "--json"]
+    running = process(*command, *options, "--out", out, start_new_session=True)
+    wait_for_lines(out, 2, running)
+    os.killpg(running.pid, signal.SIGKILL)  # its engine too, which would be left behind
+    running.communicate()
+    killed = out.read_bytes()
+    before = [json.loads(line) for line in killed.splitlines()[1:] if line.endswith(b"}")]
+    assert 1 <= len(before) < 6
+    status, table, err = ended(process(*command, *options, "--out", out))
+    assert status == 0, err
+    after = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+    assert after[: len(before)] == before
+    assert sorted(record["id"] for record in after) == [f"test-00{i}" for i in range(6)]
+    report = json.loads(table)
+    assert report["complete"]
+    assert f"{len(before)} finished, {6 - len(before)} to do" in err
