@@ -263,12 +263,18 @@ pub(crate) fn top(scores: &mut Vec<f64>, keep: f64) -> Option<f64> {
 #[must_use]
 pub fn percentile(values: &mut [f64], q: f64) -> Option<f64> {
     let last = values.len().checked_sub(1)?;
-    let rank = (q / 100.0).clamp(0.0, 1.0) * last as f64;
+    let rank = on_a_value((q / 100.0).clamp(0.0, 1.0) * last as f64);
     let (_, &mut low, above) = values.select_nth_unstable_by(rank as usize, f64::total_cmp);
     let high = above.iter().copied().min_by(f64::total_cmp).unwrap_or(low);
     let (t, step) = (rank.fract(), high - low);
     // From the nearer end, so that the result never leaves [low, high].
     Some(if t >= 0.5 { high - step * (1.0 - t) } else { low + step * t })
+}
+
+/// A rank meant to fall on a value: 1 − 0.95 is a hair above 0.05, and a rank that is a hair above
+/// its value would make a threshold that drops the trace it stands for.
+fn on_a_value(rank: f64) -> f64 {
+    if (rank - rank.round()).abs() < 1e-9 { rank.round() } else { rank }
 }
 
 fn count<A: Eq + Hash>(

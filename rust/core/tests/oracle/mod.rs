@@ -74,6 +74,8 @@ pub fn percentile(values: &[f64], q: f64) -> Option<f64> {
     let mut sorted: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
     sorted.sort_by(f64::total_cmp);
     let rank = q / 100.0 * sorted.len().checked_sub(1)? as f64;
+    // A tenth of eleven is one, whatever 1 - 0.9 is in float64.
+    let rank = if (rank - rank.round()).abs() < 1e-9 { rank.round() } else { rank };
     let (low, high) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
     let t = rank - rank.floor();
     Some(if t < 0.5 { low + (high - low) * t } else { high - (high - low) * (1.0 - t) })

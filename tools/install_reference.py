@@ -1,0 +1,39 @@
+"""Installs the authors' package `deepconf`, prints its folder: `python tools/install_reference.py`.
+
+It goes by the same import name as this project, so it lives in a folder of its own beside the
+environment's packages; who wants it puts that folder first on `sys.path`, in a process of its own.
+`deepconf/utils.py` needs NumPy only and may be loaded by its path; the whole package needs vLLM.
+
+Does nothing but print when it is there already.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+VERSION = "0.1.0"
+
+
+def install() -> Path:
+    """The folder that holds the package, installed now if need be."""
+    folder = Path(sys.prefix) / "reference" / VERSION
+    if (folder / "deepconf").is_dir():
+        return folder
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        target = Path(temporary) / VERSION
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        package = ["--no-deps", "--target", str(target), f"deepconf=={VERSION}"]
+        subprocess.run(pip + package, check=True, stdout=sys.stderr)
+        # Complete before it is seen, whoever else installs it.
+        if not folder.exists():
+            shutil.move(target, folder)
+    return folder
+
+
+if __name__ == "__main__":
+    print(install())
