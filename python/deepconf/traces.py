@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import deepconf
 from deepconf.errors import InvalidInput, MissingExtra
 
 if TYPE_CHECKING:
@@ -29,6 +28,12 @@ def schema() -> pa.Schema:
     | confidence | list of float32 | token confidences, nats |
     | text | string, may be null | |
     | correct | bool, may be null | |
+
+    A table that `Result.to_arrow` makes has the settings in its metadata, as strings: `model`, `k`,
+    `window`, `seed`; and as JSON `policy` (all settings) and `versions`.
+
+    Raises:
+        MissingExtra: pyarrow is not installed.
     """
     try:
         import pyarrow as pa
@@ -56,7 +61,6 @@ def table(result: Result, question_id: str, correct: Sequence[bool | None] | Non
     traces = result.traces
     if correct is not None and len(correct) != len(traces):
         raise InvalidInput(f"correct has {len(correct)} entries and there are {len(traces)} traces")
-    metadata = {**result.metadata, "deepconf_version": deepconf.__version__}
     return pa.table(
         {
             "question_id": [question_id] * len(traces),
@@ -68,5 +72,5 @@ def table(result: Result, question_id: str, correct: Sequence[bool | None] | Non
             "text": [trace.text for trace in traces],
             "correct": [None] * len(traces) if correct is None else list(correct),
         },
-        schema=columns.with_metadata(metadata),
+        schema=columns.with_metadata(result.metadata),
     )

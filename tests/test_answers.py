@@ -1,0 +1,516 @@
+"""Finding answers, writing them one way, and telling which are the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from deepconf import answers
+from deepconf._equivalence import Comparer
+from deepconf.answers import AnswerBook, boxed, extractor, normalise, same
+from deepconf.errors import InvalidInput, InvalidType, MissingExtra
+from hypothesis import given
+from hypothesis import strategies as st
+
+HANGS = "9^{9^{9^{9}}}"
+
+# ---- extraction ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"\boxed{5}", "5"),
+        (r"so \boxed { 5 } it is", "5"),
+        ("\\boxed\n{5}", "5"),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{[0,1\}}", r"[0,1\}"),
+        (r"\boxed{a\\b}", r"a\\b"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{1} then \boxed{2", "1"),
+        (r"\boxed{1} then \boxed{\frac{2}{3}", "1"),
+        (r"\boxed{\boxed{7}}", "7"),
+        (r"\boxed{x = \boxed{7}}", "7"),
+        (r"\boxed{\boxed{7}", "7"),
+        (r"\fbox{5}", "5"),
+        (r"\boxed 5", "5"),
+        (r"$\boxed 5$", "5"),
+        (r"\boxed 5 or \boxed{6}", "6"),
+        (r"first\\\boxed{5}", "5"),
+        (r"\\boxed{5}", "5"),
+        (r"{unbalanced \boxed{5}", "5"),
+        (r"unbalanced} \boxed{5}", "5"),
+        ("\\boxed{a\nb}", "a\nb"),
+        (r"\boxed{}", None),
+        (r"\boxed{ }", None),
+        (r"\boxed", None),
+        (r"\boxed{", None),
+        (r"boxed{5}", None),
+        (r"\boxedfoo{5}", None),
+        (r"\boxed5", None),
+        ("5", None),
+        ("", None),
+    ],
+)
+def test_boxed(text: str, expected: str | None) -> None:
+    assert boxed(text) == expected
+
+
+def nested(braces: Any) -> Any:
+    return st.tuples(braces, braces).map(lambda pair: f"{{{pair[0]}}}x{pair[1]}")
+
+
+@given(st.text("ab \\{}$"), st.recursive(st.text("ab", min_size=1), nested), st.text("ab {\\$"))
+def test_whatever_is_around_a_box_it_is_found(before: str, content: str, after: str) -> None:
+    assert boxed(f"{before} \\boxed{{{content}}}. {after}") == content
+
+
+@given(st.text("\\boxedf{} 1\n"))
+def test_boxed_takes_any_text(text: str) -> None:
+    found = boxed(text)
+    assert found is None or (found.strip() == found != "" and found in text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lambda n: "\\boxed{" * n,
+        lambda n: "\\boxed{" * n + "}" * n,
+        lambda n: "\\boxed{1}" * n,
+        lambda n: "\\boxed{" + "{" * n + "}" * n + "}",
+        lambda n: "\\boxed{" * n + "x" * n + "}" * n,
+        lambda n: "\\" * n,
+        lambda n: "\\boxed" + " " * n,
+        lambda n: "\\boxed " * n,
+        lambda n: "}" * n + "{" * n,
+        lambda n: "\\boxed{" + "\\boxed{1}" * n + "}",
+    ],
+)
+def test_boxed_is_linear(text: Callable[[int], str]) -> None:
+    # Ten times the text would take a hundred times as long, were it quadratic.
+    def seconds(n: int) -> float:
+        subject = text(n)
+        return min(timed(boxed, subject) for _ in range(3))
+
+    assert seconds(30_000) < 40 * seconds(3_000) + 0.01
+
+
+def timed(function: Callable[[str], Any], argument: str) -> float:
+    import time
+
+    started = time.process_time()
+    function(argument)
+    return time.process_time() - started
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "expected"),
+    [
+        ("boxed", r"\boxed{5}", "5"),
+        (r"regex:answer: (\d+)", "answer: 1, no, answer: 2", "2"),
+        (r"regex:answer: \d+", "answer: 1", "answer: 1"),
+        (r"regex:(\w+) is (?P<answer>\d+)", "this is 5", "5"),
+        (r"regex:(a)?b", "b", None),
+        (r"regex:answer: (\d*)", "answer: ", None),
+        ("regex:nothing", "something", None),
+        (re.compile("ANSWER: (.*)", re.IGNORECASE), "answer:  5 ", "5"),
+        (str.upper, " yes ", "YES"),
+        (lambda _: None, "text", None),
+        (lambda _: "  ", "text", None),
+    ],
+)
+def test_extractors(spec: Any, text: str, expected: str | None) -> None:
+    assert extractor(spec)(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("box", InvalidInput, 'answer=\'box\': must be "boxed", "regex:..." or a callable'),
+        ("", InvalidInput, "answer=''"),
+        ("regex:(", InvalidInput, r"answer='regex:\(' is no regular expression: .*position 0"),
+        (None, InvalidType, "answer=None: must be"),
+        (3, InvalidType, "answer=3: must be"),
+        (re.compile(b"5"), InvalidType, "must be one on str"),
+    ],
+)
+def test_wrong_extractors(spec: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        extractor(spec)
+
+
+def test_a_callable_that_returns_something_else() -> None:
+    with pytest.raises(InvalidType, match="the answer extractor returned 5: must be a str or None"):
+        extractor(lambda _: 5)("text")
+
+
+# ---- normalisation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (r"\dfrac12", r"\frac{1}{2}"),
+        (r"\tfrac{1}{2}", r"\frac{1}{2}"),
+        (r"\frac 1 2", r"\frac{1}{2}"),
+        (r"\frac{1}{2}.", r"\frac{1}{2}"),
+        (r"\frac123", r"\frac123"),
+        (r"\sqrt2", r"\sqrt{2}"),
+        ("1,234,567.50", "1234567.5"),
+        ("1{,}234", "1234"),
+        (r"1\,234", "1234"),
+        ("1,2", "1,2"),
+        ("1, 2", "1,2"),
+        ("1, 234", "1, 234"),
+        ("1 ,234", "1, 234"),
+        ("$1, 234$", "1, 234"),
+        (r"$\text{1, 234}$", "1, 234"),
+        (r"1,\,234", "1, 234"),
+        (r"1,\quad 234", "1, 234"),
+        ("1,234, 567", "1,234, 567"),
+        ("(1, 234)", "(1,234)"),
+        (r"\left( 1 , 2 \right]", "(1,2]"),
+        ("[1,2]", "[1,2]"),
+        (r"\{1, 2\}", r"\{1,2\}"),
+        ("0,5", "0,5"),
+        ("1,00", "1,00"),
+        ("01", "1"),
+        ("1.0", "1"),
+        (".50", "0.5"),
+        ("5.", "5"),
+        ("-0.0", "0"),
+        ("-0.10", "-0.1"),
+        ("−3", "-3"),
+        ("- 3", "-3"),
+        ("+5", "5"),
+        ("$5", "5"),
+        (r"\$5", "5"),
+        (r"$\$1,234.00$", "1234"),
+        (r"-\$5", "-5"),
+        (r"\$x", r"\$x"),
+        ("€5", "€5"),
+        ("50 \\%", "50%"),
+        ("$$5$$", "5"),
+        (r"\(5\)", "5"),
+        (r"\[ 5 \]", "5"),
+        (r"\(1\), \(2\)", r"\(1\),\(2\)"),
+        ("$x$ and $y$", "$x$and$y$"),
+        ("**5**", "5"),
+        (r"\textbf{(B)}", "B"),
+        ("( B )", "B"),
+        ("B.", "B"),
+        (r"90^\circ", "90"),
+        (r"90^{\circ}", "90"),
+        ("90°", "90"),
+        (r"2 \cdot 3", "2*3"),
+        (r"\leftarrow x", r"\leftarrow x"),
+        (r"5\text{ cm}", r"5\text{cm}"),
+        (r"5 \text{cm}", r"5\text{cm}"),
+        ("x = 5", "x=5"),
+        ("Yes", "Yes"),
+        ("3:15", "3:15"),
+        ("12 3", "12 3"),
+        ("...", "."),
+        ("$", "$"),
+    ],
+)
+def test_normalise(answer: str, expected: str) -> None:
+    assert normalise(answer) == expected
+
+
+@given(st.text("0123 ,.-+$\\{}()%ab"))
+def test_normalising_twice_changes_nothing(answer: str) -> None:
+    assert normalise(normalise(answer)) == normalise(answer)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=4))
+def test_the_value_of_a_number_is_kept(number: Any) -> None:
+    assert float(normalise(f"$ {number:+,} $")) == float(number)
+
+
+# ---- which are the same --------------------------------------------------------------------------
+
+EQUAL = [
+    ("0.5", "1/2"),
+    (".50", r"\dfrac12"),
+    ("-1/2", r"\frac{-1}{2}"),
+    ("2/4", r"\frac12"),
+    ("1 1/2", "3/2"),
+    (r"-1\frac{1}{2}", "-1.5"),
+    ("1e3", "1,000"),
+    ("1.5E-3", "0.0015"),
+    (r"\$5", "5.00"),
+    ("50%", "0.5"),
+    (r"50\%", "50"),
+    ("12.5%", "1/8"),
+    ("yes", "Yes"),
+    (r"\text{True}", "true"),
+    ("No solution.", "no  solution"),
+    ("(B)", "B"),
+    ("(1, 2)", "(1,2)"),
+]
+DIFFERENT = [
+    ("5", "-5"),
+    ("1/2", "2"),
+    ("1/0", "0"),
+    ("1 1/2", "11/2"),
+    ("0.333", "1/3"),
+    ("1,2", "12"),
+    ("1, 234", "1234"),
+    ("(1,2)", "[1,2]"),
+    ("(1,2)", "(2,1)"),
+    ("(1,234)", "1234"),
+    ("500%", "50"),
+    ("yes", "no"),
+    ("A", "B"),
+    ("BAC", "CAB"),
+    ("listen", "silent"),
+    ("dog bites man", "man bites dog"),
+    ("x=5", "x=6"),
+    ("x=5", "y=5"),
+    ("123456789012345678901234567890", "123456789012345678901234567891"),
+    ("3:15", "3:16"),
+    ("12:30", "1230"),
+]
+
+
+@pytest.mark.parametrize("math", [False, "auto"])
+@pytest.mark.parametrize(("a", "b"), EQUAL)
+def test_the_same_without_algebra(a: str, b: str, math: Any) -> None:
+    assert same(a, b, math=math)
+    assert same(b, a, math=math)
+
+
+@pytest.mark.parametrize("math", [False, "auto"])
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different(a: str, b: str, math: Any) -> None:
+    assert not same(a, b, math=math)
+    assert not same(b, a, math=math)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (r"\sqrt{4}", "2"),
+        ("(x+1)^2", "x^2+2x+1"),
+        ("2xy", "2yx"),
+        (r"1.5 \times 10^3", "1500"),
+        (r"\sin x \cos x", r"\cos x \sin x"),
+        (r"\{1,2\}", r"\{2,1\}"),
+        ("x=5", "5"),
+        ("x=1 or x=2", "1,2"),
+        (r"5\text{ cm}", "5"),
+        ("x<5", r"(-\infty,5)"),
+    ],
+)
+def test_the_same_by_algebra(a: str, b: str) -> None:
+    assert same(a, b, math=True)
+    assert same(b, a, math=True)
+    assert not same(a, b, math=False)
+
+
+# ---- the book ------------------------------------------------------------------------------------
+
+
+def test_the_first_seen_represents_all_that_are_the_same() -> None:
+    book = AnswerBook()
+    assert book.canonical(" .50 ") == ".50"
+    for answer in ("0.5", "1/2", r"$\frac{1}{2}$", r"\dfrac12", "2/4", r"\frac{\sqrt{4}}{4}"):
+        assert book.canonical(answer) == ".50"
+    assert book.canonical("0.51") == "0.51"
+
+
+@pytest.mark.parametrize("answer", [None, "", " \n"])
+def test_nothing_is_no_answer(answer: str | None) -> None:
+    assert AnswerBook().canonical(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (["50%", "50", "0.5"], ["50%", "50%", "0.5"]),
+        (["50%", "0.5", "50"], ["50%", "50%", "50"]),
+        (["0.5", "50%", "50"], ["0.5", "0.5", "50"]),
+        (["50", "0.5", "50%"], ["50", "0.5", "50"]),
+        (["50%", "5000%", "50"], ["50%", "5000%", "50%"]),
+    ],
+)
+@pytest.mark.parametrize("math", [True, False])
+def test_a_percentage_does_not_make_two_numbers_one(
+    seen: list[str], expected: list[str], math: bool
+) -> None:
+    book = AnswerBook(math=math)
+    assert [book.canonical(answer) for answer in seen] == expected
+    assert [book.canonical(answer) for answer in seen] == expected
+
+
+def test_thousands_of_traces_cost_few_comparisons() -> None:
+    book = AnswerBook()
+    formulas = [r"\sqrt{2}", r"2\sqrt{2}", r"\pi", "x+1", r"\frac{\sqrt{2}}{3}"]
+    spellings = ["{}", "${}$", " {}.", r"\({}\)"]
+    numbers = [f"{n}.0" for n in range(20)]
+    for _ in range(200):
+        for formula in formulas:
+            for spelling in spellings:
+                assert book.canonical(spelling.format(formula)) == formula
+        for number in numbers:
+            assert book.canonical(number) == number
+            assert book.canonical(number.removesuffix(".0")) == number
+        assert book.canonical("No idea") == "No idea"
+    assert book.comparisons == 4 + 3 + 2 + 1 + 5 * len(numbers)
+    assert book.timeouts == 0
+
+
+def test_numbers_and_words_are_never_compared() -> None:
+    book = AnswerBook()
+    for n in range(100):
+        book.canonical(f"{n}/7")
+        book.canonical(f"{n}%")
+        book.canonical("word" + "s" * n)
+    assert book.comparisons == 0
+
+
+def test_without_algebra_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Comparer, "same", None)
+    book = AnswerBook(math=False)
+    assert book.canonical(r"\sqrt{4}") == r"\sqrt{4}"
+    assert book.canonical("2") == "2"
+    assert book.comparisons == 0
+
+
+def test_a_comparison_that_hangs_times_out_and_the_next_one_works() -> None:
+    book = AnswerBook(timeout=1.0)
+    assert book.canonical("7+x") == "7+x"
+    assert book.canonical("7") == "7"
+    assert book.canonical(HANGS) == HANGS
+    assert book.timeouts == 2
+    for n in range(20):
+        assert book.canonical(f"x+{n}+1") == ("7+x" if n == 6 else f"x+{n}+1")
+    assert book.canonical(f"${HANGS}$") == HANGS
+    assert book.timeouts == 2
+
+
+def test_an_answer_that_hangs_does_so_once_even_if_it_came_first() -> None:
+    book = AnswerBook(timeout=1.0)
+    others = ["8^{8^{8^{9}}}", "7", "8", "9", r"\sqrt{49}"]
+    found = [book.canonical(answer) for answer in (HANGS, *others)]
+    assert found[0] == HANGS
+    assert found[2:] == ["7", "8", "9", "7"]
+    assert 0 < book.timeouts <= 4
+
+
+def test_math_needs_math_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtra, match=r"math-verify.*pip install 'deepconf-rs\[math\]'"):
+        AnswerBook(math=True)
+    book = AnswerBook()
+    assert book.canonical(r"\sqrt{4}") == r"\sqrt{4}"
+    assert book.canonical("2") == "2"
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
+def test_a_timeout_that_is_none(timeout: float) -> None:
+    with pytest.raises(InvalidInput, match=f"timeout={timeout}: must be above 0 seconds"):
+        AnswerBook(timeout=timeout)
+
+
+def test_math_is_one_of_three() -> None:
+    with pytest.raises(InvalidInput, match="math='yes'"):
+        AnswerBook(math="yes")  # type: ignore[arg-type]
+
+
+def test_a_book_under_threads() -> None:
+    book = AnswerBook()
+    forms = [r"\sqrt{4}+{}", "2+{}", "{}+2", r"\frac{4}{2}+{}"]
+    questions = [f.replace("{}", f"x^{n}") for f in forms for n in range(2, 6)] * 25
+    barrier = threading.Barrier(8)
+
+    def ask(worker: int) -> list[str | None]:
+        barrier.wait()
+        mine = questions[worker * 7 :] + questions[: worker * 7]
+        return [book.canonical(answer) for answer in mine]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [set(answers) for answers in pool.map(ask, range(8))]
+    assert all(len(one) == 4 for one in found)
+    assert len(set.union(*found)) == 4
+
+
+# ---- the process that compares -------------------------------------------------------------------
+
+
+@pytest.fixture
+def comparer() -> Any:
+    comparer = Comparer()
+    yield comparer
+    comparer.close()
+
+
+def test_a_process_that_died_is_started_anew(comparer: Comparer) -> None:
+    assert comparer.same("x+1", "1+x", 20.0) is True
+    assert comparer._process is not None
+    comparer._process.kill()
+    comparer._process.wait()
+    assert comparer.same("x+1", "2+x", 20.0) is False
+    comparer.close()
+    assert comparer.same("x+1", "1+x", 20.0) is True
+
+
+def test_a_process_that_does_not_start_is_no_verdict(
+    comparer: Comparer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert comparer.same("x+1", "1+x", 20.0) is None
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert comparer.same("x+1", "1+x", 20.0) is None
+
+
+def test_a_comparison_that_is_interrupted_leaves_no_reply_behind(comparer: Comparer) -> None:
+    assert comparer.same("x", "x", 20.0) is True
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        comparer.same(HANGS, "7", 20.0)
+    timer.join()
+    assert comparer.same("x+1", "1+x", 20.0) is True
+    assert comparer.same("x+1", "2+x", 20.0) is False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_gets_a_process_of_its_own(comparer: Comparer) -> None:
+    assert comparer.same("x+1", "1+x", 20.0) is True
+    assert comparer._process is not None
+    parents = comparer._process.pid
+    child = os.fork()
+    if child == 0:
+        right = False
+        try:
+            comparer.close()
+            right = comparer.same("x+1", "2+x", 20.0) is False
+            assert comparer._process.pid != parents
+            comparer.close()
+        except BaseException:
+            right = False
+        finally:
+            os._exit(0 if right else 1)
+    for _ in range(50):
+        assert comparer.same("x+1", "1+x", 20.0) is True
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("answer", ["\\frac{", "$$", "\n", '"', "\ud800", "x" * 5_000, "{" * 500])
+def test_what_cannot_be_understood_equals_only_itself(answer: str) -> None:
+    book = AnswerBook(timeout=20.0)
+    assert book.canonical("x+1") == "x+1"
+    assert book.canonical(answer) != "x+1"
+    assert book.canonical("1+x") == "x+1"
+    assert book.timeouts == 0

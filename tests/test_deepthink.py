@@ -1,0 +1,834 @@
+"""Thinking with confidence, on recorded traces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import deepconf
+import numpy as np
+import pytest
+from deepconf import DeepThink, Policy, Result
+from deepconf.answers import AnswerBook
+from deepconf.engines.base import Chunk
+from deepconf.errors import (
+    EngineError,
+    InvalidInput,
+    InvalidType,
+    MissingExtra,
+    SignalNeverArmed,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recorded_engine import Recorded, RecordedEngine, recorded
+
+SMALL = {"window": 4, "tail": 4}
+QUICK, SLOW = 0.0, 30.0
+
+# ---- helpers -------------------------------------------------------------------------------------
+
+
+def low(**changes: Any) -> Policy:
+    return Policy.low(**{"budget": 8, "warmup": 4, "stop": "budget", **SMALL, **changes})
+
+
+def offline(**changes: Any) -> Policy:
+    return Policy.offline(**{"budget": 8, **SMALL, **changes})
+
+
+def run(
+    policy: Policy, traces: Any, *, thinking: dict[str, Any] | None = None, **engine: Any
+) -> Result:
+    with RecordedEngine(traces, base_seed=policy.seed, **engine) as recording:
+        return DeepThink(recording, policy, **thinking or {}).run("?")
+
+
+def dip(at: int, answer: str = "7", *, tokens: int = 40, level: float = 9.0) -> Recorded:
+    """A sure trace that is unsure of one token."""
+    values, text, reason = recorded(level, answer, tokens=tokens)
+    values[at] = 1.0
+    return values, text, reason
+
+
+def statuses(result: Result) -> list[str]:
+    return [trace.status for trace in result.traces]
+
+
+def groups(confidence: np.ndarray, window: int) -> np.ndarray:
+    """Means of complete windows, float64."""
+    rows = np.lib.stride_tricks.sliding_window_view(confidence.astype(np.float64), window)
+    return rows.mean(axis=1)
+
+
+def lowest(confidence: np.ndarray, window: int) -> float:
+    if len(confidence) == 0:
+        return float("nan")
+    return float(groups(confidence, min(window, len(confidence))).min())
+
+
+class Deaf(RecordedEngine):
+    """Generates on for a while after it was asked to abort: `abort` takes that many seconds."""
+
+    takes = 0.3
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        await asyncio.sleep(self.takes)
+        await super().abort(request_ids)
+
+
+# ---- the result ----------------------------------------------------------------------------------
+
+
+def test_what_a_result_says() -> None:
+    policy = low(seed=100, keep=0.5, window=4, tail=2)
+    traces = [recorded(5.0 + i, "1/2" if i % 2 else "0.5", tokens=10 + i) for i in range(8)]
+    traces[6] = dip(20, "3", level=20.0)
+    result = run(policy, traces, chunk=3)
+    assert result.question == "?"
+    assert result.model == "recorded"
+    assert result.policy == policy
+    assert result.threshold == 6.5
+    assert result.reason == "budget"
+    assert result.unarmed is None
+    assert result.answer == "0.5"
+    assert result.vote.ballots == {"0.5": 7.0 + 8.0 + 9.0 + 10.0 + 12.0, "3": 15.25}
+    assert result.vote.num_voters == 6
+    assert not result.vote.fallback
+    assert [trace.trace for trace in result.traces] == list(range(8))
+    assert [trace.seed for trace in result.traces] == list(range(100, 108))
+    assert [trace.voted for trace in result.traces] == [False] * 2 + [True] * 6
+    assert statuses(result) == ["finished"] * 8
+    for trace, (values, text, _) in zip(result.traces, traces, strict=True):
+        assert trace.answer == ("3" if trace.trace == 6 else "0.5")
+        assert trace.text == text
+        assert trace.num_tokens == len(values) == len(trace.confidence)
+        assert trace.confidence.dtype == np.float32
+        np.testing.assert_array_equal(trace.confidence, values)
+        assert trace.scores.lowest_group == lowest(values, 4)
+        assert trace.scores.mean == pytest.approx(values.mean(), rel=1e-6)
+        assert trace.scores.tail == values[-2:].mean()
+        assert trace.stop_token is None
+        assert trace.error is None
+    assert "'0.5'" in repr(result)
+    assert "6 of 8 traces voted" in repr(result)
+
+
+def test_timing() -> None:
+    traces = [recorded(9.0, "7")] * 4 + [recorded(9.0, "7")] * 4
+    delays = [0.05] * 4 + [0.1] * 4
+    online = run(low(), traces, delays=delays).timing
+    assert online.warmup >= 0.15
+    assert online.sampling >= 0.3
+    assert 0 <= online.drain < 5
+    assert online.total == online.warmup + online.sampling + online.drain
+    assert run(offline(), traces, delays=delays).timing.warmup == 0
+    with RecordedEngine(traces, delays=delays) as recording:
+        think = DeepThink(recording, low())
+        cancelled = interrupted(lambda: think.run("?"), 0.05)
+    assert 0.04 < cancelled.timing.warmup < 5
+    assert cancelled.timing.sampling == 0
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_decision_is_that_of_the_definition(data: Any) -> None:
+    window = data.draw(st.integers(1, 6))
+    keep = data.draw(st.sampled_from([0.1, 0.5, 0.9]))
+    chunk = data.draw(st.integers(1, 9))
+    confidence = st.lists(st.integers(64, 640), max_size=24).map(
+        lambda numbers: np.array(numbers, np.float32) / 64
+    )
+    one = st.tuples(confidence, st.sampled_from(["a", "b", None]), st.booleans())
+    drawn = data.draw(st.lists(one, min_size=8, max_size=8))
+    traces = [
+        (values, "" if answer is None else f"\\boxed{{{answer}}}", "finished" if ends else "length")
+        for values, answer, ends in drawn
+    ]
+    policy = low(window=window, keep=keep, min_ballots=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SignalNeverArmed)
+        result = run(policy, traces, chunk=chunk)
+
+    warm = [lowest(v, window) for v, _, ends in drawn[:4] if ends and len(v)]
+    if warm:
+        assert result.threshold == pytest.approx(np.percentile(warm, 100 * (1 - keep)), rel=1e-12)
+    else:
+        assert result.threshold is None
+    s = result.threshold
+    votes: list[tuple[int, str, float, bool]] = []
+    for i, (trace, (values, answer, ends)) in enumerate(zip(result.traces, drawn, strict=True)):
+        below = []
+        if s is not None and i >= 4 and len(values) >= window:
+            below = np.flatnonzero(groups(values, window) < s)
+        if len(below):
+            stop = below[0] + window - 1
+            assert (trace.status, trace.stop_token) == ("stopped", stop)
+            assert trace.num_tokens == min(len(values), (stop // chunk + 1) * chunk)
+            np.testing.assert_array_equal(trace.confidence, values[: trace.num_tokens])
+            assert trace.scores.num_tokens == stop + 1
+            assert trace.scores.lowest_group == lowest(values[: stop + 1], window)
+            continue
+        assert (trace.status, trace.stop_token) == ("finished" if ends else "length", None)
+        assert trace.answer == answer
+        np.testing.assert_array_equal(trace.confidence, values)
+        if ends and answer is not None and len(values):
+            weight = lowest(values, window)
+            votes.append((i, answer, weight, s is None or weight >= s))
+    fallback = sum(kept for *_, kept in votes) < 2
+    if not fallback:
+        votes = [vote for vote in votes if vote[-1]]
+    ballots: dict[str, float] = {}
+    for _, answer, weight, _ in votes:
+        ballots[answer] = ballots.get(answer, 0.0) + weight
+    assert [trace.trace for trace in result.traces if trace.voted] == [i for i, *_ in votes]
+    assert result.vote.ballots == pytest.approx(ballots)
+    assert result.vote.num_voters == len(votes)
+    most = max(ballots.values(), default=None)
+    assert result.answer == next((a for a, weight in ballots.items() if weight == most), None)
+    generated = [trace.num_tokens for trace in result.traces]
+    assert result.tokens.generated == sum(generated)
+    assert result.tokens.warmup == sum(generated[:4])
+
+
+def test_a_run_can_be_repeated() -> None:
+    random = np.random.default_rng(5)
+    answers = ["0.5", "1/2", ".50", r"\frac12", "3"]
+    traces = [
+        (random.gamma(4.0, 2.0, 50).astype(np.float32), f"\\boxed{{{answers[i % 5]}}}", "finished")
+        for i in range(32)
+    ]
+    policy = low(budget=32, warmup=8, keep=0.9, concurrency=5)
+    runs = [run(policy, traces).summary() for _ in range(4)]
+    for summary in runs:
+        del summary["seconds"]
+    assert runs[0]["reason"] == "budget"
+    assert runs[1:] == runs[:1] * 3
+
+
+# ---- tokens --------------------------------------------------------------------------------------
+
+
+def test_every_token_counts() -> None:
+    traces = [recorded(9.0, "7", tokens=20)] * 3 + [recorded(9.0, "7", tokens=32, reason="length")]
+    traces += [dip(at, tokens=100) for at in (9, 21, 99)] + [recorded(9.0, "7", tokens=60)]
+    result = run(low(), traces, chunk=8)
+    stopped = ["stopped"] * 3
+    assert statuses(result) == ["finished"] * 3 + ["length", *stopped, "finished"]
+    assert [trace.stop_token for trace in result.traces[4:]] == [9, 21, 99, None]
+    generated = [20, 20, 20, 32, 16, 24, 100, 60]
+    assert [trace.num_tokens for trace in result.traces] == generated
+    tokens = result.tokens
+    assert tokens.generated == sum(generated)
+    assert tokens.warmup == 92
+    assert tokens.after_stop == 6 + 2 + 0
+    assert tokens.baseline == 8 * 92 / 4
+    assert tokens.saved == tokens.baseline - tokens.generated
+    assert tokens.compared_with == (
+        "the budget of 8 traces at 23.0 tokens each, the mean of the 4 warmup traces that ran to "
+        "their end"
+    )
+
+
+def test_offline_is_compared_with_itself() -> None:
+    tokens = run(offline(), [recorded(9.0, "7", tokens=10 + i) for i in range(8)]).tokens
+    assert tokens.baseline == tokens.generated == sum(range(10, 18))
+    assert (tokens.warmup, tokens.after_stop, tokens.saved) == (0, 0, 0)
+    assert "the 8 traces that ran to their end" in tokens.compared_with
+
+
+def test_without_a_whole_trace_nothing_was_saved_for_sure() -> None:
+    traces = [recorded(9.0, "7", reason="failed")] * 4 + [recorded(9.0, "7")] * 4
+    with pytest.warns(SignalNeverArmed, match="none of the 4 warmup traces ended by itself"):
+        tokens = run(low(), traces).tokens
+    assert tokens.baseline is None
+    assert tokens.saved is None
+    assert tokens.compared_with == "nothing: none of the warmup traces ran to its end"
+
+
+# ---- how a run ends ------------------------------------------------------------------------------
+
+
+def test_consensus_aborts_the_rest() -> None:
+    traces = [recorded(9.0, "7", tokens=16)] * 8
+    with RecordedEngine(traces, delays=[QUICK] * 6 + [SLOW] * 2) as recording:
+        result = DeepThink(recording, low(stop="consensus", warmup=5, min_ballots=6)).run("?")
+        assert recording.running == 0
+    assert (result.reason, result.answer) == ("consensus", "7")
+    assert statuses(result) == ["finished"] * 6 + ["aborted"] * 2
+    assert [name.rsplit("-", 1)[1] for name in recording.aborted] == ["6", "7"]
+    assert [trace.voted for trace in result.traces] == [True] * 6 + [False] * 2
+    assert result.tokens.generated == 6 * 16
+    assert result.timing.total < SLOW / 2
+
+
+def test_consensus_in_the_warmup_launches_nothing_more() -> None:
+    with RecordedEngine([recorded(9.0, "7")] * 8) as recording:
+        result = DeepThink(recording, low(stop="consensus")).run("?")
+        assert recording.aborted == []
+    assert (result.reason, len(result.traces)) == ("consensus", 4)
+    assert result.tokens.baseline == 8 * 24
+    assert result.tokens.saved == 4 * 24
+
+
+def test_certain_ends_when_nothing_can_change() -> None:
+    traces = [recorded(9.0, "7")] * 5 + [recorded(9.0, "8")] * 3
+    delays = [QUICK] * 5 + [SLOW] * 3
+    policy = offline(keep=1.0, weight="majority", stop="certain")
+    result = run(policy, traces, delays=delays)
+    assert (result.reason, result.answer) == ("certain", "7")
+    assert statuses(result) == ["finished"] * 5 + ["aborted"] * 3
+
+
+def test_tokens_that_come_after_the_abort_count() -> None:
+    traces = [recorded(9.0, "7", tokens=4)] * 4 + [recorded(9.0, "8", tokens=400)] * 4
+    with Deaf(traces, chunk=4, delays=[QUICK] * 4 + [0.01] * 4) as recording:
+        result = DeepThink(recording, offline(stop="consensus", min_ballots=4, keep=1.0)).run("?")
+    assert statuses(result) == ["finished"] * 4 + ["aborted"] * 4
+    assert result.tokens.generated == sum(len(trace.confidence) for trace in result.traces)
+    assert all(4 < trace.num_tokens < 400 for trace in result.traces[4:])
+    assert result.timing.drain >= Deaf.takes / 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8, 20])
+def test_budget_and_concurrency_are_respected(concurrency: int) -> None:
+    with RecordedEngine([recorded(9.0, "7")] * 99) as recording:
+        result = DeepThink(recording, offline(concurrency=concurrency)).run("?")
+        assert recording.most_running == min(concurrency, 8)
+    assert len(result.traces) == 8
+
+
+@pytest.mark.parametrize("preset", Policy.presets())
+def test_every_preset_runs(preset: str) -> None:
+    kind = {} if preset == "offline" else {"warmup": 4}
+    policy = Policy.preset(preset, budget=12, **SMALL, **kind)
+    traces = [recorded(5.0 + 0.1 * i, "7") for i in range(10)] + [dip(5), dip(9)]
+    result = run(policy, traces)
+    assert result.answer == "7"
+    assert result.reason in ("budget", "consensus")
+    assert result.threshold is not None
+    json.dumps(result.summary(), allow_nan=False)
+
+
+def test_traces_shorter_than_the_window_are_said_loudly() -> None:
+    with pytest.warns(SignalNeverArmed, match="window of 50 tokens .the longest has 24.") as seen:
+        result = run(low(window=50), [recorded(9.0, "7")] * 8)
+    assert [warning.filename for warning in seen] == [__file__]
+    assert result.unarmed == str(seen[0].message)
+    assert all(trace.scores.short for trace in result.traces)
+    assert result.answer == "7"
+
+
+def test_the_warning_is_of_the_line_that_asked() -> None:
+    with RecordedEngine([recorded(9.0, "7")] * 8) as recording:
+        think = DeepThink(recording, low(window=50))
+        with pytest.warns(SignalNeverArmed) as seen:
+            think.run("?")
+    assert [warning.filename for warning in seen] == [__file__]
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_a_trace_that_fails_costs_no_other() -> None:
+    traces = [recorded(9.0, "7")] * 8
+    traces[1] = traces[6] = recorded(9.0, "8", tokens=20, reason="failed")
+    result = run(low(), traces, chunk=8)
+    assert Counter(statuses(result)) == {"finished": 6, "failed": 2}
+    assert result.answer == "7"
+    assert result.vote.num_voters == 6
+    for trace in (result.traces[1], result.traces[6]):
+        assert trace.error is not None
+        assert "was recorded as failed" in trace.error
+        assert (trace.answer, trace.num_tokens, trace.voted) == (None, 16, False)
+    assert result.tokens.generated == 6 * 24 + 2 * 16
+
+
+def test_when_all_fail_there_is_no_result() -> None:
+    with pytest.raises(EngineError, match=r"every trace failed, the first with: request .*-0 was"):
+        run(low(), [recorded(9.0, "7", reason="failed")] * 8)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e6])
+def test_a_confidence_that_cannot_be_costs_its_trace_only(bad: float) -> None:
+    traces = [recorded(9.0, "7", tokens=24) for _ in range(8)]
+    traces[2][0][13] = traces[7][0][13] = bad
+    result = run(low(), traces, chunk=4)
+    assert Counter(statuses(result)) == {"finished": 6, "failed": 2}
+    for trace in (result.traces[2], result.traces[7]):
+        assert trace.error is not None
+        assert re.search(rf"trace {trace.trace}\b.* 13\b", trace.error)
+        assert trace.num_tokens == 16
+        np.testing.assert_array_equal(trace.confidence, np.full(12, 9.0))
+    assert result.answer == "7"
+    assert result.tokens.generated == 6 * 24 + 2 * 16
+    assert result.to_arrow().num_rows == 8
+
+
+def test_a_confidence_that_cannot_be_after_the_abort_costs_nothing() -> None:
+    traces = [recorded(9.0, "7", tokens=4)] * 4 + [recorded(9.0, "8", tokens=160) for _ in "1234"]
+    for values, *_ in traces[4:6]:
+        values[-1] = np.nan
+    with Deaf(traces, chunk=4, delays=[QUICK] * 4 + [0.01] * 4) as recording:
+        recording.takes = 1.5
+        result = DeepThink(recording, offline(stop="consensus", min_ballots=4, keep=1.0)).run("?")
+    assert statuses(result) == ["finished"] * 4 + ["aborted"] * 4
+    assert result.answer == "7"
+    assert all(np.isnan(trace.scores.mean) for trace in result.traces[4:6])
+    assert [trace.scores.mean for trace in result.traces[6:]] == [9.0, 9.0]
+    json.dumps(result.summary(), allow_nan=False)
+
+
+def test_an_extractor_that_raises_costs_that_answer_only() -> None:
+    def extract(text: str) -> str:
+        if "13" in text:
+            raise KeyError("unlucky")
+        return text.rsplit("{", 1)[1].rstrip("}")
+
+    traces = [recorded(9.0, "13" if i in (1, 5) else "7") for i in range(8)]
+    with pytest.warns(RuntimeWarning, match=r"could not be extracted: KeyError\('unlucky'\)"):
+        result = run(low(), traces, thinking={"answer": extract})
+    assert statuses(result) == ["finished"] * 8
+    assert result.answer == "7"
+    assert result.vote.num_voters == 6
+    for trace in (result.traces[1], result.traces[5]):
+        assert trace.answer is None
+        assert trace.error == "the answer could not be extracted: KeyError('unlucky')"
+
+
+def test_an_extractor_that_returns_something_else_is_said_loudly() -> None:
+    with pytest.warns(RuntimeWarning, match="the answer extractor returned 5: must be a str"):
+        result = run(low(), [recorded(9.0, "7")] * 8, thinking={"answer": lambda _: 5})
+    assert statuses(result) == ["finished"] * 8
+    assert result.answer is None
+    assert result.vote.num_voters == 0
+
+
+def test_a_callback_that_raises_costs_nothing() -> None:
+    called: list[str] = []
+
+    def on_trace(status: str) -> None:
+        called.append(status)
+        raise RuntimeError(f"number {len(called)}")
+
+    with pytest.warns(
+        RuntimeWarning, match="on_trace failed, the first time with: .*number 1"
+    ) as w:
+        result = run(low(), [recorded(9.0, "7")] * 8, thinking={"on_trace": on_trace})
+    assert len(w) == 1
+    assert called == statuses(result) == ["finished"] * 8
+    assert result.answer == "7"
+
+
+def test_a_callback_hears_of_every_trace() -> None:
+    traces = [recorded(9.0, "7")] * 4 + [dip(9), recorded(9.0, "7", reason="failed")]
+    traces += [recorded(9.0, "7", reason="length"), recorded(9.0, None)]
+    called: list[str] = []
+    result = run(low(), traces, thinking={"on_trace": called.append})
+    assert Counter(called) == Counter(statuses(result))
+    assert set(called) == {"finished", "stopped", "failed", "length"}
+
+
+def test_an_abort_that_fails_costs_nothing() -> None:
+    class Refusing(RecordedEngine):
+        async def abort(self, request_ids: Sequence[str]) -> None:
+            raise EngineError("no")
+
+    traces = [recorded(9.0, "7")] * 4 + [dip(9)] * 4
+    with Refusing(traces) as recording:
+        result = DeepThink(recording, low()).run("?")
+    assert statuses(result) == ["finished"] * 4 + ["stopped"] * 4
+    assert [trace.num_tokens for trace in result.traces[4:]] == [40] * 4
+
+
+def test_an_engine_that_forgets_to_say_why_is_a_failure_of_the_trace() -> None:
+    class Silent(RecordedEngine):
+        async def stream(self, *args: Any, **options: Any) -> AsyncIterator[Chunk]:
+            async for chunk in super().stream(*args, **options):
+                if chunk.finish_reason is None:
+                    yield chunk
+
+    with (
+        Silent([recorded(9.0, "7")] * 8) as recording,
+        pytest.raises(EngineError, match="ended trace 0 without saying why"),
+    ):
+        DeepThink(recording, low()).run("?")
+
+
+def test_a_defect_in_an_engine_is_not_waited_on() -> None:
+    class Broken(RecordedEngine):
+        async def stream(self, *args: Any, **options: Any) -> AsyncIterator[Chunk]:
+            async for chunk in super().stream(*args, **options):
+                if options["seed"] == 2:
+                    raise ZeroDivisionError("a defect")
+                yield chunk
+
+    with Broken([recorded(9.0, "7")] * 8, delays=[QUICK] * 3 + [SLOW] * 5) as recording:
+        with pytest.raises(ZeroDivisionError, match="a defect"):
+            DeepThink(recording, low()).run("?")
+        assert recording.aborted[-1].endswith("-3")
+
+
+def test_an_engine_closed_meanwhile_is_an_engine_error() -> None:
+    class Closing(RecordedEngine):
+        def cancel_all(self) -> None:
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+
+    with Closing([recorded(9.0, "7")] * 8, delays=SLOW) as recording:
+        think = DeepThink(recording, low())
+        for ask in (think.run, lambda question: asyncio.run(think.arun(question))):
+            timer = threading.Timer(
+                0.1, recording._loop.call_soon_threadsafe, (recording.cancel_all,)
+            )
+            timer.start()
+            with pytest.raises(EngineError, match="closed before it had answered"):
+                ask("?")
+    with pytest.raises(EngineError, match="the engine is closed"):
+        think.run("?")
+
+
+@pytest.mark.parametrize("policy", ["low", None, {"budget": 8}, Policy])
+def test_what_is_no_policy(policy: Any) -> None:
+    with (
+        RecordedEngine([]) as recording,
+        pytest.raises(InvalidType, match=r"must be a deepconf\.Policy"),
+    ):
+        DeepThink(recording, policy)
+
+
+def test_settings_are_checked_before_anything_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    with RecordedEngine([], max_logprobs=10) as recording:
+        with pytest.raises(InvalidInput, match="top_logprobs=20: 10 were recorded"):
+            DeepThink(recording, low())
+        policy = low(top_logprobs=10)
+        with pytest.raises(InvalidInput, match="answer='box': must be"):
+            DeepThink(recording, policy, answer="box")
+        with pytest.raises(InvalidType, match="answer=7: must be"):
+            DeepThink(recording, policy, answer=7)
+        monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+        with pytest.raises(MissingExtra, match="math-verify"):
+            DeepThink(recording, policy, math=True)
+
+
+def test_a_question_that_does_not_fit_is_said_by_run() -> None:
+    with RecordedEngine({"1?": []}) as recording:
+        think = DeepThink(recording, low())
+        with pytest.raises(InvalidInput, match="nothing was recorded for '2\\?'"):
+            think.run("2?")
+        with pytest.raises(InvalidInput, match="nothing was recorded for '3\\?'"):
+            asyncio.run(think.arun("3?"))
+
+
+# ---- answers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("math", "ballots"),
+    [(True, [r"\sqrt{4}"]), (False, [r"\sqrt{4}", "2"])],
+)
+def test_answers_that_are_equal_share_a_ballot(math: bool, ballots: list[str]) -> None:
+    traces = [recorded(9.0, answer) for answer in (r"\sqrt{4}", "2", "2.0", "$2$")] * 2
+    result = run(low(concurrency=1), traces, thinking={"math": math})
+    assert set(result.vote.voters) == set(ballots)
+    assert {trace.answer for trace in result.traces} == set(ballots)
+
+
+def test_the_first_trace_to_end_gives_the_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    canonical = AnswerBook.canonical
+
+    def slow_at_first(book: AnswerBook, answer: str | None) -> str | None:
+        time.sleep(0.2 if answer == "0.50" else 0.0)
+        return canonical(book, answer)
+
+    monkeypatch.setattr(AnswerBook, "canonical", slow_at_first)
+    traces = [recorded(9.0, answer) for answer in ("0.50", "1/2", "1/2", ".5")]
+    result = run(offline(budget=4, keep=1.0), traces)
+    assert [trace.answer for trace in result.traces] == ["0.50"] * 4
+
+
+def test_other_ways_to_find_an_answer() -> None:
+    traces = [(np.full(24, 9.0), f"Answer: {i % 2}. \\boxed{{3}}", "finished") for i in range(7)]
+    result = run(offline(budget=7, keep=1.0), traces, thinking={"answer": r"regex:Answer: (\d)"})
+    assert result.vote.voters == {"0": 4, "1": 3}
+
+
+# ---- cancelling ----------------------------------------------------------------------------------
+
+
+def interrupted(work: Callable[[], Result], *after: float) -> Result:
+    """Ctrl-C after so many seconds each."""
+    timers = [threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT)) for wait in after]
+    for timer in timers:
+        timer.start()
+    try:
+        return work()
+    finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+
+
+@pytest.fixture
+def half_done() -> Iterator[RecordedEngine]:
+    """Three traces end at once, the others would take minutes."""
+    traces = [recorded(9.0, "7", tokens=16)] * 3 + [recorded(9.0, "8", tokens=400)] * 5
+    with RecordedEngine(traces, delays=[QUICK] * 3 + [SLOW] * 5) as recording:
+        yield recording
+
+
+def check_half_done(result: Result, recording: RecordedEngine) -> None:
+    assert (result.reason, result.answer) == ("cancelled", "7")
+    assert statuses(result) == ["finished"] * 3 + ["aborted"] * 5
+    assert result.vote.num_voters == 3
+    assert result.tokens.generated == 3 * 16
+    assert result.unarmed is None
+    assert len(recording.aborted) == 5
+    assert recording.running == 0
+
+
+def at_the_third(act: Callable[[], object]) -> Callable[[str], None]:
+    """An `on_trace` that acts when the third trace has ended."""
+    ended: list[str] = []
+
+    def on_trace(status: str) -> None:
+        ended.append(status)
+        if len(ended) == 3:
+            act()
+
+    return on_trace
+
+
+@pytest.mark.parametrize("policy", [offline(keep=1.0), low(warmup=8, window=100)])
+def test_ctrl_c_returns_what_is_finished(half_done: RecordedEngine, policy: Policy) -> None:
+    press = at_the_third(lambda: os.kill(os.getpid(), signal.SIGINT))
+    check_half_done(DeepThink(half_done, policy, on_trace=press).run("?"), half_done)
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    with Deaf([recorded(9.0, "7", tokens=400)] * 8, delays=SLOW) as recording:
+        recording.takes = 2.0
+        started = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(lambda: DeepThink(recording, low()).run("?"), 0.2, 0.5)
+        assert time.perf_counter() - started < 2.0
+        while recording.running:
+            time.sleep(0.01)
+
+
+def test_a_cancelled_task_returns_what_is_finished(half_done: RecordedEngine) -> None:
+    async def cancel() -> Result:
+        third = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        on_trace = at_the_third(lambda: loop.call_soon_threadsafe(third.set))
+        think = DeepThink(half_done, offline(keep=1.0), on_trace=on_trace)
+        task = asyncio.ensure_future(think.arun("?"))
+        await third.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        return await task
+
+    check_half_done(asyncio.run(cancel()), half_done)
+
+
+def test_a_timeout_returns_what_is_finished(half_done: RecordedEngine) -> None:
+    async def limited() -> Result:
+        return await asyncio.wait_for(DeepThink(half_done, offline(keep=1.0)).arun("?"), 1.0)
+
+    check_half_done(asyncio.run(limited()), half_done)
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "timeout"), reason="new in Python 3.11")
+def test_asyncio_timeout_returns_what_is_finished(half_done: RecordedEngine) -> None:
+    async def limited() -> Result:
+        async with asyncio.timeout(1.0):
+            result = await DeepThink(half_done, offline(keep=1.0)).arun("?")
+        await asyncio.sleep(0)
+        return result
+
+    check_half_done(asyncio.run(limited()), half_done)
+
+
+def test_cancelling_one_question_leaves_the_others() -> None:
+    traces = {"slow?": [recorded(9.0, "7")] * 8, "quick?": [recorded(9.0, "8")] * 8}
+    with RecordedEngine(traces, delays=0.05) as recording:
+        think = DeepThink(recording, low())
+
+        async def both() -> list[Result]:
+            tasks = [asyncio.ensure_future(think.arun(question)) for question in traces]
+            await asyncio.sleep(0.02)
+            tasks[0].cancel()
+            return await asyncio.gather(*tasks)
+
+        cancelled, other = asyncio.run(both())
+    assert (cancelled.reason, cancelled.answer) == ("cancelled", None)
+    assert (other.reason, other.answer) == ("budget", "8")
+
+
+def test_traces_cancelled_before_they_began_end_too() -> None:
+    called: list[str] = []
+    with RecordedEngine([recorded(9.0, "7")] * 8) as recording:
+        question = DeepThink(recording, offline(), on_trace=called.append)._new_run("?")
+
+        async def at_once() -> Result:
+            task = asyncio.ensure_future(question.think())
+            await asyncio.sleep(0)
+            await question.cancel()
+            return await task
+
+        result = recording.submit(at_once()).result(10)
+        assert recording.most_running == 0
+    assert statuses(result) == called == ["aborted"] * 8
+    assert (result.reason, result.answer, result.tokens.generated) == ("cancelled", None, 0)
+
+
+# ---- many questions ------------------------------------------------------------------------------
+
+
+def test_many_questions_on_one_engine() -> None:
+    random = np.random.default_rng(3)
+    traces = {
+        f"{q}?": [
+            (
+                random.gamma(4.0, 2.0, 40).astype(np.float32),
+                f"\\boxed{{{q + (i % 3 == 0)}}}",
+                "finished",
+            )
+            for i in range(8)
+        ]
+        for q in range(20)
+    }
+    with RecordedEngine(traces, delays=0.002) as recording:
+        think = DeepThink(recording, low(keep=0.9))
+
+        async def ask() -> list[Result]:
+            return await asyncio.gather(*(think.arun(question) for question in traces))
+
+        together = asyncio.run(ask())
+        assert recording.most_running > 3 * 8
+        apart = [think.run(question) for question in traces]
+    for question, one, other in zip(traces, together, apart, strict=True):
+        assert one.question == question
+        summary, expected = one.summary(), other.summary()
+        del summary["seconds"], expected["seconds"]
+        assert summary == expected
+        assert one.answer is not None
+        assert abs(int(one.answer) - int(question[:-1])) <= 1
+
+
+def test_one_question_that_fails_leaves_the_others() -> None:
+    traces = {
+        "good?": [recorded(9.0, "7")] * 8,
+        "bad?": [recorded(9.0, "7", reason="failed")] * 8,
+    }
+    with RecordedEngine(traces) as recording:
+        think = DeepThink(recording, low())
+
+        async def ask() -> list[Any]:
+            asked = (think.arun(question) for question in ("good?", "bad?", "ugly?"))
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        good, bad, ugly = asyncio.run(ask())
+    assert good.answer == "7"
+    assert isinstance(bad, EngineError)
+    assert isinstance(ugly, InvalidInput)
+
+
+def test_run_works_inside_a_running_event_loop() -> None:
+    async def notebook() -> Result:
+        return run(low(), [recorded(9.0, "7")] * 8)
+
+    assert asyncio.run(notebook()).answer == "7"
+
+
+# ---- what can be kept ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Result:
+    """One of everything."""
+    traces = [recorded(9.0, "7")] * 4 + [dip(9), recorded(9.0, "7", reason="failed")]
+    traces += [recorded(9.0, None, reason="length"), (np.empty(0), "", "finished")]
+    messages = [MappingProxyType({"role": "user", "content": "?"})]
+    with RecordedEngine(traces, base_seed=3) as recording:
+        return DeepThink(recording, low(seed=3, top_logprobs=5)).run(messages)
+
+
+def test_a_summary_is_json(mixed: Result) -> None:
+    summary = json.loads(json.dumps(mixed.summary(), allow_nan=False))
+    assert summary == mixed.summary()
+    assert summary["question"] == [{"role": "user", "content": "?"}]
+    assert summary["answer"] == "7"
+    assert summary["ballots"] == {"7": 36.0}
+    assert summary["tokens"]["generated"] == mixed.tokens.generated
+    assert summary["seconds"]["total"] == mixed.timing.total
+    assert [trace["status"] for trace in summary["traces"]] == statuses(mixed)
+    assert summary["traces"][4]["stop_token"] == 9
+    assert summary["traces"][7]["mean"] is None
+    assert Policy(**summary["policy"]) == mixed.policy
+
+
+def test_traces_go_through_parquet(mixed: Result, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    correct = [True, None, False, True, *np.array([True, False]), None, None]
+    table = mixed.to_arrow("q-1", correct)
+    pq.write_table(table, tmp_path / "traces.parquet", compression="zstd")
+    back = pq.read_table(tmp_path / "traces.parquet")
+    assert back.equals(table)
+    assert back.schema.metadata == table.schema.metadata
+    assert [(field.name, str(field.type)) for field in back.schema] == [
+        ("question_id", "string"),
+        ("trace", "int32"),
+        ("answer", "string"),
+        ("status", "string"),
+        ("num_tokens", "int32"),
+        ("confidence", "list<element: float>"),
+        ("text", "string"),
+        ("correct", "bool"),
+    ]
+    rows = back.to_pylist()
+    for row, trace in zip(rows, mixed.traces, strict=True):
+        assert row["question_id"] == "q-1"
+        for name in ("trace", "answer", "status", "num_tokens", "text"):
+            assert row[name] == getattr(trace, name)
+        assert row["confidence"] == trace.confidence.tolist()
+    assert [row["correct"] for row in rows] == [True, None, False, True, True, False, None, None]
+    assert set(back["status"].to_pylist()) == {"finished", "stopped", "failed", "length"}
+    column = back["confidence"].combine_chunks()
+    assert isinstance(column, pa.ListArray)
+    scores = deepconf.score(column, **SMALL)
+    ended = [trace for trace in mixed.traces if trace.stop_token is None]
+    np.testing.assert_array_equal(
+        scores.lowest_group[[trace.trace for trace in ended]],
+        [trace.scores.lowest_group for trace in ended],
+    )
+
+
+def test_the_settings_are_in_the_metadata(mixed: Result) -> None:
+    found = {
+        key.decode(): value.decode() for key, value in mixed.to_arrow().schema.metadata.items()
+    }
+    assert found["model"] == "recorded"
+    assert (found["k"], found["window"], found["seed"]) == ("5", "4", "3")
+    assert Policy(**json.loads(found["policy"])) == mixed.policy
+    versions = json.loads(found["versions"])
+    assert versions["deepconf"] == deepconf.__version__
+    assert {"python", "numpy"} <= versions.keys()
+
+
+def test_correct_must_be_of_the_same_length(mixed: Result) -> None:
+    with pytest.raises(InvalidInput, match="correct has 7 entries and there are 8 traces"):
+        mixed.to_arrow(correct=[True] * 7)
