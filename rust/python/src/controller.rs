@@ -7,7 +7,7 @@ use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use crate::convert::Floats;
+use crate::convert::{Floats, whole};
 use crate::error::{invalid_input, raise};
 use crate::policy::Policy;
 use crate::trace::TraceScores;
@@ -107,6 +107,11 @@ impl Controller {
     }
 }
 
+/// A trace's number.
+fn number(trace: &Bound<'_, PyAny>) -> PyResult<u32> {
+    trace.extract().or_else(|_| whole(trace, "trace"))
+}
+
 fn action(py: Python<'_>, action: controller::Action) -> PyResult<Action> {
     Ok(match action {
         controller::Action::Launch(traces) => Action::Launch { traces },
@@ -138,7 +143,8 @@ impl Controller {
     }
 
     /// The trace is being generated.
-    fn launched(&self, trace: u32) -> PyResult<()> {
+    fn launched(&self, trace: &Bound<'_, PyAny>) -> PyResult<()> {
+        let trace = number(trace)?;
         self.lock().launched(trace).map_err(raise)
     }
 
@@ -153,12 +159,13 @@ impl Controller {
     fn tokens(
         &self,
         py: Python<'_>,
-        trace: u32,
+        trace: &Bound<'_, PyAny>,
         confidences: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Action>> {
+        let trace = number(trace)?;
         let single: PyReadonlyArray1<'_, f32> = match Floats::one(confidences, "confidences")? {
             Floats::Single(values) => values,
-            Floats::Double(_) => confidences.call_method1("astype", ("float32",))?.extract()?,
+            Floats::Double(values) => values.call_method1("astype", ("float32",))?.extract()?,
         };
         let stop = self.lock().tokens(trace, single.as_slice()?).map_err(raise)?;
         stop.map(|stop| action(py, stop)).transpose()
@@ -174,10 +181,11 @@ impl Controller {
     fn finished(
         &self,
         py: Python<'_>,
-        trace: u32,
+        trace: &Bound<'_, PyAny>,
         finish: &str,
         answer: Option<&str>,
     ) -> PyResult<Vec<Action>> {
+        let trace = number(trace)?;
         let finish = match finish {
             "finished" => Finish::End,
             "length" => Finish::Length,
@@ -192,7 +200,8 @@ impl Controller {
     }
 
     /// A trace was lost to an error: it never votes and is not replaced.
-    fn failed(&self, py: Python<'_>, trace: u32) -> PyResult<Vec<Action>> {
+    fn failed(&self, py: Python<'_>, trace: &Bound<'_, PyAny>) -> PyResult<Vec<Action>> {
+        let trace = number(trace)?;
         actions(py, self.lock().failed(trace))
     }
 
@@ -204,14 +213,16 @@ impl Controller {
 
     /// A trace's status: "launching", "running", "stopping", "aborting", "finished", "length",
     /// "stopped", "aborted" or "failed"; None before it is to be launched.
-    fn status(&self, trace: u32) -> Option<&'static str> {
-        self.lock().status(trace).map(controller::Status::name)
+    fn status(&self, trace: &Bound<'_, PyAny>) -> PyResult<Option<&'static str>> {
+        let trace = number(trace)?;
+        Ok(self.lock().status(trace).map(controller::Status::name))
     }
 
     /// A trace's scores up to the token that asked for a stop; None before it is to be launched. The
     /// bottom-group score is NaN unless the policy votes by it.
-    fn scores(&self, trace: u32) -> Option<TraceScores> {
-        self.lock().scores(trace).map(TraceScores)
+    fn scores(&self, trace: &Bound<'_, PyAny>) -> PyResult<Option<TraceScores>> {
+        let trace = number(trace)?;
+        Ok(self.lock().scores(trace).map(TraceScores))
     }
 
     /// What came of the run; None until it is over.

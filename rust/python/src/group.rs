@@ -50,7 +50,10 @@ impl TraceScorer {
 #[pymethods]
 impl TraceScorer {
     #[new]
-    #[pyo3(signature = (window=None, tail=None, bottom=Some(0.10), threshold=None))]
+    #[pyo3(
+        signature = (window=None, tail=None, bottom=Some(0.10), threshold=None),
+        text_signature = "(window=None, tail=None, bottom=0.10, threshold=None)",
+    )]
     fn new(
         window: Option<&Bound<'_, PyAny>>,
         tail: Option<&Bound<'_, PyAny>>,

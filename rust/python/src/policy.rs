@@ -1,8 +1,6 @@
 //! The policy: every setting of a run, by name.
 
 use deepconf_core::policy::{self, Calibrate, Entries, Measure, Mode, Over, Stop, Weight};
-use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -21,9 +19,9 @@ use crate::error::{invalid_type, raise};
 #[derive(Clone, PartialEq)]
 pub struct Policy(pub policy::Policy);
 
-/// Declares the settings once, for reading and for writing: `name: how it is read, how it is shown`.
+/// Declares the settings once: `name: how it is read`.
 macro_rules! settings {
-    ($($name:ident: $read:expr, $show:expr;)+) => {
+    ($($name:ident: $read:expr;)+) => {
         const SETTINGS: &[&str] = &[$(stringify!($name)),+];
 
         fn set(policy: &mut policy::Policy, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -33,43 +31,32 @@ macro_rules! settings {
             }
             Ok(())
         }
-
-        fn get<'py>(py: Python<'py>, policy: &policy::Policy, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
-            match name {
-                $(stringify!($name) => Ok(Some($show(policy.$name).into_bound_py_any(py)?)),)+
-                _ => Ok(None),
-            }
-        }
     };
 }
 
 settings! {
-    mode: named(Mode::from_name), Mode::name;
-    budget: whole, same;
-    warmup: whole, same;
-    concurrency: maybe(whole), same;
-    seed: whole, same;
-    top_logprobs: whole, same;
-    entries: named(Entries::from_name), Entries::name;
-    logprob_floor: maybe(number), same;
-    decimals: maybe(whole), same;
-    window: whole, same;
-    tail: whole, same;
-    bottom: number, same;
-    keep: number, same;
-    measure: named(Measure::from_name), Measure::name;
-    weight: named(Weight::from_name), Weight::name;
-    max_weight: maybe(number), same;
-    stop: named(Stop::from_name), Stop::name;
-    consensus: number, same;
-    min_ballots: whole, same;
-    calibrate_on: named(Calibrate::from_name), Calibrate::name;
-    percentile_over: named(Over::from_name), Over::name;
-    stopped_vote: truth, same;
-}
-
-fn same<T>(value: T) -> T {
-    value
+    mode: named(Mode::from_name);
+    budget: whole;
+    warmup: whole;
+    concurrency: maybe(whole);
+    seed: whole;
+    top_logprobs: whole;
+    entries: named(Entries::from_name);
+    logprob_floor: maybe(number);
+    decimals: maybe(whole);
+    window: whole;
+    tail: whole;
+    bottom: number;
+    keep: number;
+    measure: named(Measure::from_name);
+    weight: named(Weight::from_name);
+    max_weight: maybe(number);
+    stop: named(Stop::from_name);
+    consensus: number;
+    min_ballots: whole;
+    calibrate_on: named(Calibrate::from_name);
+    percentile_over: named(Over::from_name);
+    stopped_vote: truth;
 }
 
 fn truth(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
@@ -159,41 +146,162 @@ impl Policy {
         Self::with(self.0.clone(), settings)
     }
 
+    /// "online": stopped while generated; "offline": run to their end, then filtered.
+    #[getter]
+    fn mode(&self) -> &'static str {
+        self.0.mode.name()
+    }
+
+    /// B: traces in all, warmup included.
+    #[getter]
+    fn budget(&self) -> u32 {
+        self.0.budget
+    }
+
+    /// Traces that run to their end and set the threshold; 0 offline.
+    #[getter]
+    fn warmup(&self) -> u32 {
+        self.0.warmup
+    }
+
+    /// How many traces may run at once; None for as many as there are.
+    #[getter]
+    fn concurrency(&self) -> Option<u32> {
+        self.0.concurrency
+    }
+
+    /// Trace i is sampled with seed `seed + i`.
+    #[getter]
+    fn seed(&self) -> u64 {
+        self.0.seed
+    }
+
+    /// k: log-probabilities a token.
+    #[getter]
+    fn top_logprobs(&self) -> u32 {
+        self.0.top_logprobs
+    }
+
+    /// Which of them make a token confidence: "topk" or "returned", all that came back.
+    #[getter]
+    fn entries(&self) -> &'static str {
+        self.0.entries.name()
+    }
+
+    /// Raises smaller log-probabilities (-inf or -9999 of masked tokens) to this, nats.
+    #[getter]
+    fn logprob_floor(&self) -> Option<f64> {
+        self.0.logprob_floor
+    }
+
+    /// Rounds the recomputed token and lowest-group confidences to so many decimals.
+    #[getter]
+    fn decimals(&self) -> Option<u8> {
+        self.0.decimals
+    }
+
+    /// w: tokens in a group.
+    #[getter]
+    fn window(&self) -> u64 {
+        self.0.window
+    }
+
+    /// t: tokens in the tail.
+    #[getter]
+    fn tail(&self) -> u64 {
+        self.0.tail
+    }
+
+    /// q: the fraction of the groups in the bottom-group score.
+    #[getter]
+    fn bottom(&self) -> f64 {
+        self.0.bottom
+    }
+
+    /// η: the fraction of traces to keep.
+    #[getter]
+    fn keep(&self) -> f64 {
+        self.0.keep
+    }
+
+    /// What an offline filter ranks by: "mean", "lowest_group", "bottom_group" or "tail".
+    #[getter]
+    fn measure(&self) -> &'static str {
+        self.0.measure.name()
+    }
+
+    /// What a vote weighs: a measure, or "majority" for a head count.
+    #[getter]
+    fn weight(&self) -> &'static str {
+        self.0.weight.name()
+    }
+
+    /// Weights are clipped to this, nats.
+    #[getter]
+    fn max_weight(&self) -> Option<f64> {
+        self.0.max_weight
+    }
+
+    /// When sampling ends before the budget is spent: "consensus", "certain", or "budget", never.
+    #[getter]
+    fn stop(&self) -> &'static str {
+        self.0.stop.name()
+    }
+
+    /// τ: the share that is a consensus.
+    #[getter]
+    fn consensus(&self) -> f64 {
+        self.0.consensus
+    }
+
+    /// Fewer ballots are no consensus, and make a filtered vote fall back to the unfiltered one.
+    #[getter]
+    fn min_ballots(&self) -> u32 {
+        self.0.min_ballots
+    }
+
+    /// Which warmup traces set the threshold: "finished", or "all", those cut too.
+    #[getter]
+    fn calibrate_on(&self) -> &'static str {
+        self.0.calibrate_on.name()
+    }
+
+    /// Which traces an offline percentile is taken over: "answered" or "all".
+    #[getter]
+    fn percentile_over(&self) -> &'static str {
+        self.0.percentile_over.name()
+    }
+
+    /// Whether a stopped or cut trace may vote online, if its lowest group reaches the threshold.
+    #[getter]
+    fn stopped_vote(&self) -> bool {
+        self.0.stopped_vote
+    }
+
     /// All settings by name, as plain values.
-    fn as_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let settings = PyDict::new(py);
+    fn as_dict<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
+        let settings = PyDict::new(slf.py());
         for name in SETTINGS {
-            settings.set_item(name, get(py, &self.0, name)?)?;
+            settings.set_item(name, slf.getattr(*name)?)?;
         }
         Ok(settings)
     }
 
-    fn __getattr__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        get(py, &self.0, name)?
-            .ok_or_else(|| PyAttributeError::new_err(format!("Policy has no setting {name:?}")))
-    }
-
-    fn __dir__(&self) -> Vec<&'static str> {
-        let methods = ["preset", "low", "high", "offline", "presets", "replace", "as_dict"];
-        SETTINGS.iter().copied().chain(methods).collect()
-    }
-
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let mut settings = Vec::new();
         for name in SETTINGS {
-            settings.push(format!("{name}={}", self.__getattr__(py, name)?.repr()?));
+            settings.push(format!("{name}={}", slf.getattr(*name)?.repr()?));
         }
         Ok(format!("Policy({})", settings.join(", ")))
     }
 
-    fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
-        self.__repr__(py)?.into_pyobject(py)?.hash()
+    fn __hash__(slf: &Bound<'_, Self>) -> PyResult<isize> {
+        slf.repr()?.hash()
     }
 
     fn __getnewargs_ex__<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
     ) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
-        Ok((PyTuple::empty(py), self.as_dict(py)?))
+        Ok((PyTuple::empty(slf.py()), Self::as_dict(slf)?))
     }
 }

@@ -27,7 +27,7 @@ use crate::pool;
 pub fn token_confidence<'py>(
     logprobs: &Bound<'py, PyAny>,
     logprob_floor: Option<f64>,
-    threads: Option<usize>,
+    threads: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     map(logprobs, threads, Of::Confidence, logprob_floor)
 }
@@ -53,7 +53,7 @@ pub fn token_confidence<'py>(
 pub fn token_entropy<'py>(
     logprobs: &Bound<'py, PyAny>,
     logprob_floor: Option<f64>,
-    threads: Option<usize>,
+    threads: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     map(logprobs, threads, Of::Entropy, logprob_floor)
 }
@@ -66,11 +66,12 @@ enum Of {
 
 fn map<'py>(
     logprobs: &Bound<'py, PyAny>,
-    threads: Option<usize>,
+    threads: Option<&Bound<'py, PyAny>>,
     of: Of,
     floor: Option<f64>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let py = logprobs.py();
+    let threads = threads.map(|value| convert::whole(value, "threads")).transpose()?;
     let array = convert::array(logprobs, "logprobs")?;
     let &[_, k] = array.shape() else {
         return Err(invalid_input(format!(

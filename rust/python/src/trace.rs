@@ -7,7 +7,7 @@ use deepconf_core::trace::{self, Settings};
 use numpy::{PyArray1, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyIterator, PyList, PyTuple};
 
 use crate::convert::{self, Floats, Lists};
 use crate::error::{invalid_input, invalid_type, raise};
@@ -59,6 +59,14 @@ impl Scores {
             num_tokens: self.num_tokens.bind(py).readonly().as_slice()?[at] as u64,
             short: self.short.bind(py).readonly().as_slice()?[at],
         }))
+    }
+
+    /// The scores of each trace in turn.
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
+        let traces = 0..self.__len__(py) as isize;
+        let scores =
+            traces.map(|trace| self.__getitem__(py, trace)).collect::<PyResult<Vec<_>>>()?;
+        PyList::new(py, scores)?.try_iter()
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
@@ -164,8 +172,8 @@ pub fn score(
     window: Option<&Bound<'_, PyAny>>,
     tail: Option<&Bound<'_, PyAny>>,
     bottom: f64,
-    decimals: Option<u8>,
-    threads: Option<usize>,
+    decimals: Option<&Bound<'_, PyAny>>,
+    threads: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Scores> {
     let py = traces.py();
     let default = Settings::default();
@@ -173,8 +181,9 @@ pub fn score(
         window: window.map_or(Ok(default.window), |value| convert::whole(value, "window"))?,
         tail: tail.map_or(Ok(default.tail), |value| convert::whole(value, "tail"))?,
         bottom,
-        decimals,
+        decimals: decimals.map(|value| convert::whole(value, "decimals")).transpose()?,
     };
+    let threads = threads.map(|value| convert::whole(value, "threads")).transpose()?;
     let scores = if let Ok(pair) = traces.cast::<PyTuple>() {
         let (values, offsets) =
             pair.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>().map_err(|_| {
@@ -255,8 +264,8 @@ fn list(
         ))
     })?;
     for (trace, item) in items.enumerate() {
-        let array = convert::array(&item?, "traces")
-            .map_err(|error| invalid_input(format!("trace {trace}: {error}")))?;
+        let array = convert::array(&item?, "token confidences")
+            .map_err(|error| invalid_input(format!("trace {trace}, {}", error.value(py))))?;
         if array.ndim() != 1 {
             let hint = if array.ndim() == 0 { " (for a single trace, pass [trace])" } else { "" };
             return Err(invalid_input(format!(

@@ -1,0 +1,228 @@
+"""The controller through the bindings: events in, actions out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+from deepconf import Action, Controller, Policy, score, vote
+from deepconf.errors import EventError, InvalidInput, InvalidType
+
+POLICY = Policy.high(budget=8, warmup=4, window=2, keep=0.5, min_ballots=3)
+# Lowest groups 2, 3, 4 and 5: the median is 3.5.
+WARMUP = [[2.0, 2.0], [4.0, 3.0, 3.0], [4.0, 4.0], [5.0, 5.0, 9.0]]
+
+
+def started(policy: Policy = POLICY) -> Controller:
+    controller = Controller(policy)
+    (action,) = controller.start()
+    match action:
+        case Action.Launch(traces):
+            assert traces == list(range(policy.warmup or policy.budget))
+        case _:
+            pytest.fail(f"{action}")
+    for trace in traces:
+        controller.launched(trace)
+    return controller
+
+
+def sampling(answers: str = "abab") -> Controller:
+    """A controller whose warmup is over, with four more traces running."""
+    controller = started()
+    for trace, tokens in enumerate(WARMUP):
+        assert controller.tokens(trace, np.array(tokens, np.float32)) is None
+    for trace, answer in enumerate(answers):
+        assert controller.threshold is None
+        actions = controller.finished(trace, "finished", answer)
+    assert [repr(action) for action in actions] == ["Action.Launch(traces=[4, 5, 6, 7])"]
+    for trace in range(4, 8):
+        controller.launched(trace)
+    return controller
+
+
+def test_warmup_sets_the_threshold() -> None:
+    controller = sampling()
+    assert controller.threshold == 3.5
+    assert controller.policy == POLICY
+    assert str(controller) == (
+        "sampling: 0 to launch, 4 finished, 4 running; 10 tokens; threshold 3.5000; "
+        '"b" leads with 57.1% of 4 votes'
+    )
+    assert repr(controller) == f"<deepconf.Controller {controller}>"
+
+
+def test_a_group_below_the_threshold_stops_its_trace() -> None:
+    controller = sampling()
+    assert controller.tokens(4, [9.0]) is None
+    stop = controller.tokens(4, [1.0, 1.0, 9.0])
+    assert isinstance(stop, Action.Stop)
+    assert isinstance(stop, Action)
+    assert (stop.trace, stop.token) == (4, 2)
+    assert controller.status(4) == "stopping"
+    # What comes after is counted and changes no score.
+    assert controller.tokens(4, [1.0] * 5) is None
+    assert controller.num_tokens == 10 + 9
+    found = controller.scores(4)
+    assert found is not None
+    assert (found.num_tokens, found.lowest_group) == (3, 1.0)
+    assert controller.finished(4, "aborted", "a") == []
+    assert controller.status(4) == "stopped"
+
+
+def test_the_budget_runs_out() -> None:
+    controller = sampling()
+    controller.tokens(4, [1.0, 1.0])
+    actions = controller.finished(4, "aborted", "a")
+    for trace in (5, 6, 7):
+        assert actions == []
+        controller.tokens(trace, [8.0, 8.0])
+        actions = controller.finished(trace, "finished", "b")
+    match actions:
+        case [Action.Answer(outcome)]:
+            assert (outcome.answer, outcome.reason) == ("b", "budget")
+        case _:
+            pytest.fail(f"{actions}")
+    # Trace 0 and 1 ended below the threshold of 3.5, and 4 was stopped.
+    assert outcome.voters == [2, 3, 5, 6, 7]
+    assert outcome.vote.ballots == {"b": 5.0 + 3 * 8.0, "a": 4.0}
+    assert (outcome.threshold, outcome.unarmed) == (3.5, None)
+    assert controller.outcome is not None
+    assert controller.outcome.vote.ballots == outcome.vote.ballots
+    assert str(controller).startswith("done: 0 to launch, 7 finished, 1 stopped; 18 tokens")
+
+
+def test_consensus_aborts_what_still_runs() -> None:
+    controller = started(POLICY.replace(warmup=3))
+    for trace in range(3):
+        controller.tokens(trace, [5.0, 5.0])
+    controller.finished(0, "finished", "a")
+    controller.finished(1, "length", "b")
+    (launch,) = controller.finished(2, "finished", "a")
+    assert isinstance(launch, Action.Launch)
+    assert launch.traces == [3, 4, 5, 6, 7]
+    controller.launched(3)
+    controller.launched(5)
+    controller.tokens(3, [6.0, 6.0])
+    abort, answer = controller.finished(3, "finished", "a")
+    assert isinstance(abort, Action.Abort)
+    assert isinstance(answer, Action.Answer)
+    assert abort.traces == [4, 5, 6, 7]
+    assert (answer.outcome.answer, answer.outcome.reason) == ("a", "consensus")
+    assert answer.outcome.voters == [0, 2, 3]
+    assert controller.finished(5, "aborted", "b") == []
+    assert controller.status(5) == "aborted"
+    assert answer.outcome.vote.share == 1.0
+
+
+def test_cancelling_votes_with_what_is_finished() -> None:
+    controller = sampling()
+    abort, answer = controller.cancel()
+    assert repr(abort) == "Action.Abort(traces=[4, 5, 6, 7])"
+    assert isinstance(answer, Action.Answer)
+    assert (answer.outcome.answer, answer.outcome.reason) == ("b", "cancelled")
+    assert controller.cancel() == []
+
+
+def test_offline_is_the_vote_of_recorded_scores() -> None:
+    rng = np.random.default_rng(1)
+    traces = [rng.uniform(0, 20, n).astype(np.float32) for n in (9, 3, 30, 12)]
+    policy = Policy.offline(budget=4, window=4, tail=4, keep=0.5, min_ballots=1)
+    controller = started(policy)
+    assert controller.threshold is None
+    for trace, tokens in enumerate(traces):
+        for part in np.array_split(tokens, 3):
+            controller.tokens(trace, part)
+        controller.finished(trace, "finished", "ab"[trace % 2])
+    scores = score(traces, window=4, tail=4)
+    for trace in range(4):
+        assert oracle.fields(controller.scores(trace)) == oracle.fields(scores[trace])
+    expected = vote(["a", "b", "a", "b"], scores.bottom_group, keep=0.5)
+    assert controller.outcome is not None
+    assert controller.outcome.vote.ballots == expected.ballots
+    assert controller.outcome.threshold == expected.threshold
+
+
+def test_a_failed_trace_is_neither_replaced_nor_counted() -> None:
+    controller = started(POLICY.replace(budget=4))
+    for trace in range(3):
+        controller.tokens(trace, [5.0, 5.0])
+        assert controller.finished(trace, "finished", None if trace else "a") == []
+    (answer,) = controller.failed(3)
+    assert isinstance(answer, Action.Answer)
+    assert answer.outcome.voters == [0]
+    assert controller.status(3) == "failed"
+
+
+def test_a_window_no_trace_reached_is_told() -> None:
+    controller = started(POLICY.replace(window=100))
+    controller.tokens(0, [5.0, 5.0])
+    controller.cancel()
+    assert controller.outcome is not None
+    assert controller.outcome.unarmed is not None
+    assert "the window of 100 tokens (the longest has 2)" in controller.outcome.unarmed
+
+
+def test_tokens_are_any_floats() -> None:
+    controller = started()
+    for values in (
+        [1.5],
+        np.array([1.5]),
+        np.array([1.5], np.float16),
+        np.array([1.5], np.float32),
+    ):
+        controller.tokens(0, values)
+    found = controller.scores(0)
+    assert found is not None
+    assert (found.num_tokens, found.mean) == (4, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (lambda c: c.start(), "start of trace 0, which is running: a run starts once"),
+        (lambda c: c.launched(0), "launch of trace 0, which is running"),
+        (lambda c: c.launched(4), "launch of trace 4, which is unknown"),
+        (lambda c: c.tokens(9, [1.0]), "tokens of trace 9, which is unknown"),
+        (lambda c: c.finished(4, "finished"), "the end of trace 4, which is unknown"),
+        (lambda c: c.failed(4), "the failure of trace 4, which is unknown"),
+    ],
+)
+def test_an_event_out_of_place_changes_nothing(
+    event: Callable[[Controller], Any], message: str
+) -> None:
+    controller = started()
+    before = str(controller)
+    with pytest.raises(EventError, match=message):
+        event(controller)
+    assert str(controller) == before
+
+
+@pytest.mark.parametrize(
+    ("event", "error", "message"),
+    [
+        (lambda c: c.tokens(1, [1.0, np.nan]), InvalidInput, "NaN at trace 1, position 3"),
+        (lambda c: c.tokens(1, [[1.0]]), InvalidInput, r"confidences has shape \[1, 1\]"),
+        (lambda c: c.tokens(1, np.array([1])), InvalidType, "confidences has dtype int64"),
+        (lambda c: c.finished(1, "stop"), InvalidInput, 'finish="stop": must be "finished"'),
+        (lambda c: c.launched(-1), InvalidInput, "trace=-1: out of range, or negative"),
+        (lambda c: c.status("1"), InvalidType, "trace=1 is a <class 'str'>"),
+        (lambda c: c.scores(2**32), InvalidInput, "trace=4294967296: out of range"),
+    ],
+)
+def test_bad_input_is_refused_and_changes_nothing(
+    event: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
+    controller = started()
+    controller.tokens(1, [1.0, 2.0])
+    before = str(controller), oracle.fields(controller.scores(1))
+    with pytest.raises(error, match=message):
+        event(controller)
+    assert (str(controller), oracle.fields(controller.scores(1))) == before
+
+
+def test_unknown_traces_have_no_status_and_no_scores() -> None:
+    controller = started()
+    assert (controller.status(4), controller.scores(4), controller.outcome) == (None, None, None)
