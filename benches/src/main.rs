@@ -82,7 +82,7 @@ fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 
 fn main() {
     const LENGTH: usize = 32_768;
-    const TRACES: usize = 512;
+    const TRACES: usize = 2_048;
     let settings = Settings::default();
     let values = traces::confidences(TRACES * LENGTH, 7);
     let offsets: Vec<i64> = (0..=TRACES).map(|i| (i * LENGTH) as i64).collect();
