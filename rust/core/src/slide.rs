@@ -109,7 +109,7 @@ impl Groups {
                 self.block(&mut sums);
             }
         }
-        if !self.len.is_multiple_of(BLOCK) {
+        while self.starts.len() * BLOCK < self.len {
             self.block(&mut sums);
         }
         seen

@@ -317,3 +317,87 @@ pub(crate) fn check_confidence(c: f64, place: Place) -> Result<()> {
         Error::NotFinite { argument: "confidences", place, value: c, hint: "" }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Work;
+    use half::f16;
+    use proptest::prelude::*;
+
+    /// The scores as each instruction set of this CPU has them, the baseline first.
+    fn on_every_level<T: Sample>(values: &[T], settings: &Settings) -> Vec<Option<Scores>> {
+        let mut scratch = Scratch::default();
+        let mut scored = Vec::new();
+        let mut levels: Vec<fn(Level<'_, T>) -> Option<Scores>> = vec![|work| work.call()];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if pulp::x86::V3::is_available() {
+                levels.push(|work| pulp::x86::V3::try_new().and_then(|v3| v3.vectorize(work)));
+            }
+            if pulp::x86::V4::is_available() {
+                levels.push(|work| pulp::x86::V4::try_new().and_then(|v4| v4.vectorize(work)));
+            }
+        }
+        for level in levels {
+            let biased: fn(T) -> i64 = |c| fixed::biased(c.wide());
+            scored.push(level(Narrow { values, settings, scratch: &mut scratch, biased }));
+        }
+        scored
+    }
+
+    type Level<'a, T> = Narrow<'a, T, fn(T) -> i64>;
+
+    fn bits(scores: Option<Scores>) -> Option<[u64; 4]> {
+        scores.map(|s| [s.mean, s.lowest_group, s.bottom_group, s.tail].map(f64::to_bits))
+    }
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_gives_the_bits_of_the_plain_way(
+            pattern in prop::collection::vec(-900.0_f32..900.0, 1..60),
+            n in 1_usize..1_400,
+            w in 1_u64..1_400,
+            tail in 1_u64..1_400,
+            bottom in 0.001_f64..=1.0,
+        ) {
+            let settings = Settings { window: w, tail, bottom, decimals: None };
+            let values: Vec<f32> = (0..n).map(|i| pattern[i * i % pattern.len()]).collect();
+            let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
+            let plain = bits(Some(score_quantised(&tokens, &settings)));
+            for scores in on_every_level(&values, &settings) {
+                prop_assert_eq!(bits(scores), plain);
+            }
+        }
+
+        #[test]
+        fn every_float_type_gives_the_same_bits(
+            values in prop::collection::vec(0.0_f32..30.0, 1..600),
+            w in 1_u64..300,
+        ) {
+            let settings = Settings { window: w, tail: 50, ..Settings::default() };
+            let halves: Vec<f16> = values.iter().map(|&c| f16::from_f32(c)).collect();
+            let singles: Vec<f32> = halves.iter().map(|&c| f32::from(c)).collect();
+            let doubles: Vec<f64> = halves.iter().map(|&c| f64::from(c)).collect();
+            let expected = bits(score(&singles, &settings).ok());
+            prop_assert_eq!(bits(score(&halves, &settings).ok()), expected);
+            prop_assert_eq!(bits(score(&doubles, &settings).ok()), expected);
+        }
+    }
+
+    #[test]
+    fn lengths_around_chunks_and_blocks() {
+        for n in [1, 7, 8, 9, 127, 128, 129, 135, 255, 256, 257, 262, 263, 264, 511, 512, 519, 520]
+        {
+            for window in [1, 2, 7, 8, 9, 127, 128, 129, 255, 256, 257, n as u64] {
+                let values: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 / 8.0).collect();
+                let settings = Settings { window, tail: 5, bottom: 0.3, decimals: None };
+                let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
+                let plain = bits(Some(score_quantised(&tokens, &settings)));
+                for scores in on_every_level(&values, &settings) {
+                    assert_eq!(bits(scores), plain, "n = {n}, w = {window}");
+                }
+            }
+        }
+    }
+}
