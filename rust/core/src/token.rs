@@ -148,6 +148,17 @@ fn fill<T>(values: &[T], k: usize, scores: &mut [f32], score: impl Fn(&[T]) -> f
     sound
 }
 
+/// [`fill`] with the token confidences of rows of `K`.
+#[inline(always)]
+fn fill_rows<T: Sample, const K: usize>(values: &[T], scores: &mut [f32]) -> bool {
+    let mut sound = true;
+    for (slot, row) in scores.iter_mut().zip(values.as_chunks::<K>().0) {
+        *slot = confidence(row, None);
+        sound &= slot.is_finite();
+    }
+    sound
+}
+
 struct Confidences<'a, T> {
     values: &'a [T],
     k: usize,
@@ -161,13 +172,14 @@ impl<T: Sample> simd::Work for Confidences<'_, T> {
     #[inline(always)]
     fn call(self) -> bool {
         let Self { values, k, floor, scores } = self;
-        match floor {
-            // The usual number: a loop that the compiler knows the length of.
-            None if k == 20 => fill(values, 20, scores, |row| {
-                row.first_chunk::<20>().map_or(f32::NAN, |row| confidence(row, None))
-            }),
-            None => fill(values, k, scores, |row| confidence(row, None)),
-            Some(_) => fill(values, k, scores, |row| confidence(row, floor)),
+        // The usual numbers: loops that the compiler knows the length of.
+        match (floor, k) {
+            (None, 1) => fill_rows::<T, 1>(values, scores),
+            (None, 5) => fill_rows::<T, 5>(values, scores),
+            (None, 10) => fill_rows::<T, 10>(values, scores),
+            (None, 20) => fill_rows::<T, 20>(values, scores),
+            (None, 21) => fill_rows::<T, 21>(values, scores),
+            _ => fill(values, k, scores, |row| confidence(row, floor)),
         }
     }
 }
