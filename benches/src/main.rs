@@ -1,115 +1,154 @@
 //! Measures the core beside this machine's own limit, and checks every answer against an oracle.
 //!
-//! `cargo run --release -p deepconf-bench` prints, for each kernel, the median of several runs with
-//! their spread, in tokens a second or nanoseconds a token, and the share of the read-only ceiling.
+//! `cargo run --release -p deepconf-bench` takes under a minute. Every number is the median of several
+//! runs; the percentage is the share of what reading the same bytes takes right before each.
 
-mod oracle;
-mod traces;
+mod measure;
 
 use std::hint::black_box;
-use std::time::Instant;
 
+use clap::Parser;
+use deepconf_bench::{limit, oracle, traces};
 use deepconf_core::group::{BatchScorer, StreamSettings, TraceScorer};
-use deepconf_core::token::Table;
+use deepconf_core::token::{Sample, Table};
 use deepconf_core::trace::{self, Settings};
 use deepconf_core::vote::{self, Rules};
+use half::f16;
+use measure::{Bench, Work};
 
-const RUNS: usize = 7;
-
-/// Seconds of each run, sorted.
-fn time(mut work: impl FnMut()) -> [f64; RUNS] {
-    work();
-    let mut seconds = [0.0; RUNS];
-    for slot in &mut seconds {
-        let start = Instant::now();
-        work();
-        *slot = start.elapsed().as_secs_f64();
-    }
-    seconds.sort_by(f64::total_cmp);
-    seconds
+/// Measures deepconf's core on this machine.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Millions of tokens in the largest set of traces: more than the caches hold.
+    #[arg(long, default_value_t = 64)]
+    millions: usize,
+    /// Only the sections whose title holds this.
+    #[arg(long)]
+    only: Option<String>,
 }
 
-struct Row<'a> {
-    name: &'a str,
-    /// How many tokens (or rows) a run handles.
-    items: usize,
-    /// How many bytes it reads.
-    bytes: usize,
-}
+type Section = (&'static str, fn(&mut Bench<'_>, &[f32]));
 
-fn row(name: &str, items: usize, bytes: usize) -> Row<'_> {
-    Row { name, items, bytes }
-}
-
-impl Row<'_> {
-    /// Measures and prints a row; returns bytes a second.
-    fn measure(&self, ceiling: Option<f64>, work: impl FnMut()) -> f64 {
-        let seconds = time(work);
-        let median = seconds[RUNS / 2];
-        let spread = 100.0 * (seconds[RUNS - 1] - seconds[0]) / median;
-        let (items, bytes) = (self.items as f64 / median, self.bytes as f64 / median);
-        let share = ceiling.map_or(String::new(), |most| format!("{:6.1} %", 100.0 * bytes / most));
-        println!(
-            "{:<44}{:>10.1} M/s{:>9.2} ns{:>9.2} GB/s {share:>9}   ±{:.0} %",
-            self.name,
-            items / 1e6,
-            1e9 / items,
-            bytes / 1e9,
-            spread / 2.0
-        );
-        bytes
-    }
-}
-
-/// What a memory-bound kernel cannot beat: read float32 and add it up.
-fn read_only(values: &[f32]) -> f32 {
-    let (blocks, rest) = values.as_chunks::<64>();
-    let mut lanes = [0.0_f32; 64];
-    for block in blocks {
-        for (lane, value) in lanes.iter_mut().zip(block) {
-            *lane += value;
-        }
-    }
-    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
-}
-
-fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
-    match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
-        Ok(pool) => pool.install(work),
-        Err(error) => panic!("no pool of {threads} threads: {error}"),
-    }
-}
+const SECTIONS: [Section; 9] = [
+    ("this machine", machine),
+    ("all five scores, n = 32,768, w = 2,048", scores),
+    ("scores by length (w = 512)", by_length),
+    ("scores by window, bottom fraction and number of traces (n = 32,768)", by_setting),
+    ("scores by type of float (n = 32,768, w = 2,048)", by_type),
+    ("streaming", streaming),
+    ("token confidence, one core", tokens),
+    ("token confidence from logits, one core", logits),
+    ("vote_many, weighted, keep 0.5", votes),
+];
 
 fn main() {
-    const LENGTH: usize = 32_768;
-    const TRACES: usize = 512;
-    let settings = Settings::default();
-    let values = traces::confidences(TRACES * LENGTH, 7);
-    let offsets: Vec<i64> = (0..=TRACES).map(|i| (i * LENGTH) as i64).collect();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let tokens = values.len();
-    println!("{cores} cores; {TRACES} traces of {LENGTH} tokens, window {}\n", settings.window);
-
-    let ceiling = row("read-only sum, 1 core (the ceiling)", tokens, 4 * tokens)
-        .measure(None, || _ = black_box(read_only(black_box(&values))));
-
-    let scored = trace::score_many(&values, &offsets, &settings).expect("the traces are sound");
-    for i in (0..TRACES).step_by(TRACES / 4) {
-        oracle::check(&values[i * LENGTH..(i + 1) * LENGTH], &settings, &scored[i]);
+    let arguments = Arguments::parse();
+    let data = traces::confidences(arguments.millions * (1 << 20), 7);
+    let mut bench = Bench::new(&data, arguments.json);
+    for (title, run) in SECTIONS {
+        if arguments.only.as_ref().is_none_or(|only| title.contains(only.as_str())) {
+            bench.section(title);
+            run(&mut bench, &data);
+        }
     }
-    for threads in [1, cores] {
-        on_threads(threads, || {
-            row(&format!("all scores, threads: {threads}"), tokens, 4 * tokens).measure(
-                Some(ceiling),
-                || {
-                    let again = trace::score_many(&values, &offsets, &settings);
-                    assert!(again.as_ref() == Ok(&scored), "threads change the scores");
-                },
-            );
-        });
+    if arguments.json {
+        let rows = bench.into_rows();
+        println!("{}", serde_json::to_string_pretty(&rows).expect("rows are plain values"));
     }
+}
 
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn work(name: impl Into<String>, unit: &'static str, items: usize, bytes: usize) -> Work {
+    Work { name: name.into(), unit, items, bytes, threads: 1 }
+}
+
+fn machine(bench: &mut Bench<'_>, data: &[f32]) {
+    let bytes = size_of_val(data);
+    bench.row(work("read float32 and add it up, one core", "tokens", data.len(), bytes), || {
+        black_box(limit::read(black_box(data)));
+    });
+    let all = Work { threads: cores(), ..work("the same, all cores", "tokens", data.len(), bytes) };
+    bench.row(all, || _ = black_box(limit::read_in_parallel(black_box(data))));
+    let mut to = vec![0.0; data.len()];
+    bench.row(work("copy, one core", "tokens", data.len(), bytes), || {
+        limit::copy(black_box(data), black_box(&mut to));
+    });
+}
+
+/// Scores `values` cut into traces of `length`, once checked and then measured.
+fn score<T: Sample>(
+    bench: &mut Bench<'_>,
+    name: String,
+    values: &[T],
+    length: usize,
+    settings: &Settings,
+    threads: usize,
+) {
+    let offsets: Vec<i64> = (0..=values.len() / length).map(|i| (i * length) as i64).collect();
+    let scored = trace::score_many(values, &offsets, settings).expect("the traces are sound");
+    let step = (scored.len() / 2).max(1);
+    for (i, scores) in scored.iter().enumerate().step_by(step) {
+        oracle::check(&values[i * length..(i + 1) * length], settings, scores);
+    }
+    let n = scored.len() * length;
+    let bytes = n * size_of::<T>();
+    bench.row(Work { threads, ..work(name, "tokens", n, bytes) }, || {
+        let again = trace::score_many(values, &offsets, settings);
+        assert!(again.as_ref() == Ok(&scored), "the scores differ from run to run");
+    });
+}
+
+fn scores(bench: &mut Bench<'_>, data: &[f32]) {
+    for threads in 1..=cores() {
+        let name = format!("{threads} of {} cores", cores());
+        score(bench, name, data, 32_768, &Settings::default(), threads);
+    }
+}
+
+fn by_length(bench: &mut Bench<'_>, data: &[f32]) {
+    let settings = Settings { window: 512, tail: 512, ..Settings::default() };
+    for length in [1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18] {
+        score(bench, format!("n = {length}"), &data[..data.len() / 4], length, &settings, 1);
+    }
+}
+
+fn by_setting(bench: &mut Bench<'_>, data: &[f32]) {
+    let quarter = &data[..data.len() / 4];
+    for window in [16, 128, 2_048, 16_384] {
+        let settings = Settings { window, tail: window, ..Settings::default() };
+        score(bench, format!("w = {window}"), quarter, 32_768, &settings, 1);
+    }
+    for bottom in [0.01, 0.1, 0.5, 1.0] {
+        let settings = Settings { bottom, ..Settings::default() };
+        score(bench, format!("q = {bottom}"), quarter, 32_768, &settings, 1);
+    }
+    for count in [1, 16, 256] {
+        let name = format!("traces: {count}");
+        score(bench, name, &data[..count * 32_768], 32_768, &Settings::default(), 1);
+    }
+}
+
+fn by_type(bench: &mut Bench<'_>, data: &[f32]) {
+    let quarter = &data[..data.len() / 4];
+    let halves: Vec<f16> = quarter.iter().map(|&c| f16::from_f32(c)).collect();
+    let doubles: Vec<f64> = quarter.iter().map(|&c| f64::from(c)).collect();
+    score(bench, "float16".into(), &halves, 32_768, &Settings::default(), 1);
+    score(bench, "float32".into(), quarter, 32_768, &Settings::default(), 1);
+    score(bench, "float64".into(), &doubles, 32_768, &Settings::default(), 1);
+}
+
+fn streaming(bench: &mut Bench<'_>, data: &[f32]) {
+    let data = &data[..data.len() / 8];
     for window in [64, 2_048, 65_536] {
+        let settings = Settings { window, tail: window, ..Settings::default() };
+        let expected = trace::score(data, &settings).expect("the values are sound").lowest_group;
         let stream = StreamSettings {
             window,
             tail: window,
@@ -117,44 +156,71 @@ fn main() {
             threshold: Some(0.1),
             ..StreamSettings::default()
         };
-        let expected = {
-            let settings = Settings { window, tail: window, ..settings };
-            trace::score(&values, &settings).expect("the values are sound").lowest_group
-        };
-        row(&format!("streaming push, window {window}"), tokens, 4 * tokens).measure(None, || {
+        let name = format!("TraceScorer::push, w = {window}");
+        bench.row(work(name, "tokens", data.len(), 0), || {
             let mut scorer = TraceScorer::new(stream).expect("the settings are sound");
-            for &c in &values {
+            for &c in data {
                 assert!(!scorer.push(f64::from(c)).expect("the values are sound"));
             }
             assert!(scorer.lowest_group() == expected, "streaming and batch disagree");
         });
     }
+    for slots in [16, 256, 4_096] {
+        let ids: Vec<i64> = (0..slots as i64).collect();
+        let stream = StreamSettings { threshold: Some(0.1), ..StreamSettings::default() };
+        let (mut stop, steps) = (vec![false; slots], data.len() / slots);
+        let first: Vec<f32> = data.iter().step_by(slots).take(steps).copied().collect();
+        let expected = trace::score(&first, &Settings::default()).expect("sound").lowest_group;
+        let name = format!("BatchScorer::step, slots: {slots}");
+        bench.row(work(name, "tokens", steps * slots, 0), || {
+            let mut batch = BatchScorer::new(slots, stream).expect("the settings are sound");
+            for step in data.chunks_exact(slots) {
+                batch.step(&ids, step, &mut stop).expect("the values are sound");
+                assert!(!stop.contains(&true));
+            }
+            assert!(batch.slots()[0].lowest_group() == expected, "a slot and its trace disagree");
+        });
+    }
+}
 
-    let slots: Vec<i64> = (0..256).collect();
-    let mut stop = vec![false; slots.len()];
-    let stream = StreamSettings { threshold: Some(0.1), ..StreamSettings::default() };
-    let mut batch = BatchScorer::new(slots.len(), stream).expect("the settings are sound");
-    row("BatchScorer.step, 256 slots", tokens, 4 * tokens).measure(None, || {
-        for step in values.chunks_exact(slots.len()) {
-            batch.step(&slots, step, &mut stop).expect("the values are sound");
-            assert!(!stop.contains(&true));
+fn tokens(bench: &mut Bench<'_>, data: &[f32]) {
+    let logprobs = traces::logprobs(data.len() / 2 / 20, 20, 11);
+    for k in [1, 5, 20, 21] {
+        let rows = logprobs.len() / k;
+        let table = Table::new(&logprobs[..rows * k], k).expect("whole rows");
+        oracle::check_confidences(&logprobs, k, &table.confidence(None).expect("finite"));
+        bench.row(work(format!("k = {k}"), "tokens", rows, 4 * rows * k), || {
+            _ = black_box(table.confidence(None));
+        });
+    }
+}
+
+fn logits(bench: &mut Bench<'_>, data: &[f32]) {
+    for vocabulary in [32_000, 128_256, 256_000] {
+        let rows = data.len() / 4 / vocabulary;
+        let values = traces::logits(rows, vocabulary, 17);
+        let table = Table::new(&values, vocabulary).expect("whole rows");
+        let scored = table.logits_confidence(20, None).expect("finite");
+        oracle::check_logits(&values, vocabulary, 20, &scored);
+        let name = format!("vocabulary of {vocabulary}, k = 20");
+        bench.row(work(name, "tokens", rows, size_of_val(&values[..])), || {
+            _ = black_box(table.logits_confidence(20, None));
+        });
+    }
+}
+
+fn votes(bench: &mut Bench<'_>, _: &[f32]) {
+    for (rows, number) in [(1_000_000, 10_000), (10_000_000, 100_000)] {
+        let (questions, answers, weights) = traces::ballots(rows, number, 13);
+        let rules = Rules { weights: Some(&weights), keep: 0.5, ..Rules::default() };
+        let votes = vote::vote_many(&questions, &answers, &rules).expect("the columns are sound");
+        oracle::check_votes(&questions, &answers, &weights, rules.keep, &votes);
+        for threads in [1, cores()] {
+            let name = format!("{rows} rows, {number} questions, threads: {threads}");
+            bench.row(Work { threads, ..work(name, "rows", rows, 0) }, || {
+                let again = vote::vote_many(&questions, &answers, &rules);
+                assert!(again.as_ref() == Ok(&votes), "the winners differ from run to run");
+            });
         }
-    });
-
-    let k = 20;
-    let logprobs = traces::logprobs(1 << 20, k, 11);
-    let rows = logprobs.len() / k;
-    let table = Table::new(&logprobs, k).expect("whole rows");
-    oracle::check_confidences(&logprobs, k, &table.confidence(None).expect("finite"));
-    on_threads(1, || {
-        row("token confidence, k = 20, 1 core", rows, 4 * logprobs.len())
-            .measure(Some(ceiling), || _ = black_box(table.confidence(None)));
-    });
-
-    let (questions, answers, weights) = traces::ballots(1_000_000, 10_000, 13);
-    let rules = Rules { weights: Some(&weights), keep: 0.5, ..Rules::default() };
-    let votes = vote::vote_many(&questions, &answers, &rules).expect("the columns are sound");
-    oracle::check_votes(&questions, &answers, &weights, rules.keep, &votes);
-    row("vote_many, 10,000 questions, keep 0.5", answers.len(), 0)
-        .measure(None, || _ = black_box(vote::vote_many(&questions, &answers, &rules)));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use deepconf_core::token::Sample;
 use deepconf_core::trace::{Scores, Settings};
 use deepconf_core::vote::Votes;
 
@@ -9,26 +10,41 @@ fn close(got: f64, expected: f64, what: &str) {
     assert!((got - expected).abs() <= 1e-7 * expected.abs(), "{what}: {got}, not {expected}");
 }
 
-fn mean(values: &[f32]) -> f64 {
-    values.iter().map(|&c| f64::from(c)).sum::<f64>() / values.len() as f64
+fn mean<T: Sample>(values: &[T]) -> f64 {
+    values.iter().map(|c| c.wide()).sum::<f64>() / values.len() as f64
 }
 
 /// Panics unless these are the scores of `values`.
-pub fn check(values: &[f32], settings: &Settings, scores: &Scores) {
-    let window = settings.window as usize;
+pub fn check<T: Sample>(values: &[T], settings: &Settings, scores: &Scores) {
+    let window = (settings.window as usize).min(values.len());
     let mut groups: Vec<f64> = values.windows(window).map(mean).collect();
     groups.sort_by(f64::total_cmp);
     let count = ((groups.len() as f64 * settings.bottom) as usize).max(1);
     close(scores.mean, mean(values), "mean");
     close(scores.lowest_group, groups[0], "lowest group");
     close(scores.bottom_group, groups[..count].iter().sum::<f64>() / count as f64, "bottom group");
-    close(scores.tail, mean(&values[values.len() - settings.tail as usize..]), "tail");
+    close(
+        scores.tail,
+        mean(&values[values.len().saturating_sub(settings.tail as usize)..]),
+        "tail",
+    );
 }
 
 /// Panics unless these are the token confidences of the rows.
 pub fn check_confidences(logprobs: &[f32], k: usize, confidences: &[f32]) {
     for (row, &c) in logprobs.chunks(k).zip(confidences).step_by(97) {
         close(f64::from(c), -mean(row), "token confidence");
+    }
+}
+
+/// Panics unless these are the token confidences of the rows of logits.
+pub fn check_logits(logits: &[f32], vocabulary: usize, k: usize, confidences: &[f32]) {
+    for (row, &c) in logits.chunks(vocabulary).zip(confidences).step_by(29) {
+        let mut row: Vec<f64> = row.iter().map(|&l| f64::from(l)).collect();
+        row.sort_by(|a, b| b.total_cmp(a));
+        let normal = row.iter().map(|l| (l - row[0]).exp()).sum::<f64>().ln() + row[0];
+        let expected = normal - row[..k].iter().sum::<f64>() / k as f64;
+        assert!((f64::from(c) - expected).abs() <= 3e-7 * (1.0 + expected), "{c}, not {expected}");
     }
 }
 

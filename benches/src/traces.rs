@@ -19,6 +19,7 @@ impl Random {
 }
 
 /// `n` token confidences, nats: a slow wave, noise, and runs of low values.
+#[must_use]
 pub fn confidences(n: usize, seed: u64) -> Vec<f32> {
     let mut random = Random(seed);
     let (mut level, mut dip) = (14.0_f64, 0.0_f64);
@@ -32,6 +33,7 @@ pub fn confidences(n: usize, seed: u64) -> Vec<f32> {
 }
 
 /// `n` rows of `k` falling log-probabilities, nats.
+#[must_use]
 pub fn logprobs(n: usize, k: usize, seed: u64) -> Vec<f32> {
     let mut random = Random(seed);
     let mut values = Vec::with_capacity(n * k);
@@ -45,7 +47,19 @@ pub fn logprobs(n: usize, k: usize, seed: u64) -> Vec<f32> {
     values
 }
 
+/// `n` rows of logits as large as the vocabulary, a few of them far above the rest.
+#[must_use]
+pub fn logits(n: usize, vocabulary: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random(seed);
+    let mut logit = || {
+        let likely = if random.unit() < 5e-4 { 20.0 * random.unit() } else { 0.0 };
+        (likely + 8.0 * (random.unit() - 0.5)) as f32
+    };
+    (0..n * vocabulary).map(|_| logit()).collect()
+}
+
 /// Columns of votes: question, answer and weight of each row, in random order.
+#[must_use]
 pub fn ballots(rows: usize, questions: u64, seed: u64) -> (Vec<u64>, Vec<Option<u64>>, Vec<f64>) {
     let mut random = Random(seed);
     let mut columns = (Vec::new(), Vec::new(), Vec::new());

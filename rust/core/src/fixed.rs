@@ -12,12 +12,12 @@
 //! of magnitude 2⁻¹⁷ ≈ 7.6e-6 or more is a whole number of quanta, and so exact; for k ≥ 2 every
 //! token confidence is at least ln k, and so exact. What is left is one float64 division.
 //!
-//! **Width.** 64-bit sums hold 2²³ nats, enough for any window with `w · max|C| < 2²³` (a window of
-//! 2,048 up to a mean of 4,096 nats). The streaming scorer adds in 128 bits throughout; the batch
-//! path looks at the trace's largest value and takes 64 or 128 bits. Being exact, they agree.
+//! **Width.** The batch path adds in 64 bits while `w · max|C| < 2²¹` nats (a window of 2,048 up to
+//! 1,024 nats), and in 128 bits beyond. The streaming scorer adds in 128 bits throughout. Being
+//! exact, they agree.
 //!
-//! **Cost.** One multiplication, one addition and one subtraction a token, without a branch: the
-//! compiler turns it into vector code on every target.
+//! **Cost.** One floating-point addition a token, without a branch: adding 6,144 to a confidence
+//! leaves its quanta in the low bits ([`biased`]), and the bias cancels in the difference of two.
 
 /// The number of fraction bits: a quantum is 2⁻⁴⁰ nats.
 pub const FRACTION_BITS: u32 = 40;
@@ -25,14 +25,20 @@ pub const FRACTION_BITS: u32 = 40;
 /// Confidences must be smaller than this in magnitude, in nats.
 pub const LIMIT: f64 = 32_768.0;
 
-/// Below this magnitude [`quantise_fast`] is exact.
+/// Below this magnitude [`biased`] is exact.
 pub(crate) const FAST_LIMIT: f64 = 2_048.0;
+
+/// Below this many nats a group's sum fits 64 bits, with room to add and subtract.
+pub(crate) const NARROW_LIMIT: f64 = 2_097_152.0;
 
 const SCALE: f64 = (1_u64 << FRACTION_BITS) as f64;
 
-/// 1.5 · 2⁵²: a float64 this large has a unit in the last place of 1, so adding it rounds to the
-/// nearest whole number, ties to even, and leaves that number in the low bits.
-const MAGIC: f64 = 6_755_399_441_055_744.0;
+/// 1.5 · 2¹²: a float64 between 2¹² and 2¹³ has a unit in the last place of 2⁻⁴⁰, so adding this
+/// rounds to the nearest quantum, ties to even, and leaves the number of quanta in the low bits.
+const MAGIC: f64 = 6_144.0;
+
+/// What [`biased`] makes of nothing.
+pub(crate) const BIAS: i64 = MAGIC.to_bits() as i64;
 
 /// The confidence `c` in quanta, rounded to nearest, ties to even.
 ///
@@ -46,13 +52,17 @@ const MAGIC: f64 = 6_755_399_441_055_744.0;
 #[inline]
 #[must_use]
 pub fn quantise(c: f64) -> i64 {
-    if c.abs() < FAST_LIMIT { quantise_fast(c) } else { (c * SCALE).round_ties_even() as i64 }
+    if c.abs() < FAST_LIMIT {
+        biased(c).wrapping_sub(BIAS)
+    } else {
+        (c * SCALE).round_ties_even() as i64
+    }
 }
 
-/// [`quantise`] for magnitudes below [`FAST_LIMIT`].
-#[inline]
-pub(crate) fn quantise_fast(c: f64) -> i64 {
-    ((c * SCALE + MAGIC).to_bits() as i64).wrapping_sub(MAGIC.to_bits() as i64)
+/// [`quantise`] plus [`BIAS`], for magnitudes below [`FAST_LIMIT`].
+#[inline(always)]
+pub(crate) fn biased(c: f64) -> i64 {
+    (c + MAGIC).to_bits() as i64
 }
 
 /// Whether `c` is finite and within ±[`LIMIT`].
@@ -73,7 +83,7 @@ pub fn mean(sum: i128, count: u64) -> f64 {
 }
 
 /// `x` rounded to `decimals` places, ties to even, as NumPy rounds.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn round_decimals(x: f64, decimals: u8) -> f64 {
     let scale = 10_f64.powi(i32::from(decimals));
@@ -88,7 +98,7 @@ mod tests {
     proptest! {
         #[test]
         fn fast_and_plain_quantisation_agree(c in -2_048.0_f64..2_048.0) {
-            prop_assert_eq!(quantise_fast(c), (c * SCALE).round_ties_even() as i64);
+            prop_assert_eq!(biased(c) - BIAS, (c * SCALE).round_ties_even() as i64);
         }
 
         #[test]

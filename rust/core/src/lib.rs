@@ -38,6 +38,8 @@ mod error;
 pub mod fixed;
 pub mod group;
 pub mod policy;
+mod simd;
+mod slide;
 pub mod token;
 pub mod trace;
 pub mod vote;

@@ -18,36 +18,75 @@
 //! are joined as `(0 + 2) + (1 + 3)`, and the mean is rounded to float32 once. Every path (dense
 //! tables, vLLM's flat lists, dicts) goes through this one definition.
 //!
-//! **Cost.** One conversion and one addition an entry, memory-bound for float32 tables.
+//! **Cost.** One conversion and one addition an entry, memory-bound for float32 tables. From logits:
+//! a maximum and an exponential an entry, the second read from the cache.
 
+use half::f16;
 use rayon::prelude::*;
 
-use crate::error::{Error, Place, Result};
+use std::cell::RefCell;
 
-/// A number that scores are computed from: `f32` or `f64`.
-pub trait Sample: Copy + Send + Sync + 'static {
+use crate::error::{Error, Place, Result};
+use crate::simd;
+
+/// A number that scores are computed from: `f16`, `f32` or `f64`.
+pub trait Sample: Copy + Default + Send + Sync + 'static {
+    /// The bits without the sign, which are ordered as magnitudes are: numbers, infinity, NaN.
+    type Magnitude: Copy + Default + Ord;
+
     /// The value as a float64; exact.
     fn wide(self) -> f64;
+
+    /// Its magnitude.
+    fn magnitude(self) -> Self::Magnitude;
+
+    /// The number of that magnitude.
+    fn of_magnitude(bits: Self::Magnitude) -> Self;
 }
 
-impl Sample for f32 {
-    #[inline]
-    fn wide(self) -> f64 {
-        f64::from(self)
-    }
+macro_rules! sample {
+    ($float:ty, $bits:ty, $wide:expr) => {
+        impl Sample for $float {
+            type Magnitude = $bits;
+
+            #[inline(always)]
+            fn wide(self) -> f64 {
+                $wide(self)
+            }
+
+            #[inline(always)]
+            fn magnitude(self) -> $bits {
+                self.to_bits() & (<$bits>::MAX >> 1)
+            }
+
+            #[inline(always)]
+            fn of_magnitude(bits: $bits) -> Self {
+                Self::from_bits(bits)
+            }
+        }
+    };
 }
 
-impl Sample for f64 {
-    #[inline]
-    fn wide(self) -> f64 {
-        self
-    }
+sample!(f32, u32, f64::from);
+sample!(f64, u64, |c| c);
+sample!(f16, u16, half_to_f64);
+
+/// Exact for finite values, and in vectors on every CPU.
+#[inline(always)]
+fn half_to_f64(c: f16) -> f64 {
+    // The exponent and fraction stand 13 bits further up in a float32, whose exponent counts from 127
+    // and not from 15.
+    let bits = u32::from(c.to_bits());
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    // Infinity and NaN, 2¹⁶ so far, get their exponent.
+    let special = if bits & 0x7c00 == 0x7c00 { 0xff << 23 } else { 0 };
+    f64::from(f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16))
 }
 
 /// The token confidence of one row of log-probabilities, NaN for an empty one.
 ///
 /// Does not look for non-finite values: they come out as a non-finite confidence.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn confidence<T: Sample>(row: &[T], floor: Option<f64>) -> f32 {
     let sum = match floor {
@@ -58,7 +97,7 @@ pub fn confidence<T: Sample>(row: &[T], floor: Option<f64>) -> f32 {
     (-sum / row.len() as f64) as f32
 }
 
-#[inline]
+#[inline(always)]
 fn sum<T: Sample>(row: &[T], door: impl Fn(f64) -> f64) -> f64 {
     let mut lanes = [0.0_f64; 4];
     let (fours, rest) = row.as_chunks::<4>();
@@ -76,8 +115,7 @@ fn sum<T: Sample>(row: &[T], door: impl Fn(f64) -> f64) -> f64 {
 /// The entropy, in nats, of one row of log-probabilities, renormalised over its entries; NaN when one
 /// of them is not finite.
 fn entropy<T: Sample>(row: &[T], floor: Option<f64>) -> f32 {
-    let door = |l: f64| floor.filter(|&floor| l < floor).unwrap_or(l);
-    let logs = || row.iter().map(|l| door(l.wide()));
+    let logs = || row.iter().map(|l| clip(l.wide(), floor));
     let top = logs().fold(f64::NEG_INFINITY, f64::max);
     // With q = e^(l − top): H = ln Σq − Σ q·(l − top) / Σq. A masked entry makes 0·(−∞), a NaN.
     let (mass, moment) = logs().fold((0.0, 0.0), |(mass, moment), l| {
@@ -96,6 +134,55 @@ pub struct Table<'a, T> {
 
 /// Rows are handed to threads in runs of this many.
 const ROWS: usize = 4_096;
+
+/// Scores rows of k into as many slots; whether all are finite.
+type Score<T> = fn(&[T], usize, Option<f64>, &mut [f32]) -> bool;
+
+#[inline(always)]
+fn fill<T>(values: &[T], k: usize, scores: &mut [f32], score: impl Fn(&[T]) -> f32) -> bool {
+    let mut sound = true;
+    for (slot, row) in scores.iter_mut().zip(values.chunks_exact(k)) {
+        *slot = score(row);
+        sound &= slot.is_finite();
+    }
+    sound
+}
+
+/// [`fill`] with the token confidences of rows of `K`.
+#[inline(always)]
+fn fill_rows<T: Sample, const K: usize>(values: &[T], scores: &mut [f32]) -> bool {
+    let mut sound = true;
+    for (slot, row) in scores.iter_mut().zip(values.as_chunks::<K>().0) {
+        *slot = confidence(row, None);
+        sound &= slot.is_finite();
+    }
+    sound
+}
+
+struct Confidences<'a, T> {
+    values: &'a [T],
+    k: usize,
+    floor: Option<f64>,
+    scores: &'a mut [f32],
+}
+
+impl<T: Sample> simd::Work for Confidences<'_, T> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn call(self) -> bool {
+        let Self { values, k, floor, scores } = self;
+        // The usual numbers: loops that the compiler knows the length of.
+        match (floor, k) {
+            (None, 1) => fill_rows::<T, 1>(values, scores),
+            (None, 5) => fill_rows::<T, 5>(values, scores),
+            (None, 10) => fill_rows::<T, 10>(values, scores),
+            (None, 20) => fill_rows::<T, 20>(values, scores),
+            (None, 21) => fill_rows::<T, 21>(values, scores),
+            _ => fill(values, k, scores, |row| confidence(row, floor)),
+        }
+    }
+}
 
 impl<'a, T: Sample> Table<'a, T> {
     /// Cuts `values` into rows of `k`.
@@ -118,7 +205,9 @@ impl<'a, T: Sample> Table<'a, T> {
     /// # Errors
     /// [`Error::NotFinite`] naming row and column.
     pub fn confidence(&self, floor: Option<f64>) -> Result<Vec<f32>> {
-        self.map(floor, confidence)
+        self.map(floor, |values, k, floor, scores| {
+            simd::widest(Confidences { values, k, floor, scores })
+        })
     }
 
     /// The entropy of each token, `[n]`, in nats (equation 1), renormalised over the k entries.
@@ -129,25 +218,69 @@ impl<'a, T: Sample> Table<'a, T> {
     /// # Errors
     /// [`Error::NotFinite`] naming row and column.
     pub fn entropy(&self, floor: Option<f64>) -> Result<Vec<f32>> {
-        self.map(floor, entropy)
+        self.map(floor, |values, k, floor, scores| {
+            fill(values, k, scores, |row| entropy(row, floor))
+        })
     }
 
-    fn map(&self, floor: Option<f64>, score: fn(&[T], Option<f64>) -> f32) -> Result<Vec<f32>> {
+    /// The confidence of each token, `[n]`, in nats, from whole rows of logits, `[n, vocabulary]`.
+    ///
+    /// The log-softmax is never stored: a row is read twice, once for its largest entries and once for
+    /// the sum of exponentials, whose relative error is about 10⁻⁷. −∞ is a token that cannot come;
+    /// among the `top` most likely it needs a `floor`, as for [`confidence`](Self::confidence).
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] naming row and column; [`Error::Setting`] when `top` is not in 1..=k.
+    pub fn logits_confidence(&self, top: usize, floor: Option<f64>) -> Result<Vec<f32>> {
+        if !(1..=self.k).contains(&top) {
+            let expected = format!("must be between 1 and the {} logits of a row", self.k);
+            return Err(Error::setting("k", top, expected));
+        }
+        check_floor(floor)?;
+        let n = self.values.len() / self.k;
+        let one = |row: usize| {
+            let logits = &self.values[row * self.k..][..self.k];
+            SCRATCH.with_borrow_mut(|scratch| {
+                simd::widest(Logits { logits, top, floor, scratch }).ok_or(row)
+            })
+        };
+        let scores: std::result::Result<Vec<f32>, usize> =
+            (0..n).into_par_iter().map(one).collect();
+        scores.map_err(|_| self.blame_logits(floor))
+    }
+
+    fn map(&self, floor: Option<f64>, score: Score<T>) -> Result<Vec<f32>> {
         check_floor(floor)?;
         let mut scores = vec![0.0_f32; self.values.len() / self.k];
         let sound = scores
             .par_chunks_mut(ROWS)
             .zip(self.values.par_chunks(ROWS * self.k))
-            .map(|(scores, values)| {
-                let mut sound = true;
-                for (slot, row) in scores.iter_mut().zip(values.chunks_exact(self.k)) {
-                    *slot = score(row, floor);
-                    sound &= slot.is_finite();
-                }
-                sound
-            })
+            .map(|(scores, values)| score(values, self.k, floor, scores))
             .reduce(|| true, |a, b| a & b);
         if sound { Ok(scores) } else { Err(self.blame(floor)) }
+    }
+
+    /// The first logit that cannot be right, as an error.
+    #[cold]
+    fn blame_logits(&self, floor: Option<f64>) -> Error {
+        let wrong = |l: &T| l.wide().is_nan() || l.wide() == f64::INFINITY;
+        let at = self.values.iter().position(wrong);
+        let masked = || self.values.iter().position(|l| l.wide() == f64::NEG_INFINITY);
+        let (at, hint) = match at {
+            Some(at) => (at, ""),
+            None if floor.is_none() => (
+                masked().unwrap_or_default(),
+                " where it is among the k most likely; set logprob_floor, or a smaller k",
+            ),
+            // Every token of some row is masked.
+            None => (masked().unwrap_or_default(), ": some token must be possible"),
+        };
+        Error::NotFinite {
+            argument: "logits",
+            place: Place::Cell { row: at / self.k, column: at % self.k },
+            value: self.values[at].wide(),
+            hint,
+        }
     }
 
     /// The first entry that is not finite, as an error.
@@ -167,6 +300,123 @@ impl<'a, T: Sample> Table<'a, T> {
             }
         }
     }
+}
+
+/// Logits are looked at in blocks of this many.
+const LOGITS: usize = 64;
+
+/// Memory that a thread uses again for each row of logits.
+#[derive(Default)]
+struct Scratch {
+    /// The largest logit of each block.
+    maxima: Vec<f32>,
+    ranked: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The token confidence of one row of logits; `None` where it is not finite.
+struct Logits<'a, T> {
+    logits: &'a [T],
+    top: usize,
+    floor: Option<f64>,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: Sample> simd::Work for Logits<'_, T> {
+    type Output = Option<f32>;
+
+    #[inline(always)]
+    fn call(self) -> Option<f32> {
+        let Self { logits, top, floor, scratch: Scratch { maxima, ranked } } = self;
+        let (blocks, rest) = logits.as_chunks::<LOGITS>();
+        let mut sound = true;
+        maxima.clear();
+        maxima.extend(blocks.iter().map(|block| largest(block, &mut sound)));
+        maxima.push(largest(rest, &mut sound));
+        let highest = maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if !(sound && highest.is_finite()) {
+            return None;
+        }
+        let mass: f64 = blocks.iter().map(|block| exponentials(block, highest)).sum::<f64>()
+            + exponentials(rest, highest);
+        // As many blocks as there are tokens wanted have one at or above the bound.
+        ranked.clear();
+        ranked.extend_from_slice(maxima);
+        let bound = match ranked.len().checked_sub(top) {
+            Some(place) => *ranked.select_nth_unstable_by(place, f32::total_cmp).1,
+            None => f32::NEG_INFINITY,
+        };
+        ranked.clear();
+        for (block, &max) in logits.chunks(LOGITS).zip(&*maxima) {
+            if max >= bound {
+                ranked.extend(block.iter().map(|l| l.wide() as f32).filter(|&l| l >= bound));
+            }
+        }
+        ranked.sort_unstable_by(|a, b| b.total_cmp(a));
+        let normal = f64::from(highest) + mass.ln();
+        let logprob = |&l: &f32| f64::from(l) - normal;
+        let sum: f64 = ranked[..top].iter().map(logprob).map(|l| clip(l, floor)).sum();
+        let confidence = (-sum / top as f64) as f32;
+        confidence.is_finite().then_some(confidence)
+    }
+}
+
+#[inline(always)]
+fn clip(l: f64, floor: Option<f64>) -> f64 {
+    floor.filter(|&floor| l < floor).unwrap_or(l)
+}
+
+/// The largest of a block; `sound` tells of NaN.
+#[inline(always)]
+fn largest<T: Sample>(block: &[T], sound: &mut bool) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let mut number = true;
+    for part in block.chunks(16) {
+        for (lane, l) in lanes.iter_mut().zip(part) {
+            let l = l.wide() as f32;
+            *lane = if l > *lane { l } else { *lane };
+            number &= !l.is_nan();
+        }
+    }
+    *sound &= number;
+    lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+}
+
+/// Σ exp(l − highest) of a block, in nats below the highest.
+#[inline(always)]
+fn exponentials<T: Sample>(block: &[T], highest: f32) -> f64 {
+    let mut lanes = [0.0_f32; 16];
+    for part in block.chunks(16) {
+        for (lane, l) in lanes.iter_mut().zip(part) {
+            *lane += exp(l.wide() as f32 - highest);
+        }
+    }
+    lanes.into_iter().map(f64::from).sum()
+}
+
+/// eˣ for x ≤ 0, relative error below 2·10⁻⁷; e⁻⁸⁷ for anything smaller.
+///
+/// x = n·ln 2 + r with |r| ≤ ln 2 / 2, the series of eʳ up to r⁷, and n put into the exponent.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    /// 1.5 · 2²³: adding it rounds to a whole number, which stands in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    /// ln 2 in two parts, the first with few bits, so that n times it is exact.
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    const SERIES: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+    let x = if x < -87.0 { -87.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = (x - n * LN_2[0]) - n * LN_2[1];
+    let mut series = 1.0 / 5_040.0;
+    for term in SERIES {
+        series = series * r + term;
+    }
+    let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127) << 23;
+    series * f32::from_bits(exponent)
 }
 
 /// Checks a floor for log-probabilities.
@@ -215,6 +465,76 @@ mod tests {
         fn float64_and_float32_give_the_same_bits(values in prop::collection::vec(-30.0_f32..0.0, 1..100)) {
             let wide: Vec<f64> = values.iter().map(|&l| f64::from(l)).collect();
             prop_assert_eq!(confidence(&values, None).to_bits(), confidence(&wide, None).to_bits());
+        }
+    }
+
+    #[test]
+    fn the_exponential_is_close() {
+        for i in 0..=87_000 {
+            let x = -(i as f32) / 1_000.0;
+            let expected = f64::from(x).exp();
+            assert!((f64::from(exp(x)) - expected).abs() <= 2e-7 * expected, "{x}");
+        }
+        assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    proptest! {
+        #[test]
+        fn logits_agree_with_the_oracle(
+            vocabulary in 1_usize..700,
+            rows in 1_usize..4,
+            part in 0.0_f64..1.0,
+            scale in 0.01_f32..40.0,
+            seed in prop::collection::vec(-1.0_f32..1.0, 2_100),
+        ) {
+            let k = 1 + ((vocabulary - 1) as f64 * part) as usize;
+            let logits: Vec<f32> = seed[..rows * vocabulary].iter().map(|l| l * scale).collect();
+            let table = Table::new(&logits, vocabulary).unwrap();
+            let confidences = table.logits_confidence(k, None).unwrap();
+            for (row, c) in logits.chunks(vocabulary).zip(confidences) {
+                let mut row: Vec<f64> = row.iter().map(|&l| f64::from(l)).collect();
+                row.sort_by(|a, b| b.total_cmp(a));
+                let normal = row.iter().map(|l| (l - row[0]).exp()).sum::<f64>().ln() + row[0];
+                let expected = -row[..k].iter().map(|l| l - normal).sum::<f64>() / k as f64;
+                prop_assert!((f64::from(c) - expected).abs() <= 3e-7 * (1.0 + expected), "{c}, not {expected}");
+            }
+        }
+
+        #[test]
+        fn float16_widens_exactly(bits in any::<u16>()) {
+            let (half, wide) = (f16::from_bits(bits), f16::from_bits(bits).wide());
+            prop_assert!(wide == half.to_f64() || wide.is_nan() && half.is_nan());
+            prop_assert_eq!(f16::of_magnitude(half.magnitude()).wide().to_bits(), wide.abs().to_bits());
+        }
+    }
+
+    #[test]
+    fn masked_logits_are_impossible_tokens() {
+        const MASKED: f32 = f32::NEG_INFINITY;
+        let logits = [1.0, MASKED, 0.0, MASKED];
+        let table = Table::new(&logits, 4).unwrap();
+        let pair = Table::new(&[1.0_f32, 0.0], 2).unwrap().logits_confidence(2, None).unwrap();
+        assert_eq!(table.logits_confidence(2, None).unwrap(), pair);
+        let message = table.logits_confidence(3, None).unwrap_err().to_string();
+        assert!(message.contains("logits holds -inf at row 0, column 1"), "{message}");
+        assert_eq!(
+            table.logits_confidence(4, Some(-9.0)).unwrap(),
+            [(2.0 * 9.0 + 2.0 * pair[0]) / 4.0]
+        );
+        for (wrong, place) in
+            [([0.0, f32::NAN], "NaN at row 0, column 1"), ([f32::INFINITY, 0.0], "inf at row 0")]
+        {
+            let message =
+                Table::new(&wrong, 2).unwrap().logits_confidence(1, None).unwrap_err().to_string();
+            assert!(message.contains(place), "{message}");
+        }
+        assert!(Table::new(&[MASKED; 3], 3).unwrap().logits_confidence(1, Some(-9.0)).is_err());
+        for k in [0, 5] {
+            let message = table.logits_confidence(k, None).unwrap_err().to_string();
+            assert!(
+                message.starts_with(&format!("k={k}: must be between 1 and the 4")),
+                "{message}"
+            );
         }
     }
 

@@ -21,19 +21,19 @@
 //! # Ok::<(), deepconf_core::Error>(())
 //! ```
 //!
-//! **Cost.** Three passes over a trace that stay in its scratch memory (quantise, slide, select), no
-//! allocation once a thread's scratch has grown to the longest trace; traces in parallel, never one
-//! trace split.
+//! **Cost.** A trace is read from memory once; the rest stays in scratch memory (8 bytes a token),
+//! with no allocation once a thread's has grown to the longest trace. Traces run in parallel, never
+//! one trace split. Values beyond ±2,048, or sums beyond 2²¹ nats, take a plain path.
 
 use std::cell::RefCell;
-use std::ops::{AddAssign, Sub};
 
 use rayon::prelude::*;
 
-use crate::bottom;
 use crate::error::{Error, Place, Result};
-use crate::fixed::{self, FAST_LIMIT};
+use crate::fixed::{self, FAST_LIMIT, NARROW_LIMIT};
+use crate::slide::{self, Groups};
 use crate::token::Sample;
+use crate::{bottom, simd};
 
 /// The largest window and tail.
 pub const MAX_WINDOW: u64 = 1 << 31;
@@ -89,7 +89,7 @@ impl Settings {
     }
 
     /// One confidence as it enters the sums.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn door(&self, c: f64) -> f64 {
         match self.decimals {
             Some(decimals) => fixed::round_decimals(c, decimals),
@@ -120,6 +120,14 @@ pub struct Scores {
     pub num_tokens: u64,
     /// Whether 0 < n < w, so that the one group is the whole trace.
     pub short: bool,
+}
+
+impl Scores {
+    /// Of a trace shorter than the window, or empty.
+    fn of_one_group(mean: f64, tail: f64, n: usize) -> Self {
+        let (num_tokens, short) = (n as u64, n > 0);
+        Self { mean, lowest_group: mean, bottom_group: mean, tail, num_tokens, short }
+    }
 }
 
 /// Scores one trace: `values` holds its token confidences, `[n]`, in nats.
@@ -191,9 +199,8 @@ fn check_offsets(offsets: &[i64], len: usize) -> Result<()> {
 /// Memory that a thread uses again for each trace.
 #[derive(Default)]
 struct Scratch {
-    tokens: Vec<i64>,
-    narrow: Vec<i64>,
-    wide: Vec<i128>,
+    groups: Groups,
+    bottom: bottom::Scratch,
 }
 
 thread_local! {
@@ -201,60 +208,101 @@ thread_local! {
 }
 
 fn score_one<T: Sample>(values: &[T], settings: &Settings, trace: usize) -> Result<Scores> {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let Scratch { tokens, narrow, wide } = scratch;
-        let largest = quantise(values, settings, trace, tokens)?;
-        // 2²³ nats in quanta of 2⁻⁴⁰ are 2⁶³.
-        let fits = largest * settings.window.min(tokens.len() as u64) as f64 <= f64::from(1 << 22);
-        Ok(if fits {
-            summarise(tokens, settings, narrow)
-        } else {
-            summarise(tokens, settings, wide)
-        })
-    })
+    let narrow = SCRATCH.with_borrow_mut(|scratch| match settings.decimals {
+        None => {
+            let biased = |c: T| fixed::biased(c.wide());
+            simd::widest(Narrow { values, settings, scratch, biased })
+        }
+        Some(_) => {
+            let biased = |c: T| fixed::biased(settings.door(c.wide()));
+            simd::widest(Narrow { values, settings, scratch, biased })
+        }
+    });
+    if let Some(scores) = narrow {
+        return Ok(scores);
+    }
+    if let Some(position) = values.iter().position(|c| !fixed::in_range(c.wide())) {
+        let place = Place::Token { trace, position };
+        check_confidence(values[position].wide(), place)?;
+    }
+    let tokens: Vec<i64> =
+        values.iter().map(|c| fixed::quantise(settings.door(c.wide()))).collect();
+    Ok(score_quantised(&tokens, settings))
 }
 
-/// The scores of a trace whose tokens are quantised already.
+/// The scores in 64-bit sums; `None` where a value is too large for them, or not finite.
+struct Narrow<'a, T, F> {
+    values: &'a [T],
+    settings: &'a Settings,
+    scratch: &'a mut Scratch,
+    /// A token in quanta plus a bias, as [`fixed::biased`] has it.
+    biased: F,
+}
+
+impl<T: Sample, F: Fn(T) -> i64 + Copy> simd::Work for Narrow<'_, T, F> {
+    type Output = Option<Scores>;
+
+    #[inline(always)]
+    fn call(self) -> Option<Scores> {
+        let Self { values, settings, scratch, biased } = self;
+        let Scratch { groups, bottom: memory } = scratch;
+        let n = values.len();
+        let window = settings.window as usize;
+        let long = n >= window;
+        let seen =
+            if long { groups.slide(values, window, biased) } else { slide::sum(values, biased) };
+        let largest = T::of_magnitude(seen.largest).wide();
+        if !(largest < FAST_LIMIT && largest * (n.min(window) as f64) < NARROW_LIMIT) {
+            return None;
+        }
+        let tail = &values[n - n.min(settings.tail as usize)..];
+        let tail = fixed::mean(slide::sum(tail, biased).total, tail.len() as u64);
+        let mean = fixed::mean(seen.total, n as u64);
+        if !long {
+            return Some(Scores::of_one_group(mean, tail, n));
+        }
+        let lowest = groups.blocks().iter().map(|block| block.min).min().unwrap_or_default();
+        let count = bottom::count(groups.len(), settings.bottom);
+        let sum = bottom::smallest(groups, count, memory);
+        Some(Scores {
+            mean,
+            lowest_group: settings.lowest(lowest.into(), settings.window, false),
+            bottom_group: fixed::mean(sum, settings.window * count as u64),
+            tail,
+            num_tokens: n as u64,
+            short: false,
+        })
+    }
+}
+
+/// The scores of a trace whose tokens are quantised already, in 128-bit sums: the plain way.
 pub(crate) fn score_quantised(tokens: &[i64], settings: &Settings) -> Scores {
-    SCRATCH.with_borrow_mut(|scratch| summarise(tokens, settings, &mut scratch.wide))
-}
-
-/// Fills `tokens` and returns the largest magnitude, in nats.
-fn quantise<T: Sample>(
-    values: &[T],
-    settings: &Settings,
-    trace: usize,
-    tokens: &mut Vec<i64>,
-) -> Result<f64> {
-    tokens.clear();
-    // NaN and infinities must not slip through `max`: they fail the comparison instead.
-    let mut largest = 0.0_f64;
-    let mut sound = true;
-    for c in values {
-        let magnitude = c.wide().abs();
-        sound &= magnitude < fixed::LIMIT;
-        largest = if magnitude > largest { magnitude } else { largest };
+    let sum = |tokens: &[i64]| tokens.iter().map(|&token| i128::from(token)).sum::<i128>();
+    let n = tokens.len();
+    let window = settings.window as usize;
+    let mean = fixed::mean(sum(tokens), n as u64);
+    let tail = &tokens[n - n.min(settings.tail as usize)..];
+    let tail = fixed::mean(sum(tail), tail.len() as u64);
+    if n < window {
+        return Scores::of_one_group(mean, tail, n);
     }
-    if !sound {
-        return Err(blame(values, trace));
+    let mut group = sum(&tokens[..window]);
+    let mut groups = vec![group];
+    groups.extend(tokens[window..].iter().zip(tokens).map(|(&new, &old)| {
+        group += i128::from(new) - i128::from(old);
+        group
+    }));
+    let count = bottom::count(groups.len(), settings.bottom);
+    groups.select_nth_unstable(count - 1);
+    let lowest = groups[..count].iter().copied().min().unwrap_or_default();
+    Scores {
+        mean,
+        lowest_group: settings.lowest(lowest, settings.window, false),
+        bottom_group: fixed::mean(groups[..count].iter().sum(), settings.window * count as u64),
+        tail,
+        num_tokens: n as u64,
+        short: false,
     }
-    if largest < FAST_LIMIT && settings.decimals.is_none() {
-        tokens.extend(values.iter().map(|c| fixed::quantise_fast(c.wide())));
-    } else {
-        tokens.extend(values.iter().map(|c| fixed::quantise(settings.door(c.wide()))));
-    }
-    Ok(largest)
-}
-
-#[cold]
-fn blame<T: Sample>(values: &[T], trace: usize) -> Error {
-    let found = values.iter().position(|c| !fixed::in_range(c.wide()));
-    let position = found.unwrap_or_default();
-    check_confidence(values[position].wide(), Place::Token { trace, position })
-        .err()
-        .unwrap_or_else(|| {
-            Error::setting("confidences", "changing", "must not be written to while they are read")
-        })
 }
 
 /// An error unless `c` is finite and in range.
@@ -270,54 +318,86 @@ pub(crate) fn check_confidence(c: f64, place: Place) -> Result<()> {
     })
 }
 
-/// Exact integer sums of either width.
-trait Sum: Copy + Ord + AddAssign + Sub<Output = Self> + From<i64> + Into<i128> {}
-impl Sum for i64 {}
-impl Sum for i128 {}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Work;
+    use half::f16;
+    use proptest::prelude::*;
 
-fn summarise<S: Sum>(tokens: &[i64], settings: &Settings, groups: &mut Vec<S>) -> Scores {
-    let n = tokens.len();
-    let total: i128 = total(tokens);
-    let tail = n.min(settings.tail as usize);
-    let window = settings.window as usize;
-    let mean = fixed::mean(total, n as u64);
-    let scores = Scores {
-        mean,
-        lowest_group: mean,
-        bottom_group: mean,
-        tail: fixed::mean(self::total(&tokens[n - tail..]), tail as u64),
-        num_tokens: n as u64,
-        short: 0 < n && n < window,
-    };
-    if n < window {
-        return scores;
+    /// The scores as each instruction set of this CPU has them, the baseline first.
+    fn on_every_level<T: Sample>(values: &[T], settings: &Settings) -> Vec<Option<Scores>> {
+        let mut scratch = Scratch::default();
+        let mut scored = Vec::new();
+        let mut levels: Vec<fn(Level<'_, T>) -> Option<Scores>> = vec![|work| work.call()];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if pulp::x86::V3::is_available() {
+                levels.push(|work| pulp::x86::V3::try_new().and_then(|v3| v3.vectorize(work)));
+            }
+            if pulp::x86::V4::is_available() {
+                levels.push(|work| pulp::x86::V4::try_new().and_then(|v4| v4.vectorize(work)));
+            }
+        }
+        for level in levels {
+            let biased: fn(T) -> i64 = |c| fixed::biased(c.wide());
+            scored.push(level(Narrow { values, settings, scratch: &mut scratch, biased }));
+        }
+        scored
     }
-    let lowest = slide(tokens, window, groups);
-    let count = bottom::count(groups.len(), settings.bottom);
-    let bottom = bottom::smallest(groups, count);
-    Scores {
-        lowest_group: settings.lowest(lowest.into(), settings.window, false),
-        bottom_group: fixed::mean(bottom, settings.window * count as u64),
-        ..scores
+
+    type Level<'a, T> = Narrow<'a, T, fn(T) -> i64>;
+
+    fn bits(scores: Option<Scores>) -> Option<[u64; 4]> {
+        scores.map(|s| [s.mean, s.lowest_group, s.bottom_group, s.tail].map(f64::to_bits))
     }
-}
 
-fn total(tokens: &[i64]) -> i128 {
-    // A token is at most 2⁵⁵ (rounding to decimals can reach the limit), so 128 of them fit 64 bits.
-    tokens.chunks(128).map(|block| i128::from(block.iter().sum::<i64>())).sum()
-}
+    proptest! {
+        #[test]
+        fn every_instruction_set_gives_the_bits_of_the_plain_way(
+            pattern in prop::collection::vec(-900.0_f32..900.0, 1..60),
+            n in 1_usize..1_400,
+            w in 1_u64..1_400,
+            tail in 1_u64..1_400,
+            bottom in 0.001_f64..=1.0,
+        ) {
+            let settings = Settings { window: w, tail, bottom, decimals: None };
+            let values: Vec<f32> = (0..n).map(|i| pattern[i * i % pattern.len()]).collect();
+            let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
+            let plain = bits(Some(score_quantised(&tokens, &settings)));
+            for scores in on_every_level(&values, &settings) {
+                prop_assert_eq!(bits(scores), plain);
+            }
+        }
 
-/// The sum of every complete window, and the lowest.
-fn slide<S: Sum>(tokens: &[i64], window: usize, groups: &mut Vec<S>) -> S {
-    groups.clear();
-    let mut sum = S::from(0);
-    tokens[..window].iter().for_each(|&token| sum += S::from(token));
-    let mut lowest = sum;
-    groups.push(sum);
-    groups.extend(tokens[window..].iter().zip(tokens).map(|(&new, &old)| {
-        sum += S::from(new) - S::from(old);
-        lowest = lowest.min(sum);
-        sum
-    }));
-    lowest
+        #[test]
+        fn every_float_type_gives_the_same_bits(
+            values in prop::collection::vec(0.0_f32..30.0, 1..600),
+            w in 1_u64..300,
+        ) {
+            let settings = Settings { window: w, tail: 50, ..Settings::default() };
+            let halves: Vec<f16> = values.iter().map(|&c| f16::from_f32(c)).collect();
+            let singles: Vec<f32> = halves.iter().map(|&c| f32::from(c)).collect();
+            let doubles: Vec<f64> = halves.iter().map(|&c| f64::from(c)).collect();
+            let expected = bits(score(&singles, &settings).ok());
+            prop_assert_eq!(bits(score(&halves, &settings).ok()), expected);
+            prop_assert_eq!(bits(score(&doubles, &settings).ok()), expected);
+        }
+    }
+
+    #[test]
+    fn lengths_around_chunks_and_blocks() {
+        for n in [1, 7, 8, 9, 127, 128, 129, 135, 255, 256, 257, 262, 263, 264, 511, 512, 519, 520]
+        {
+            for window in [1, 2, 7, 8, 9, 127, 128, 129, 255, 256, 257, n as u64] {
+                let values: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 / 8.0).collect();
+                let settings = Settings { window, tail: 5, bottom: 0.3, decimals: None };
+                let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
+                let plain = bits(Some(score_quantised(&tokens, &settings)));
+                for scores in on_every_level(&values, &settings) {
+                    assert_eq!(bits(scores), plain, "n = {n}, w = {window}");
+                }
+            }
+        }
+    }
 }

@@ -23,11 +23,11 @@ mod _core {
     #[pymodule_export]
     use super::group::{BatchScorer, TraceScorer};
     #[pymodule_export]
-    use super::logprobs::{dict_confidences, flat_confidences};
+    use super::logprobs::{dict_confidences, flat_confidences, openai_confidences};
     #[pymodule_export]
     use super::policy::Policy;
     #[pymodule_export]
-    use super::token::{token_confidence, token_entropy};
+    use super::token::{logits_confidence, token_confidence, token_entropy};
     #[pymodule_export]
     use super::trace::{Scores, TraceScores, score};
     #[pymodule_export]

@@ -1,9 +1,10 @@
-//! Log-probabilities as vLLM returns them, straight to token confidences.
+//! Log-probabilities as vLLM and OpenAI-style servers return them, straight to token confidences.
 
 use deepconf_core::token::{check_floor, confidence};
 use numpy::{IntoPyArray, PyArray1};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyString};
 
 use crate::error::{invalid_input, invalid_type, raise};
 
@@ -107,9 +108,8 @@ pub fn dict_confidences<'py>(
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     check_floor(floor).map_err(raise)?;
     let py = rows.py();
-    let logprob = pyo3::intern!(py, "logprob");
-    let mut table: Vec<f64> = Vec::new();
-    let mut ends = vec![0];
+    let logprob = intern!(py, "logprob");
+    let mut table = Table::default();
     for (position, row) in rows.iter().enumerate() {
         let wrong = |what: String| {
             invalid_type(format!(
@@ -119,25 +119,140 @@ pub fn dict_confidences<'py>(
         let row = row.cast::<PyDict>().map_err(|_| wrong(row.get_type().to_string()))?;
         for entry in row.values() {
             let value = entry.getattr(logprob).and_then(|value| value.extract::<f64>());
-            table.push(value.map_err(|_| wrong(format!("an entry is a {}", entry.get_type())))?);
+            let value = value.map_err(|_| wrong(format!("an entry is a {}", entry.get_type())));
+            table.entries.push(value?);
         }
-        ends.push(table.len());
+        table.ends.push(table.entries.len());
     }
-    let shortest = ends.windows(2).map(|end| end[1] - end[0]).min().unwrap_or(1);
-    let k = k.unwrap_or(shortest);
-    if k == 0 || shortest < k {
-        let position = ends.windows(2).position(|end| end[1] - end[0] == shortest);
-        return Err(invalid_input(format!(
-            "logprobs at position {} has {shortest} entries: at least k={} are needed",
-            position.unwrap_or_default(),
-            k.max(1)
-        )));
+    table.confidences(py, k, returned, floor)
+}
+
+/// Token confidences of OpenAI-style log-probabilities, as JSON is parsed or as client objects.
+///
+/// Args:
+///     logprobs: of chat completions, with `content`: n entries with `token`, `logprob` and
+///         `top_logprobs`, a list of such entries. Or of completions, with `top_logprobs`: n dicts
+///         from token to log-probability.
+///     k: how many of the most likely tokens count; None for the shortest row's length.
+///     returned: whether to take every entry instead, the sampled token's too.
+///     floor: raises smaller log-probabilities to this.
+///
+/// Returns:
+///     float32 `[n]`, nats.
+#[pyfunction]
+#[pyo3(signature = (logprobs, k=None, returned=false, floor=None))]
+pub fn openai_confidences<'py>(
+    logprobs: &Bound<'py, PyAny>,
+    k: Option<usize>,
+    returned: bool,
+    floor: Option<f64>,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    check_floor(floor).map_err(raise)?;
+    let py = logprobs.py();
+    let mut table = Table::default();
+    if let Some(content) = field(logprobs, intern!(py, "content"))? {
+        for (position, entry) in content.try_iter()?.enumerate() {
+            let (entry, wrong) = (entry?, |what: &str| wrong_entry(position, what));
+            let top = field(&entry, intern!(py, "top_logprobs"))?
+                .ok_or_else(|| wrong("has no top_logprobs"))?;
+            let sampled = field(&entry, intern!(py, "token"))?;
+            let mut among = !returned;
+            for likely in top.try_iter()? {
+                let likely = likely?;
+                table.entries.push(logprob(&likely, position)?);
+                among = among || field(&likely, intern!(py, "token"))?.is_some_and(|token| {
+                    sampled.as_ref().is_some_and(|sampled| token.eq(sampled).unwrap_or(false))
+                });
+            }
+            if !among {
+                table.entries.push(logprob(&entry, position)?);
+            }
+            table.ends.push(table.entries.len());
+        }
+    } else if let Some(rows) = field(logprobs, intern!(py, "top_logprobs"))? {
+        for (position, row) in rows.try_iter()?.enumerate() {
+            let row = row?;
+            let row = row
+                .cast::<PyDict>()
+                .map_err(|_| wrong_entry(position, "is no dict from token to log-probability"))?;
+            for value in row.values() {
+                let value = value.extract::<f64>();
+                let number = || wrong_entry(position, "has a log-probability that is no number");
+                table.entries.push(value.map_err(|_| number())?);
+            }
+            table.ends.push(table.entries.len());
+        }
+    } else {
+        return Err(invalid_input(
+            "logprobs has neither content nor top_logprobs: ask the server for them, with \
+             logprobs=True and top_logprobs=20 for chat, or logprobs=20",
+        ));
     }
-    let mut confidences = Vec::with_capacity(rows.len());
-    for end in ends.windows(2) {
-        let row = &mut table[end[0]..end[1]];
-        row.sort_by(|a, b| b.total_cmp(a));
-        confidences.push(confidence(if returned { row } else { &row[..k] }, floor));
+    table.confidences(py, k, returned, floor)
+}
+
+fn wrong_entry(position: usize, what: &str) -> PyErr {
+    invalid_type(format!("logprobs at position {position} {what}"))
+}
+
+/// A field of parsed JSON or of an object; `None` where it is missing or None.
+fn field<'py>(
+    of: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let value = match of.cast::<PyDict>() {
+        Ok(dict) => dict.get_item(name)?,
+        Err(_) => of.getattr_opt(name)?,
+    };
+    Ok(value.filter(|value| !value.is_none()))
+}
+
+fn logprob(entry: &Bound<'_, PyAny>, position: usize) -> PyResult<f64> {
+    let value = field(entry, intern!(entry.py(), "logprob"))?;
+    value
+        .and_then(|value| value.extract().ok())
+        .ok_or_else(|| wrong_entry(position, "has an entry without a number as logprob"))
+}
+
+/// Rows of log-probabilities, of k entries or more.
+struct Table {
+    entries: Vec<f64>,
+    /// Where rows end, after a 0.
+    ends: Vec<usize>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { entries: Vec::new(), ends: vec![0] }
     }
-    checked(py, confidences)
+}
+
+impl Table {
+    /// Of the `k` most likely, or of all that were returned.
+    fn confidences(
+        self,
+        py: Python<'_>,
+        k: Option<usize>,
+        returned: bool,
+        floor: Option<f64>,
+    ) -> PyResult<Bound<'_, PyArray1<f32>>> {
+        let Self { mut entries, ends } = self;
+        let shortest = ends.windows(2).map(|end| end[1] - end[0]).min().unwrap_or(1);
+        let k = k.unwrap_or(shortest);
+        if k == 0 || shortest < k {
+            let position = ends.windows(2).position(|end| end[1] - end[0] == shortest);
+            return Err(invalid_input(format!(
+                "logprobs at position {} has {shortest} entries: at least k={} are needed",
+                position.unwrap_or_default(),
+                k.max(1)
+            )));
+        }
+        let mut confidences = Vec::with_capacity(ends.len() - 1);
+        for end in ends.windows(2) {
+            let row = &mut entries[end[0]..end[1]];
+            row.sort_by(|a, b| b.total_cmp(a));
+            confidences.push(confidence(if returned { row } else { &row[..k] }, floor));
+        }
+        checked(py, confidences)
+    }
 }
