@@ -47,9 +47,14 @@ test: $(VENV)/.built $(VENV)/.vllm
 	$(BIN)/python -m pytest 2>&1 | tee target/test-python.log
 	@$(BIN)/python tools/count_tests.py target/test-rust.log target/test-python.log
 
-bench: $(VENV)/.built $(VENV)/.vllm
+$(VENV)/.bench: benches/requirements.txt | $(VENV)/.vllm
+	$(BIN)/python -m pip install --quiet --requirement benches/requirements.txt
+	@touch $@
+
+bench: $(VENV)/.built $(VENV)/.bench
 	cargo run --locked --release -p deepconf-bench
 	$(BIN)/python benches/peers.py
+	$(BIN)/python benches/engine.py
 
 lint: $(VENV)/.built
 	cargo fmt --check

@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 import deepconf
 from deepconf.engines import VLLM
+from rich.console import Console
+from rich.table import Table
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny-reasoner"
 TRACES, ROUNDS = 64, 5

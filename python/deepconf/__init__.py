@@ -7,9 +7,10 @@ array([8.5, 2.5])
 >>> deepconf.vote(["42", "41"], weights=s.lowest_group).answer
 '42'
 
-A scorer (`score`, `token_confidence`, `token_entropy`, `TraceScorer`, `BatchScorer`), votes
-(`vote`, `vote_many`), decisions (`Policy`, `Controller`) and a driver (`DeepThink` on an engine of
-`deepconf.engines`). Confidences are in nats; higher is surer. The method: arXiv 2508.15260.
+A scorer (`score`, `token_confidence`, `token_entropy`, `logits_confidence`, `TraceScorer`,
+`BatchScorer`), votes (`vote`, `vote_many`), decisions (`Policy`, `Controller`) and a driver
+(`DeepThink` on an engine of `deepconf.engines`). Confidences are in nats; higher is surer. The
+method: arXiv 2508.15260.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from deepconf._core import (
     Vote,
     Votes,
     __version__,
+    logits_confidence,
     score,
     token_confidence,
     token_entropy,
@@ -78,6 +80,7 @@ __all__ = [
     "answers",
     "engines",
     "errors",
+    "logits_confidence",
     "score",
     "token_confidence",
     "token_entropy",

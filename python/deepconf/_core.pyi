@@ -30,6 +30,8 @@ __all__ = [
     "__version__",
     "dict_confidences",
     "flat_confidences",
+    "logits_confidence",
+    "openai_confidences",
     "score",
     "token_confidence",
     "token_entropy",
@@ -95,6 +97,13 @@ def token_entropy(
     logprob_floor: SupportsFloat | None = None,
     threads: SupportsIndex | None = None,
 ) -> NDArray[np.float32]: ...
+def logits_confidence(
+    logits: ArrayLike,
+    k: SupportsIndex = 20,
+    *,
+    logprob_floor: SupportsFloat | None = None,
+    threads: SupportsIndex | None = None,
+) -> NDArray[np.float32]: ...
 def vote(
     answers: _Column,
     weights: ArrayLike | None = None,
@@ -123,6 +132,12 @@ def flat_confidences(
 ) -> NDArray[np.float32]: ...
 def dict_confidences(
     rows: list[Any],
+    k: SupportsIndex | None = None,
+    returned: bool = False,
+    floor: SupportsFloat | None = None,
+) -> NDArray[np.float32]: ...
+def openai_confidences(
+    logprobs: Any,
     k: SupportsIndex | None = None,
     returned: bool = False,
     floor: SupportsFloat | None = None,

@@ -270,10 +270,10 @@ impl<'a, T: Sample> Table<'a, T> {
             Some(at) => (at, ""),
             None if floor.is_none() => (
                 masked().unwrap_or_default(),
-                " where it is among the k most likely; set logprob_floor, or a smaller k",
+                "; where fewer than k tokens are possible, set logprob_floor or a smaller k",
             ),
             // Every token of some row is masked.
-            None => (masked().unwrap_or_default(), ": some token must be possible"),
+            None => (masked().unwrap_or_default(), "; some token must be possible"),
         };
         Error::NotFinite {
             argument: "logits",

@@ -165,6 +165,7 @@ impl Controller {
         let trace = number(trace)?;
         let single: PyReadonlyArray1<'_, f32> = match Floats::one(confidences, "confidences")? {
             Floats::Single(values) => values,
+            Floats::Half(values) => values.call_method1("astype", ("float32",))?.extract()?,
             Floats::Double(values) => values.call_method1("astype", ("float32",))?.extract()?,
         };
         let stop = self.lock().tokens(trace, single.as_slice()?).map_err(raise)?;

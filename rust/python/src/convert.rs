@@ -5,6 +5,7 @@ use arrow_array::types::{Float32Type, Float64Type};
 use arrow_array::{Array, ArrayRef};
 use arrow_schema::DataType;
 use deepconf_core::vote::intern;
+use half::f16;
 use numpy::{
     Element, PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods, dtype,
 };
@@ -14,8 +15,10 @@ use pyo3_arrow::input::AnyArray;
 
 use crate::error::{invalid_input, invalid_type};
 
-/// A contiguous float32 or float64 array.
+/// A contiguous array of floats.
 pub enum Floats<'py> {
+    /// float16
+    Half(PyReadonlyArray1<'py, f16>),
     /// float32
     Single(PyReadonlyArray1<'py, f32>),
     /// float64
@@ -51,10 +54,11 @@ fn contiguous<'py, T: Element>(
 }
 
 impl<'py> Floats<'py> {
-    /// A float array of any shape, flattened row-major. float16 becomes float32.
+    /// A float array of any shape, flattened row-major.
     pub fn flat(array: &Bound<'py, PyUntypedArray>, name: &str) -> PyResult<Self> {
         match (array.dtype().kind(), array.dtype().itemsize()) {
-            (b'f', 2 | 4) => Ok(Self::Single(contiguous(array)?)),
+            (b'f', 2) => Ok(Self::Half(contiguous(array)?)),
+            (b'f', 4) => Ok(Self::Single(contiguous(array)?)),
             (b'f', 8) => Ok(Self::Double(contiguous(array)?)),
             // An empty list is float64 to NumPy; an empty array of anything holds no wrong value.
             _ if array.len() == 0 => Ok(Self::Double(contiguous(array)?)),
@@ -77,6 +81,27 @@ impl<'py> Floats<'py> {
         Self::flat(&array, name)
     }
 }
+
+/// The same work on a slice of whatever float `$floats` holds.
+macro_rules! with_floats {
+    ($floats:expr, $values:ident => $work:expr) => {
+        match $floats {
+            $crate::convert::Floats::Half(array) => {
+                let $values = array.as_slice()?;
+                $work
+            }
+            $crate::convert::Floats::Single(array) => {
+                let $values = array.as_slice()?;
+                $work
+            }
+            $crate::convert::Floats::Double(array) => {
+                let $values = array.as_slice()?;
+                $work
+            }
+        }
+    };
+}
+pub(crate) use with_floats;
 
 /// A column of float64; anything numeric is converted.
 pub fn doubles<'py>(value: &Bound<'py, PyAny>, name: &str) -> PyResult<PyReadonlyArray1<'py, f64>> {

@@ -6,7 +6,7 @@ use deepconf_core::group::{self, StreamSettings};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
-use crate::convert::{self, Floats};
+use crate::convert::{self, Floats, with_floats};
 use crate::error::raise;
 use crate::trace::TraceScores;
 
@@ -73,11 +73,7 @@ impl TraceScorer {
     /// for a stop; returns its index in the array, or None when all were added.
     fn extend(&self, confidences: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
         let floats = Floats::one(confidences, "confidences")?;
-        match floats {
-            Floats::Single(values) => self.lock().extend(values.as_slice()?),
-            Floats::Double(values) => self.lock().extend(values.as_slice()?),
-        }
-        .map_err(raise)
+        with_floats!(floats, values => self.lock().extend(values)).map_err(raise)
     }
 
     /// Forgets the trace, for a new one with the same settings.
@@ -199,11 +195,9 @@ impl BatchScorer {
         let slot_ids = convert::integers(slot_ids, "slot_ids")?;
         let slot_ids = slot_ids.as_slice()?;
         let mut stop = vec![false; slot_ids.len()];
-        match Floats::one(confidences, "confidences")? {
-            Floats::Single(values) => self.lock().step(slot_ids, values.as_slice()?, &mut stop),
-            Floats::Double(values) => self.lock().step(slot_ids, values.as_slice()?, &mut stop),
-        }
-        .map_err(raise)?;
+        let floats = Floats::one(confidences, "confidences")?;
+        with_floats!(floats, values => self.lock().step(slot_ids, values, &mut stop))
+            .map_err(raise)?;
         Ok(stop.into_pyarray(py))
     }
 

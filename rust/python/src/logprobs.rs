@@ -160,9 +160,10 @@ pub fn openai_confidences<'py>(
             for likely in top.try_iter()? {
                 let likely = likely?;
                 table.entries.push(logprob(&likely, position)?);
-                among = among || field(&likely, intern!(py, "token"))?.is_some_and(|token| {
-                    sampled.as_ref().is_some_and(|sampled| token.eq(sampled).unwrap_or(false))
-                });
+                among = among
+                    || field(&likely, intern!(py, "token"))?.is_some_and(|token| {
+                        sampled.as_ref().is_some_and(|sampled| token.eq(sampled).unwrap_or(false))
+                    });
             }
             if !among {
                 table.entries.push(logprob(&entry, position)?);

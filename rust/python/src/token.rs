@@ -4,7 +4,7 @@ use deepconf_core::token::{Sample, Table};
 use numpy::{IntoPyArray, PyArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use crate::convert::{self, Floats};
+use crate::convert::{self, Floats, with_floats};
 use crate::error::{invalid_input, raise};
 use crate::pool;
 
@@ -29,7 +29,7 @@ pub fn token_confidence<'py>(
     logprob_floor: Option<f64>,
     threads: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    map(logprobs, threads, Of::Confidence, logprob_floor)
+    map(logprobs, "logprobs", threads, Of::Confidence, logprob_floor)
 }
 
 /// Token entropy (equation 1): `−Σ p·ln p`, renormalised over the entries given.
@@ -55,35 +55,65 @@ pub fn token_entropy<'py>(
     logprob_floor: Option<f64>,
     threads: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    map(logprobs, threads, Of::Entropy, logprob_floor)
+    map(logprobs, "logprobs", threads, Of::Entropy, logprob_floor)
+}
+
+/// Token confidence (equation 2) from whole rows of logits, without storing their log-softmax.
+///
+/// Args:
+///     logits: `[n, vocabulary]` float32, float64 or float16, before temperature and penalties. -inf is a
+///         token that cannot come.
+///     k: how many of the most likely tokens count.
+///     logprob_floor: raises smaller log-probabilities to this; needed where fewer than k tokens are
+///         possible.
+///     threads: how many to use; None for all cores.
+///
+/// Returns:
+///     float32 `[n]`, nats; the sum of exponentials is accurate to about 1e-7.
+///
+/// Raises:
+///     InvalidInput: not a table, k is out of range, or an entry is NaN or +inf (its row and column are
+///         named).
+///     InvalidType: not floating-point numbers.
+#[pyfunction]
+#[pyo3(signature = (logits, k=None, *, logprob_floor=None, threads=None), text_signature = "(logits, k=20, *, logprob_floor=None, threads=None)")]
+pub fn logits_confidence<'py>(
+    logits: &Bound<'py, PyAny>,
+    k: Option<&Bound<'py, PyAny>>,
+    logprob_floor: Option<f64>,
+    threads: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let k = k.map_or(Ok(20), |k| convert::whole(k, "k"))?;
+    map(logits, "logits", threads, Of::Logits(k), logprob_floor)
 }
 
 #[derive(Clone, Copy)]
 enum Of {
     Confidence,
     Entropy,
+    /// From logits, over so many of the most likely.
+    Logits(usize),
 }
 
 fn map<'py>(
-    logprobs: &Bound<'py, PyAny>,
+    table: &Bound<'py, PyAny>,
+    name: &str,
     threads: Option<&Bound<'py, PyAny>>,
     of: Of,
     floor: Option<f64>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let py = logprobs.py();
+    let py = table.py();
     let threads = threads.map(|value| convert::whole(value, "threads")).transpose()?;
-    let array = convert::array(logprobs, "logprobs")?;
+    let array = convert::array(table, name)?;
     let &[_, k] = array.shape() else {
         return Err(invalid_input(format!(
-            "logprobs has shape {:?} and dtype {}: must be [n_tokens, k], every row with as many entries",
+            "{name} has shape {:?} and dtype {}: must be [n_tokens, k], every row with as many entries",
             array.shape(),
             array.dtype()
         )));
     };
-    let scores = match Floats::flat(&array, "logprobs")? {
-        Floats::Single(values) => rows(py, values.as_slice()?, k, threads, of, floor),
-        Floats::Double(values) => rows(py, values.as_slice()?, k, threads, of, floor),
-    }?;
+    let floats = Floats::flat(&array, name)?;
+    let scores = with_floats!(floats, values => rows(py, values, k, threads, of, floor))?;
     Ok(scores.into_pyarray(py))
 }
 
@@ -99,6 +129,7 @@ fn rows<T: Sample>(
     let work = || match of {
         Of::Confidence => table.confidence(floor),
         Of::Entropy => table.entropy(floor),
+        Of::Logits(top) => table.logits_confidence(top, floor),
     };
     pool::run(py, threads, work)?.map_err(raise)
 }

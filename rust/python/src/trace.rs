@@ -9,7 +9,7 @@ use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyTuple};
 
-use crate::convert::{self, Floats, Lists};
+use crate::convert::{self, Floats, Lists, with_floats};
 use crate::error::{invalid_input, invalid_type, raise};
 use crate::pool;
 
@@ -151,7 +151,7 @@ impl TraceScores {
 ///         a tuple `(values, offsets)`: trace i is `values[offsets[i]:offsets[i + 1]]`;
 ///         a 2-D array `[traces, tokens]`;
 ///         any Arrow array of lists of float or double (pyarrow, polars, ...), where a null is a trace
-///         without tokens. Contiguous float32 and float64 are not copied.
+///         without tokens. Contiguous arrays are not copied.
 ///     window: w, tokens in a group; 2048 by default.
 ///     tail: t, tokens in the tail; 2048 by default.
 ///     bottom: q, the fraction of the groups in the bottom-group score.
@@ -194,10 +194,7 @@ pub fn score(
             })?;
         let offsets = convert::integers(&offsets, "offsets")?;
         let offsets = offsets.as_slice()?;
-        match Floats::one(&values, "values")? {
-            Floats::Single(values) => ragged(py, values.as_slice()?, offsets, &settings, threads),
-            Floats::Double(values) => ragged(py, values.as_slice()?, offsets, &settings, threads),
-        }
+        with_floats!(Floats::one(&values, "values")?, values => ragged(py, values, offsets, &settings, threads))
     } else if let Some(chunks) = convert::arrow(traces, "traces")? {
         match convert::lists(&chunks, "traces")? {
             Lists::Single(slices) => slices_of(py, &slices, &settings, threads),
@@ -243,10 +240,7 @@ fn table(
     let array = convert::array(traces, "traces")?;
     let &[rows, columns] = array.shape() else { unreachable!("the caller saw two dimensions") };
     let ends: Vec<i64> = (0..=rows).map(|row| (row * columns) as i64).collect();
-    match Floats::flat(&array, "traces")? {
-        Floats::Single(values) => ragged(py, values.as_slice()?, &ends, settings, threads),
-        Floats::Double(values) => ragged(py, values.as_slice()?, &ends, settings, threads),
-    }
+    with_floats!(Floats::flat(&array, "traces")?, values => ragged(py, values, &ends, settings, threads))
 }
 
 fn list(
@@ -282,20 +276,25 @@ fn list(
         })?;
         arrays.push(numbers);
     }
-    if arrays.iter().all(|array| matches!(array, Floats::Single(_))) {
-        let slices: Vec<&[f32]> = arrays
-            .iter()
-            .filter_map(
-                |array| if let Floats::Single(a) = array { Some(a.as_slice()) } else { None },
-            )
-            .collect::<Result<_, _>>()?;
-        return slices_of(py, &slices, settings, threads);
+    macro_rules! of_one_type {
+        ($($float:ident),+) => {
+            $(if arrays.iter().all(|array| matches!(array, Floats::$float(_))) {
+                let slices = arrays.iter().filter_map(|array| match array {
+                    Floats::$float(array) => Some(array.as_slice()),
+                    _ => None,
+                });
+                let slices = slices.collect::<Result<Vec<_>, _>>()?;
+                return slices_of(py, &slices, settings, threads);
+            })+
+        };
     }
-    // Mixed: float32 widens exactly.
+    of_one_type!(Single, Half, Double);
+    // Mixed: what is shorter widens exactly.
     let wide: Vec<Cow<'_, [f64]>> = arrays
         .iter()
         .map(|array| match array {
-            Floats::Single(a) => Ok(a.as_slice()?.iter().map(|&c| f64::from(c)).collect()),
+            Floats::Half(a) => Ok(a.as_slice()?.iter().map(|&c| c.wide()).collect()),
+            Floats::Single(a) => Ok(a.as_slice()?.iter().map(|&c| c.wide()).collect()),
             Floats::Double(a) => Ok(Cow::Borrowed(a.as_slice()?)),
         })
         .collect::<PyResult<_>>()?;
