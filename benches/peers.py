@@ -29,6 +29,7 @@ import scorio.aggregate
 from deepconf.engines.vllm import confidences
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import install_reference
@@ -76,7 +77,7 @@ class Report:
     def add(self, title: str, unit: str, rows: list[Row]) -> None:
         """The first row is deepconf's."""
         ours = rows[0]
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
         for name in ("", f"million {unit}/s", f"ns a {unit}", "deepconf is", "spread"):
             table.add_column(
                 name, justify="right" if name else "left", min_width=10 if name else 44
@@ -210,7 +211,8 @@ def compare_scores(report: Report, package: ModuleType) -> None:
     check((found[0], found[1], found[3]), 0, "mean lowest_group tail")
     np.testing.assert_allclose(found[2], scores.bottom_group[0], rtol=1e-3)
     rows.append(timed("scorio", LENGTH, lambda: by_scorio(one)))
-    confs = traces[0].tolist()
+    # As its `compute_confidence` gives them.
+    confs = list(traces[0].astype(np.float64))
     check(by_reference(package, confs), 0)
     rows.append(timed("reference package", LENGTH, lambda: by_reference(package, confs), 3))
     report.add("mean, lowest group, bottom 10% and tail of recorded traces", "token", rows)

@@ -52,61 +52,31 @@ impl StreamSettings {
     }
 }
 
-/// Follows one trace, a token at a time.
+/// What is the same for all traces that are followed together.
 #[derive(Clone, Debug)]
-pub struct TraceScorer {
+struct Rules {
     settings: Settings,
     keeps_all: bool,
+    /// How many tokens are kept.
+    capacity: usize,
     threshold: Option<f64>,
     /// A complete group whose sum is smaller asks for a stop.
     stop_below: i128,
-    /// The last `max(w, t)` tokens as a ring, or all of them.
-    recent: Vec<i64>,
-    /// Where the next token is put, and where the one that leaves the group next stands.
-    next: usize,
-    leaving: usize,
-    num_tokens: u64,
-    total: i128,
-    group: i128,
-    lowest: i128,
 }
 
-impl TraceScorer {
-    /// A scorer that has seen nothing yet.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] naming the setting that is out of range.
-    pub fn new(settings: StreamSettings) -> Result<Self> {
-        settings.batch().check()?;
-        let mut scorer = Self {
-            settings: settings.batch(),
-            keeps_all: settings.bottom.is_some(),
-            threshold: None,
-            stop_below: i128::MIN,
-            recent: Vec::new(),
-            next: 0,
-            leaving: 0,
-            num_tokens: 0,
-            total: 0,
-            group: 0,
-            lowest: i128::MAX,
-        };
-        scorer.set_threshold(settings.threshold)?;
-        Ok(scorer)
+impl Rules {
+    fn new(settings: StreamSettings) -> Result<Self> {
+        let batch = settings.batch();
+        batch.check()?;
+        let keeps_all = settings.bottom.is_some();
+        let capacity = if keeps_all { usize::MAX } else { batch.window.max(batch.tail) as usize };
+        let (threshold, stop_below) = (None, i128::MIN);
+        let mut rules = Self { settings: batch, keeps_all, capacity, threshold, stop_below };
+        rules.set_threshold(settings.threshold)?;
+        Ok(rules)
     }
 
-    /// Forgets the trace, keeping settings, threshold and memory.
-    pub fn reset(&mut self) {
-        self.recent.clear();
-        (self.next, self.leaving, self.num_tokens) = (0, 0, 0);
-        (self.total, self.group, self.lowest) = (0, 0, i128::MAX);
-    }
-
-    /// Sets s, from the next token on.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] when it is not finite.
-    pub fn set_threshold(&mut self, threshold: Option<f64>) -> Result<()> {
+    fn set_threshold(&mut self, threshold: Option<f64>) -> Result<()> {
         self.stop_below = match threshold {
             None => i128::MIN,
             Some(s) if s.is_finite() => self.smallest_sum_reaching(s),
@@ -127,6 +97,118 @@ impl TraceScorer {
         }
         reaching
     }
+}
+
+/// What is known of one trace.
+#[derive(Clone, Debug)]
+struct Followed {
+    /// The last `max(w, t)` tokens as a ring, or all of them.
+    recent: Vec<i64>,
+    /// Where the next token is put.
+    next: usize,
+    num_tokens: u64,
+    total: i128,
+    group: i128,
+    lowest: i128,
+}
+
+impl Followed {
+    const NOTHING: Self =
+        Self { recent: Vec::new(), next: 0, num_tokens: 0, total: 0, group: 0, lowest: i128::MAX };
+
+    /// Forgets the trace, keeping the memory.
+    fn reset(&mut self) {
+        self.recent.clear();
+        *self = Self { recent: std::mem::take(&mut self.recent), ..Self::NOTHING };
+    }
+
+    /// Adds a token that is in range; whether its group is complete and below the threshold.
+    #[inline]
+    fn add(&mut self, c: f64, rules: &Rules) -> bool {
+        let token = fixed::quantise(rules.settings.door(c));
+        let (window, capacity) = (rules.settings.window as usize, rules.capacity);
+        // What leaves the group is read before its place in the ring is used again.
+        let old = match self.next.checked_sub(window) {
+            _ if !self.armed(rules) => 0,
+            Some(place) => self.recent[place],
+            None => self.recent[self.next + (capacity - window)],
+        };
+        if self.recent.len() < capacity {
+            self.recent.push(token);
+        } else {
+            self.recent[self.next] = token;
+        }
+        self.next = if self.next + 1 == capacity { 0 } else { self.next + 1 };
+        self.group += i128::from(token - old);
+        self.total += i128::from(token);
+        self.num_tokens += 1;
+        if !self.armed(rules) {
+            return false;
+        }
+        self.lowest = self.lowest.min(self.group);
+        self.group < rules.stop_below
+    }
+
+    #[inline]
+    fn armed(&self, rules: &Rules) -> bool {
+        self.num_tokens >= rules.settings.window
+    }
+
+    fn group(&self, rules: &Rules) -> Option<f64> {
+        self.armed(rules).then(|| fixed::mean(self.group, rules.settings.window))
+    }
+
+    fn lowest_group(&self, rules: &Rules) -> f64 {
+        if self.armed(rules) {
+            rules.settings.lowest(self.lowest, rules.settings.window, false)
+        } else {
+            rules.settings.lowest(self.total, self.num_tokens, true)
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        fixed::mean(self.total, self.num_tokens)
+    }
+
+    fn tail(&self, rules: &Rules) -> f64 {
+        let count = self.recent.len().min(rules.settings.tail as usize);
+        // The newest end at `next`; in a ring that is full the rest stand at its other end.
+        let newest = count.min(self.next);
+        let (low, high) = (&self.recent[self.next - newest..self.next], &self.recent[..]);
+        let rest = &high[high.len() - (count - newest)..];
+        let sum = low.iter().chain(rest).map(|&token| i128::from(token)).sum();
+        fixed::mean(sum, count as u64)
+    }
+}
+
+/// Follows one trace, a token at a time.
+#[derive(Clone, Debug)]
+pub struct TraceScorer {
+    rules: Rules,
+    trace: Followed,
+}
+
+impl TraceScorer {
+    /// A scorer that has seen nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the setting that is out of range.
+    pub fn new(settings: StreamSettings) -> Result<Self> {
+        Ok(Self { rules: Rules::new(settings)?, trace: Followed::NOTHING })
+    }
+
+    /// Forgets the trace, keeping settings, threshold and memory.
+    pub fn reset(&mut self) {
+        self.trace.reset();
+    }
+
+    /// Sets s, from the next token on.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when it is not finite.
+    pub fn set_threshold(&mut self, threshold: Option<f64>) -> Result<()> {
+        self.rules.set_threshold(threshold)
+    }
 
     /// Adds one token's confidence; whether its group is complete and below the threshold.
     ///
@@ -135,7 +217,7 @@ impl TraceScorer {
     #[inline]
     pub fn push(&mut self, c: f64) -> Result<bool> {
         check_confidence(c, Place::Position(0))?;
-        Ok(self.add(c))
+        Ok(self.trace.add(c, &self.rules))
     }
 
     /// Adds tokens up to and including the first that asks for a stop, and returns its index.
@@ -146,127 +228,75 @@ impl TraceScorer {
         for (position, c) in confidences.iter().enumerate() {
             check_confidence(c.wide(), Place::Position(position))?;
         }
-        Ok(confidences.iter().position(|c| self.add(c.wide())))
-    }
-
-    #[inline]
-    fn add(&mut self, c: f64) -> bool {
-        let token = fixed::quantise(self.settings.door(c));
-        let capacity = self.capacity();
-        // What leaves the group is read before its place in the ring is used again.
-        let old = if self.armed() { take(&self.recent, &mut self.leaving, capacity) } else { 0 };
-        if self.recent.len() < capacity {
-            self.recent.push(token);
-        } else {
-            self.recent[self.next] = token;
-        }
-        self.next = following(self.next, capacity);
-        self.group += i128::from(token - old);
-        self.total += i128::from(token);
-        self.num_tokens += 1;
-        if !self.armed() {
-            return false;
-        }
-        self.lowest = self.lowest.min(self.group);
-        self.group < self.stop_below
-    }
-
-    /// How many tokens are kept.
-    #[inline]
-    fn capacity(&self) -> usize {
-        let ring = self.settings.window.max(self.settings.tail) as usize;
-        if self.keeps_all { usize::MAX } else { ring }
+        Ok(confidences.iter().position(|c| self.trace.add(c.wide(), &self.rules)))
     }
 
     /// The group that ends at the last token, in nats; `None` before w tokens.
     #[must_use]
     pub fn group(&self) -> Option<f64> {
-        let Settings { window, .. } = self.settings;
-        (self.num_tokens >= window).then(|| fixed::mean(self.group, window))
+        self.trace.group(&self.rules)
     }
 
     /// Lowest group confidence so far; before w tokens the mean of what there is, NaN for nothing.
     #[must_use]
     pub fn lowest_group(&self) -> f64 {
-        let Self { settings, num_tokens, .. } = self;
-        if self.armed() {
-            settings.lowest(self.lowest, settings.window, false)
-        } else {
-            settings.lowest(self.total, *num_tokens, true)
-        }
+        self.trace.lowest_group(&self.rules)
     }
 
     /// Average confidence so far; NaN for nothing.
     #[must_use]
     pub fn mean(&self) -> f64 {
-        fixed::mean(self.total, self.num_tokens)
+        self.trace.mean()
     }
 
     /// Tail confidence so far, O(t); NaN for nothing.
     #[must_use]
     pub fn tail(&self) -> f64 {
-        let count = self.recent.len().min(self.settings.tail as usize);
-        // The newest end at `next`; in a ring that is full the rest stand at its other end.
-        let newest = count.min(self.next);
-        let (low, high) = (&self.recent[self.next - newest..self.next], &self.recent[..]);
-        let rest = &high[high.len() - (count - newest)..];
-        let sum = low.iter().chain(rest).map(|&token| i128::from(token)).sum();
-        fixed::mean(sum, count as u64)
+        self.trace.tail(&self.rules)
     }
 
     /// n, the tokens seen.
     #[must_use]
     pub fn num_tokens(&self) -> u64 {
-        self.num_tokens
+        self.trace.num_tokens
     }
 
     /// s, the threshold.
     #[must_use]
     pub fn threshold(&self) -> Option<f64> {
-        self.threshold
+        self.rules.threshold
     }
 
     /// Whether a group is complete, so that the threshold can stop the trace.
     #[must_use]
     pub fn armed(&self) -> bool {
-        self.num_tokens >= self.settings.window
+        self.trace.armed(&self.rules)
     }
 
     /// All scores so far, as [`crate::trace::score`] has them; without `bottom`, that one is NaN.
     ///
-    /// O(n) with `bottom`, O(1) without.
+    /// O(n) with `bottom`, O(t) without.
     #[must_use]
     pub fn scores(&self) -> Scores {
-        if self.keeps_all {
-            return score_quantised(&self.recent, &self.settings);
+        if self.rules.keeps_all {
+            return score_quantised(&self.trace.recent, &self.rules.settings);
         }
         Scores {
             mean: self.mean(),
             lowest_group: self.lowest_group(),
             bottom_group: f64::NAN,
             tail: self.tail(),
-            num_tokens: self.num_tokens,
-            short: 0 < self.num_tokens && !self.armed(),
+            num_tokens: self.num_tokens(),
+            short: 0 < self.num_tokens() && !self.armed(),
         }
     }
-}
-
-#[inline]
-fn following(at: usize, capacity: usize) -> usize {
-    if at + 1 == capacity { 0 } else { at + 1 }
-}
-
-#[inline]
-fn take(recent: &[i64], at: &mut usize, capacity: usize) -> i64 {
-    let token = recent[*at];
-    *at = following(*at, capacity);
-    token
 }
 
 /// Follows many traces, one decode step of the whole batch at a time.
 #[derive(Clone, Debug)]
 pub struct BatchScorer {
-    slots: Vec<TraceScorer>,
+    rules: Rules,
+    slots: Vec<Followed>,
 }
 
 impl BatchScorer {
@@ -275,8 +305,8 @@ impl BatchScorer {
     /// # Errors
     /// As [`TraceScorer::new`].
     pub fn new(slots: usize, settings: StreamSettings) -> Result<Self> {
-        let scorer = TraceScorer::new(StreamSettings { bottom: None, ..settings })?;
-        Ok(Self { slots: vec![scorer; slots] })
+        let rules = Rules::new(StreamSettings { bottom: None, ..settings })?;
+        Ok(Self { rules, slots: vec![Followed::NOTHING; slots] })
     }
 
     /// Adds one token to each slot named; `stop[i]` says whether slot `slot_ids[i]` should stop.
@@ -302,7 +332,7 @@ impl BatchScorer {
             check_confidence(c.wide(), Place::Position(position))?;
         }
         for ((&slot, c), stop) in slot_ids.iter().zip(confidences).zip(stop) {
-            *stop = self.slots[slot as usize].add(c.wide());
+            *stop = self.slots[slot as usize].add(c.wide(), &self.rules);
         }
         Ok(())
     }
@@ -322,13 +352,28 @@ impl BatchScorer {
     /// # Errors
     /// [`Error::Setting`] when it is not finite.
     pub fn set_threshold(&mut self, threshold: Option<f64>) -> Result<()> {
-        self.slots.iter_mut().try_for_each(|slot| slot.set_threshold(threshold))
+        self.rules.set_threshold(threshold)
     }
 
-    /// The scorers, one a slot.
+    /// How many slots there are.
     #[must_use]
-    pub fn slots(&self) -> &[TraceScorer] {
-        &self.slots
+    pub fn num_slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// As [`TraceScorer::group`], slot by slot.
+    pub fn groups(&self) -> impl ExactSizeIterator<Item = Option<f64>> {
+        self.slots.iter().map(|slot| slot.group(&self.rules))
+    }
+
+    /// As [`TraceScorer::lowest_group`], slot by slot.
+    pub fn lowest_groups(&self) -> impl ExactSizeIterator<Item = f64> {
+        self.slots.iter().map(|slot| slot.lowest_group(&self.rules))
+    }
+
+    /// The tokens seen, slot by slot.
+    pub fn num_tokens(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.slots.iter().map(|slot| slot.num_tokens)
     }
 
     fn check_slot(&self, slot: i64) -> Result<()> {

@@ -158,10 +158,12 @@ proptest! {
                 batch.set_threshold(threshold).unwrap();
                 single.iter_mut().for_each(|scorer| scorer.set_threshold(threshold).unwrap());
             }
-            for (slot, scorer) in batch.slots().iter().zip(&single) {
-                prop_assert_eq!(bits(&slot.scores()), bits(&scorer.scores()));
-                prop_assert_eq!(slot.group(), scorer.group());
-                prop_assert_eq!(slot.threshold(), scorer.threshold());
+            let groups: Vec<Option<f64>> = single.iter().map(TraceScorer::group).collect();
+            prop_assert_eq!(batch.groups().collect::<Vec<_>>(), groups);
+            let tokens: Vec<u64> = single.iter().map(TraceScorer::num_tokens).collect();
+            prop_assert_eq!(batch.num_tokens().collect::<Vec<_>>(), tokens);
+            for (lowest, scorer) in batch.lowest_groups().zip(&single) {
+                prop_assert_eq!(lowest.to_bits(), scorer.lowest_group().to_bits());
             }
         }
     }

@@ -7,7 +7,8 @@ use arrow_schema::DataType;
 use deepconf_core::vote::intern;
 use half::f16;
 use numpy::{
-    Element, PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods, dtype,
+    Element, PyArray1, PyArrayDescrMethods, PyArrayMethods, PyReadonlyArray1, PyUntypedArray,
+    PyUntypedArrayMethods, dtype,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyInt, PyString};
@@ -47,6 +48,11 @@ fn contiguous<'py, T: Element>(
     array: &Bound<'py, PyUntypedArray>,
 ) -> PyResult<PyReadonlyArray1<'py, T>> {
     let py = array.py();
+    if let Ok(column) = array.cast::<PyArray1<T>>()
+        && column.is_contiguous()
+    {
+        return Ok(column.try_readonly()?);
+    }
     let numpy = py.import("numpy")?;
     // One dimension even for tables: rows one after the other.
     let flat = numpy.call_method1("ascontiguousarray", (array, dtype::<T>(py)))?;
@@ -122,8 +128,10 @@ pub fn integers<'py>(
     value: &Bound<'py, PyAny>,
     name: &str,
 ) -> PyResult<PyReadonlyArray1<'py, i64>> {
-    let numpy = value.py().import("numpy")?;
-    let array = numpy.call_method1("asarray", (value,))?.cast_into::<PyUntypedArray>()?;
+    let array = match value.cast::<PyUntypedArray>() {
+        Ok(array) => array.clone(),
+        Err(_) => value.py().import("numpy")?.call_method1("asarray", (value,))?.cast_into()?,
+    };
     let kind = array.dtype().kind();
     if array.ndim() != 1 || !(matches!(kind, b'i' | b'u') || array.len() == 0) {
         return Err(invalid_type(format!(

@@ -151,15 +151,6 @@ impl BatchScorer {
     fn lock(&self) -> MutexGuard<'_, group::BatchScorer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn column<T: numpy::Element>(
-        &self,
-        py: Python<'_>,
-        of: impl Fn(&group::TraceScorer) -> T,
-    ) -> Py<PyArray1<T>> {
-        let scorer = self.lock();
-        PyArray1::from_iter(py, scorer.slots().iter().map(of)).unbind()
-    }
 }
 
 #[pymethods]
@@ -215,23 +206,24 @@ impl BatchScorer {
     /// Confidence of each slot's latest complete group, float64 `[slots]`, nats; NaN before w tokens.
     #[getter]
     fn group(&self, py: Python<'_>) -> Py<PyArray1<f64>> {
-        self.column(py, |slot| slot.group().unwrap_or(f64::NAN))
+        PyArray1::from_iter(py, self.lock().groups().map(|group| group.unwrap_or(f64::NAN)))
+            .unbind()
     }
 
     /// Lowest group confidence of each slot, float64 `[slots]`, nats.
     #[getter]
     fn lowest_group(&self, py: Python<'_>) -> Py<PyArray1<f64>> {
-        self.column(py, group::TraceScorer::lowest_group)
+        PyArray1::from_iter(py, self.lock().lowest_groups()).unbind()
     }
 
     /// Tokens seen by each slot, int64 `[slots]`.
     #[getter]
     fn num_tokens(&self, py: Python<'_>) -> Py<PyArray1<i64>> {
-        self.column(py, |slot| slot.num_tokens() as i64)
+        PyArray1::from_iter(py, self.lock().num_tokens().map(|n| n as i64)).unbind()
     }
 
     fn __len__(&self) -> usize {
-        self.lock().slots().len()
+        self.lock().num_slots()
     }
 
     fn __repr__(&self) -> String {
