@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -280,3 +282,17 @@ def test_only_what_is_not_contiguous_is_copied(traces: str, dtype: str, copied: 
     assert run.returncode == 0, run.stderr
     grown = float(run.stdout)  # The table is 64 or 128 MiB.
     assert grown > 48 if copied else grown < 16
+
+
+def test_scores_are_pickled_and_copied() -> None:
+    scores = deepconf.score([[9.0, 2.0, 3.0], [7.0], []], window=2)
+    again = pickle.loads(pickle.dumps(scores))
+    assert [repr(one) for one in again] == [repr(one) for one in scores]
+    assert copy.deepcopy(scores[0]) == scores[0]
+
+
+def test_a_masked_array_is_refused() -> None:
+    masked = np.ma.masked_array([1.0, 2.0, 3.0], [False, True, False])
+    for traces in ([masked], (masked, [0, 3]), masked[None]):
+        with pytest.raises(InvalidType, match="is a masked array"):
+            deepconf.score(traces)

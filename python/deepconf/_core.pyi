@@ -145,6 +145,16 @@ def openai_confidences(
 
 @final
 class Scores:
+    def __new__(
+        cls,
+        mean: NDArray[np.float64],
+        lowest_group: NDArray[np.float64],
+        bottom_group: NDArray[np.float64],
+        tail: NDArray[np.float64],
+        num_tokens: NDArray[np.int64],
+        short: NDArray[np.bool_],
+    ) -> Self: ...
+    def __getnewargs__(self) -> tuple[Any, ...]: ...
     @property
     def mean(self) -> NDArray[np.float64]: ...
     @property
@@ -163,6 +173,16 @@ class Scores:
 
 @final
 class TraceScores:
+    def __new__(
+        cls,
+        mean: SupportsFloat,
+        lowest_group: SupportsFloat,
+        bottom_group: SupportsFloat,
+        tail: SupportsFloat,
+        num_tokens: SupportsIndex,
+        short: bool,
+    ) -> Self: ...
+    def __getnewargs__(self) -> tuple[Any, ...]: ...
     @property
     def mean(self) -> float: ...
     @property

@@ -163,7 +163,7 @@ pub struct Outcome {
     pub threshold: Option<f64>,
     /// Why the run ended.
     pub reason: Reason,
-    /// Online: why the threshold could not have stopped anything, if so.
+    /// Online: why the threshold could not have stopped anything, if so; nothing of a cancelled run.
     pub unarmed: Option<String>,
 }
 
@@ -644,7 +644,7 @@ impl Controller {
         let outcome = Outcome {
             answer: answers.first().cloned(),
             threshold: self.threshold.or(vote.threshold),
-            unarmed: self.unarmed(),
+            unarmed: if reason == Reason::Cancelled { None } else { self.unarmed() },
             answers,
             vote,
             voters,

@@ -29,6 +29,11 @@ pub enum Floats<'py> {
 /// `value` as a NumPy array, which shares its memory where possible.
 pub fn array<'py>(value: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
     if let Ok(array) = value.cast::<PyUntypedArray>() {
+        // What a masked array hides is in its memory all the same.
+        if !value.get_type().is(value.py().get_type::<PyUntypedArray>()) && value.hasattr("mask")? {
+            let hint = "use .compressed() or .filled(...)";
+            return Err(invalid_type(format!("{name} is a masked array, which has gaps: {hint}")));
+        }
         return Ok(array.clone());
     }
     let numpy = value.py().import("numpy")?;

@@ -69,13 +69,31 @@ impl Scores {
         PyList::new(py, scores)?.try_iter()
     }
 
+    #[new]
+    fn new(
+        mean: Py<PyArray1<f64>>,
+        lowest_group: Py<PyArray1<f64>>,
+        bottom_group: Py<PyArray1<f64>>,
+        tail: Py<PyArray1<f64>>,
+        num_tokens: Py<PyArray1<i64>>,
+        short: Py<PyArray1<bool>>,
+    ) -> Self {
+        Self { mean, lowest_group, bottom_group, tail, num_tokens, short }
+    }
+
+    fn __getnewargs__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
+        let columns = ["mean", "lowest_group", "bottom_group", "tail", "num_tokens", "short"];
+        let columns = columns.map(|name| slf.getattr(name)).into_iter();
+        PyTuple::new(slf.py(), columns.collect::<PyResult<Vec<_>>>()?)
+    }
+
     fn __repr__(&self, py: Python<'_>) -> String {
         format!("<deepconf.Scores of {} traces>", self.__len__(py))
     }
 }
 
 impl Scores {
-    fn new(py: Python<'_>, scores: &[trace::Scores]) -> Self {
+    fn of(py: Python<'_>, scores: &[trace::Scores]) -> Self {
         let column =
             |of: fn(&trace::Scores) -> f64| PyArray1::from_iter(py, scores.iter().map(of)).unbind();
         Self {
@@ -97,6 +115,23 @@ pub struct TraceScores(pub trace::Scores);
 
 #[pymethods]
 impl TraceScores {
+    #[new]
+    fn new(
+        mean: f64,
+        lowest_group: f64,
+        bottom_group: f64,
+        tail: f64,
+        num_tokens: u64,
+        short: bool,
+    ) -> Self {
+        Self(trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short })
+    }
+
+    fn __getnewargs__(&self) -> (f64, f64, f64, f64, u64, bool) {
+        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short } = self.0;
+        (mean, lowest_group, bottom_group, tail, num_tokens, short)
+    }
+
     /// Average trace confidence (equation 3).
     #[getter]
     fn mean(&self) -> f64 {
@@ -207,7 +242,7 @@ pub fn score(
     } else {
         list(py, traces, &settings, threads)
     }?;
-    Ok(Scores::new(py, &scores))
+    Ok(Scores::of(py, &scores))
 }
 
 type Scored = PyResult<Vec<trace::Scores>>;
