@@ -157,9 +157,14 @@ def test_a_failed_trace_is_neither_replaced_nor_counted() -> None:
 
 
 def test_a_window_no_trace_reached_is_told() -> None:
-    controller = started(POLICY.replace(window=100))
+    policy = POLICY.replace(window=100, stop="budget")
+    controller = started(policy)
     controller.tokens(0, [5.0, 5.0])
-    controller.cancel()
+    for trace in range(policy.warmup):
+        controller.finished(trace, "finished", "7")
+    for trace in range(policy.warmup, policy.budget):
+        controller.launched(trace)
+        controller.finished(trace, "finished", "7")
     assert controller.outcome is not None
     assert controller.outcome.unarmed is not None
     assert "the window of 100 tokens (the longest has 2)" in controller.outcome.unarmed
@@ -226,3 +231,10 @@ def test_bad_input_is_refused_and_changes_nothing(
 def test_unknown_traces_have_no_status_and_no_scores() -> None:
     controller = started()
     assert (controller.status(4), controller.scores(4), controller.outcome) == (None, None, None)
+
+
+def test_a_cancelled_run_is_not_called_unarmed() -> None:
+    controller = started(POLICY.replace(window=100))
+    controller.cancel()
+    assert controller.outcome is not None
+    assert controller.outcome.unarmed is None

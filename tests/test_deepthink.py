@@ -124,6 +124,18 @@ def test_what_a_result_says() -> None:
     assert "6 of 8 traces voted" in repr(result)
 
 
+def test_ctrl_c_gets_through_handlers_that_restart_system_calls() -> None:
+    signal.siginterrupt(signal.SIGINT, False)  # As polars' handler does.
+    try:
+        with RecordedEngine([recorded(9.0, "7")] * 8, delays=SLOW) as recording:
+            think = DeepThink(recording, low())
+            start = time.perf_counter()
+            assert interrupted(lambda: think.run("?"), 0.05).reason == "cancelled"
+            assert time.perf_counter() - start < SLOW
+    finally:
+        signal.siginterrupt(signal.SIGINT, True)
+
+
 def test_timing() -> None:
     traces = [recorded(9.0, "7")] * 4 + [recorded(9.0, "7")] * 4
     delays = [0.05] * 4 + [0.1] * 4
@@ -133,7 +145,7 @@ def test_timing() -> None:
     assert 0 <= online.drain < 5
     assert online.total == online.warmup + online.sampling + online.drain
     assert run(offline(), traces, delays=delays).timing.warmup == 0
-    with RecordedEngine(traces, delays=delays) as recording:
+    with RecordedEngine(traces, delays=SLOW) as recording:
         think = DeepThink(recording, low())
         cancelled = interrupted(lambda: think.run("?"), 0.05)
     assert 0.04 < cancelled.timing.warmup < 5

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from deepconf._core import Action, Controller, Outcome, Policy, TraceScores, Vote, score
 from deepconf.answers import AnswerBook, extractor
-from deepconf.engines.base import Chunk, Engine, Signal
+from deepconf.engines.base import Chunk, Engine, Signal, result_of
 from deepconf.errors import (
     DeepConfError,
     EngineError,
@@ -284,7 +284,7 @@ class DeepThink:
         cancelled = False
         while True:
             try:
-                result = future.result()
+                result = result_of(future)
             except KeyboardInterrupt:
                 if cancelled:
                     raise

@@ -26,7 +26,7 @@ from typing import Any
 from deepconf._core import Policy
 from deepconf.answers import AnswerBook
 from deepconf.deepthink import DeepThink, Result
-from deepconf.engines.base import Engine
+from deepconf.engines.base import Engine, result_of
 from deepconf.errors import (
     DeepConfError,
     EngineError,
@@ -191,10 +191,10 @@ class Evaluation:
 
         threading.Thread(target=body, name="deepconf-evaluate", daemon=True).start()
         try:
-            done.result()
+            result_of(done)
         except KeyboardInterrupt:
             self.interrupt()
-            done.result()
+            result_of(done)
             raise
 
     async def _run(

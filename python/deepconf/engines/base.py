@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepconf.errors import InvalidInput, InvalidType
 
-__all__ = ["Chunk", "Engine", "Signal", "as_messages"]
+__all__ = ["Chunk", "Engine", "Signal", "as_messages", "result_of"]
 
 T = TypeVar("T")
 
@@ -93,6 +93,17 @@ class Engine(Protocol):
     def __exit__(self, *_: object) -> None:
         """Closes it."""
         ...
+
+
+def result_of(future: Future[T]) -> T:
+    """Waits for a future and gives its result; Ctrl-C gets through within a moment.
+
+    A plain `future.result()` is deaf to it where a library, such as polars, has put in a signal
+    handler that does not interrupt system calls.
+    """
+    while not wait([future], timeout=0.2).done:
+        pass
+    return future.result()
 
 
 def as_messages(question: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

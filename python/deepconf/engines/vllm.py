@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import dict_confidences, flat_confidences
-from deepconf.engines.base import Chunk, Signal, as_messages
+from deepconf.engines.base import Chunk, Signal, as_messages, result_of
 from deepconf.errors import EngineError, InvalidInput, InvalidType, MissingExtra
 
 __all__ = ["VLLM", "confidences"]
@@ -112,7 +112,7 @@ class VLLM:
         self._thread.start()
         atexit.register(self.close)
         try:
-            self.submit(self._start(engine_args)).result()
+            result_of(self.submit(self._start(engine_args)))
             self._chat = self._wants_chat(chat)
         except BaseException:
             self.close()

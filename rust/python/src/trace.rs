@@ -293,8 +293,10 @@ fn list(
         ))
     })?;
     for (trace, item) in items.enumerate() {
-        let array = convert::array(&item?, "token confidences")
-            .map_err(|error| invalid_input(format!("trace {trace}, {}", error.value(py))))?;
+        let array = convert::array(&item?, "token confidences").map_err(|error| {
+            let message = format!("trace {trace}, {}", error.value(py));
+            PyErr::from_type(error.get_type(py), message)
+        })?;
         if array.ndim() != 1 {
             let hint = if array.ndim() == 0 { " (for a single trace, pass [trace])" } else { "" };
             return Err(invalid_input(format!(
