@@ -16,16 +16,192 @@
 //! # Ok::<(), deepconf_core::Error>(())
 //! ```
 //!
-//! **Cost.** One question: O(n) plus a quickselect for the threshold. Many: one hash of each question,
-//! a counting sort, then the questions in parallel. Weights are added in launch order within an
-//! answer, so the result does not depend on the number of threads.
+//! **Many questions.** [`vote_many`] takes slices, [`vote_columns`] anything that hands out [`Keys`],
+//! such as an Arrow array in place. Rows are told apart by 64-bit keys. A key may hold the value itself
+//! (an integer, a text of up to seven bytes); otherwise it is a hash, and rows whose keys agree are
+//! compared, so a collision costs time and never a wrong count. The hash has a fixed seed: somebody
+//! who picks texts that collide can slow a vote down, no more.
+//!
+//! **Cost.** Of n rows:
+//!
+//! | step | what it costs |
+//! |---|---|
+//! | checks | one parallel read of weights and scores |
+//! | are the rows grouped by question? | one key a row, compared with the row before; a sample of each chunk settles it when they are not |
+//! | if grouped, as recordings are | nothing: each question's traces are read where they stand |
+//! | if not | the rows are dealt to parts by the hash of their question, 40 bytes a row, written once and read once in order; each part fits the cache and numbers its questions there |
+//! | threshold | a quickselect over the question's scores |
+//! | count | one look through the question's distinct answers a voter; a hash table from the seventeenth on |
+//!
+//! Parts and questions go in parallel. The traces of a question are always taken in launch order, and
+//! by one thread, so that every sum is the same whatever the number of threads.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::ops::Range;
 
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
 use rayon::prelude::*;
 
 use crate::error::{Error, Place, Result};
+
+/// How many rows a column is asked for at a time.
+const BLOCK: usize = 1024;
+/// How many rows one thread looks through at a time.
+const CHUNK: usize = 1 << 16;
+/// How many rows a part should have: 40 bytes each, they stay in a core's own cache.
+const PART: usize = 1 << 14;
+/// More parts than this are more open pages than a processor likes to write to.
+const MOST_PARTS: usize = 1 << 11;
+/// Up to so many distinct answers are looked through one by one.
+const FEW: usize = 16;
+
+/// What tells the values of a column apart, in 16 bytes.
+///
+/// ```
+/// use deepconf_core::vote::Key;
+/// let buffer = b"forty-two, or 42";
+/// assert_eq!(Key::text(buffer, 14..16), Key::text(b"42", 0..2));
+/// assert!(Key::text(buffer, 0..15).is_whole() && !Key::text(buffer, 0..16).is_whole());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Key(u128);
+
+/// For each length, the bytes of a text that long, and its length where a key has it.
+const SHORT: [(u128, u128); 16] = {
+    let mut table = [(0, 0); 16];
+    let mut len = 0;
+    while len < 16 {
+        table[len] = ((1 << (8 * len)) - 1, (len as u128) << 120);
+        len += 1;
+    }
+    table
+};
+
+impl Key {
+    /// The key of a row without a value.
+    pub const MISSING: Self = Self(u128::MAX);
+    /// Says that the key is a hash.
+    const HASHED: u128 = 1 << 127;
+
+    /// The key of an integer; it holds all of it.
+    #[must_use]
+    pub fn integer(value: u64) -> Self {
+        Self(u128::from(value))
+    }
+
+    /// The key of any value, by its hash.
+    #[must_use]
+    pub fn hash(value: impl Hash) -> Self {
+        Self(Self::HASHED | u128::from(FixedState::default().hash_one(value)))
+    }
+
+    /// The key of a text, the bytes `text` of a buffer; it holds all of up to fifteen bytes.
+    ///
+    /// # Panics
+    /// When `text` does not lie in the buffer.
+    #[inline]
+    #[must_use]
+    pub fn text(buffer: &[u8], text: Range<usize>) -> Self {
+        let len = text.len();
+        if len > 15 {
+            let mut hasher = FixedState::default().build_hasher();
+            hasher.write(&buffer[text]);
+            return Self(Self::HASHED | u128::from(hasher.finish()));
+        }
+        match buffer[text.start..].first_chunk() {
+            Some(bytes) => Self::short(u128::from_le_bytes(*bytes), len),
+            None => {
+                let bytes = buffer[text].iter().rev();
+                Self::short(bytes.fold(0, |all, &byte| all << 8 | u128::from(byte)), len)
+            }
+        }
+    }
+
+    /// The key of a text of `len` bytes, at most fifteen: the lowest of `bytes`.
+    #[inline]
+    #[must_use]
+    pub fn short(bytes: u128, len: usize) -> Self {
+        let (mask, length) = SHORT[len];
+        Self(bytes & mask | length)
+    }
+
+    /// As [`Key::short`], of bytes that are zero beyond the text.
+    #[inline]
+    #[must_use]
+    pub fn padded(bytes: u128, len: u8) -> Self {
+        Self(bytes | u128::from(len) << 120)
+    }
+
+    /// This key, or [`Key::MISSING`].
+    #[inline]
+    #[must_use]
+    pub fn unless(self, missing: bool) -> Self {
+        Self(self.0 | u128::from(missing).wrapping_neg())
+    }
+
+    /// Whether the key holds the value itself, so that equal keys are equal values.
+    #[inline]
+    #[must_use]
+    pub fn is_whole(self) -> bool {
+        self.0 & Self::HASHED == 0
+    }
+
+    /// Six bits.
+    #[inline]
+    fn hint(self) -> usize {
+        let folded = self.0 as u64 ^ (self.0 >> 64) as u64;
+        (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize
+    }
+
+    /// A hash, good in every bit.
+    fn spread(self) -> u64 {
+        FixedState::default().hash_one(self.0)
+    }
+}
+
+/// A column of questions or of answers.
+pub trait Keys {
+    /// How many rows it has.
+    fn rows(&self) -> usize;
+
+    /// Appends a key for each of `rows`. Equal values have equal keys.
+    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>);
+
+    /// Whether two rows whose keys are equal, but not whole, hold the same value.
+    fn same(&self, left: usize, right: usize) -> bool;
+}
+
+/// Values in memory, each of which may be missing.
+struct Slice<'a, T, F> {
+    values: &'a [T],
+    get: F,
+}
+
+impl<T, K: Eq + Hash, F: Fn(&T) -> Option<&K>> Keys for Slice<'_, T, F> {
+    fn rows(&self) -> usize {
+        self.values.len()
+    }
+
+    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
+        let values = self.values[rows].iter().map(&self.get);
+        out.extend(values.map(|value| value.map_or(Key::MISSING, Key::hash)));
+    }
+
+    fn same(&self, left: usize, right: usize) -> bool {
+        (self.get)(&self.values[left]) == (self.get)(&self.values[right])
+    }
+}
+
+fn present<Q>(question: &Q) -> Option<&Q> {
+    Some(question)
+}
+
+fn optional<A: Eq + Hash>(
+    values: &[Option<A>],
+) -> Slice<'_, Option<A>, impl Fn(&Option<A>) -> Option<&A>> {
+    Slice { values, get: Option::as_ref }
+}
 
 /// How a vote is taken.
 #[derive(Clone, Copy, Debug)]
@@ -89,10 +265,22 @@ impl Vote {
 /// [`Error::Length`], [`Error::Weight`], [`Error::Setting`] for `keep`, or when there is a filter and
 /// nothing to filter on.
 pub fn vote<A: Eq + Hash>(answers: &[Option<A>], rules: &Rules<'_>) -> Result<Vote> {
-    rules.check(answers.len())?;
-    check_weights(answers, rules.weights)?;
-    let rows: Vec<usize> = (0..answers.len()).collect();
-    Ok(tally(&rows, answers, rules))
+    vote_column(&optional(answers), rules)
+}
+
+/// As [`vote`], on a column.
+///
+/// # Errors
+/// As [`vote`].
+pub fn vote_column(answers: &dyn Keys, rules: &Rules<'_>) -> Result<Vote> {
+    rules.check(answers.rows())?;
+    let columns = Columns { answers, weights: rules.weights, scores: rules.filter() };
+    columns.check_weights(0..answers.rows())?;
+    let mut traces: Vec<Trace<2>> = Vec::new();
+    columns.read(0..answers.rows(), &mut Vec::new(), &mut traces);
+    let mut booth = Booth::new();
+    let outcome = booth.tally(&traces, answers, rules);
+    Ok(booth.vote(&outcome))
 }
 
 /// The result of many votes, one entry a question, in order of first appearance.
@@ -121,45 +309,47 @@ where
     Q: Eq + Hash + Sync,
     A: Eq + Hash + Sync,
 {
-    check_length("answers", answers.len(), "questions", questions.len())?;
-    rules.check(answers.len())?;
-    check_weights(answers, rules.weights)?;
-    let groups = Groups::by(questions);
-    let tallies: Vec<Vote> =
-        (0..groups.len()).into_par_iter().map(|g| tally(groups.rows(g), answers, rules)).collect();
-    Ok(Votes {
-        question_rows: (0..groups.len()).map(|g| groups.rows(g)[0]).collect(),
-        answer_rows: tallies.iter().map(|vote| vote.winner().map(|b| b.first)).collect(),
-        share: tallies.iter().map(|vote| vote.share).collect(),
-        num_voters: tallies.iter().map(|vote| vote.num_voters as i64).collect(),
-        fallback: tallies.iter().map(|vote| vote.fallback).collect(),
-    })
+    vote_columns(&Slice { values: questions, get: present }, &optional(answers), rules)
 }
 
-/// Numbers the distinct keys in order of appearance: each row's number, and the row where each number
-/// first stands.
-#[must_use]
-pub fn intern<K: Eq + Hash>(keys: &[Option<K>]) -> (Vec<Option<u32>>, Vec<usize>) {
-    let mut seen: HashMap<&K, u32> = HashMap::new();
-    let mut firsts = Vec::new();
-    let ids = keys
-        .iter()
-        .enumerate()
-        .map(|(row, key)| {
-            key.as_ref().map(|key| {
-                *seen.entry(key).or_insert_with(|| {
-                    firsts.push(row);
-                    firsts.len() as u32 - 1
-                })
-            })
-        })
-        .collect();
-    (ids, firsts)
+/// As [`vote_many`], on columns. A row without a question counts for none.
+///
+/// # Errors
+/// As [`vote_many`].
+pub fn vote_columns(
+    questions: &(dyn Keys + Sync),
+    answers: &(dyn Keys + Sync),
+    rules: &Rules<'_>,
+) -> Result<Votes> {
+    check_length("answers", answers.rows(), "questions", questions.rows())?;
+    rules.check(answers.rows())?;
+    let columns = Columns { answers, weights: rules.weights, scores: rules.filter() };
+    (0..answers.rows().div_ceil(CHUNK))
+        .into_par_iter()
+        .map(|chunk| columns.check_weights(part_of(answers.rows(), CHUNK, chunk)))
+        .find_map_first(Result::err)
+        .map_or(Ok(()), Err)?;
+    let decided = match (runs(questions), columns.values()) {
+        (Some(starts), 1) => decide_runs::<1>(&starts, &columns, rules),
+        (Some(starts), _) => decide_runs::<2>(&starts, &columns, rules),
+        (None, 1) => decide_parts::<1>(questions, &columns, rules),
+        (None, _) => decide_parts::<2>(questions, &columns, rules),
+    };
+    Ok(Votes {
+        question_rows: decided.iter().map(|d| d.question as usize).collect(),
+        answer_rows: decided.iter().map(|d| d.answer).collect(),
+        share: decided.iter().map(|d| d.share).collect(),
+        num_voters: decided.iter().map(|d| d.num_voters as i64).collect(),
+        fallback: decided.iter().map(|d| d.fallback).collect(),
+    })
 }
 
 impl Rules<'_> {
     fn check(&self, len: usize) -> Result<()> {
         check_keep(self.keep)?;
+        if u32::try_from(len).is_err() {
+            return Err(Error::setting("answers", len, "at most 4,294,967,295 rows at a time"));
+        }
         for (name, column) in [("weights", self.weights), ("scores", self.scores)] {
             if let Some(column) = column {
                 check_length(name, column.len(), "answers", len)?;
@@ -168,11 +358,11 @@ impl Rules<'_> {
         if self.keep == 1.0 {
             return Ok(());
         }
-        let Some(scores) = self.filter() else {
+        let Some(scores) = self.scores.or(self.weights) else {
             let expected = "a filter needs scores (or weights) to filter on";
             return Err(Error::setting("keep", self.keep, expected));
         };
-        match scores.iter().position(|score| score.is_infinite()) {
+        match scores.par_iter().with_min_len(CHUNK).position_first(|score| score.is_infinite()) {
             Some(position) => Err(Error::NotFinite {
                 argument: if self.scores.is_some() { "scores" } else { "weights" },
                 place: Place::Position(position),
@@ -183,8 +373,9 @@ impl Rules<'_> {
         }
     }
 
+    /// The scores to filter on, if there is a filter.
     fn filter(&self) -> Option<&[f64]> {
-        self.scores.or(self.weights)
+        self.scores.or(self.weights).filter(|_| self.keep < 1.0)
     }
 }
 
@@ -207,28 +398,270 @@ fn check_length(
     Err(Error::Length { left, left_len, right, right_len })
 }
 
-fn check_weights<A>(answers: &[Option<A>], weights: Option<&[f64]>) -> Result<()> {
-    let Some(weights) = weights else { return Ok(()) };
-    let bad = |&(answer, &weight): &(&Option<A>, &f64)| {
-        answer.is_some() && !(weight.is_finite() && weight >= 0.0)
-    };
-    match answers.iter().zip(weights).position(|pair| bad(&pair)) {
-        Some(position) => Err(Error::Weight { position, value: weights[position] }),
-        None => Ok(()),
+/// The traces of one question or of all.
+struct Columns<'a, K: ?Sized> {
+    answers: &'a K,
+    weights: Option<&'a [f64]>,
+    scores: Option<&'a [f64]>,
+}
+
+/// One row of the columns.
+#[derive(Clone, Copy)]
+struct Trace<const N: usize> {
+    /// The answer's.
+    key: Key,
+    /// The weight and the score, or one value that is both.
+    values: [f64; N],
+    row: u32,
+}
+
+impl<const N: usize> Trace<N> {
+    const BLANK: Self = Self { key: Key::MISSING, values: [0.0; N], row: 0 };
+
+    fn answered(&self) -> bool {
+        self.key != Key::MISSING
+    }
+
+    fn weight(&self) -> f64 {
+        self.values[0]
+    }
+
+    fn score(&self) -> f64 {
+        self.values[N - 1]
     }
 }
 
+impl<K: Keys + ?Sized> Columns<'_, K> {
+    /// How many values a trace has: weight and score, or one that is both.
+    fn values(&self) -> usize {
+        match (self.weights, self.scores) {
+            (Some(weights), Some(scores)) if std::ptr::eq(weights, scores) => 1,
+            (_, Some(_)) => 2,
+            (_, None) => 1,
+        }
+    }
+
+    fn check_weights(&self, rows: Range<usize>) -> Result<()> {
+        let Some(weights) = self.weights else { return Ok(()) };
+        let bad = |&weight: &f64| !(weight.is_finite() && weight >= 0.0);
+        let mut keys = Vec::new();
+        for start in rows.clone().step_by(BLOCK) {
+            let block = start..rows.end.min(start + BLOCK);
+            // Without a branch in the loop, so that it runs at the speed of memory.
+            if weights[block.clone()].iter().fold(0, |sum, weight| sum + u32::from(bad(weight)))
+                == 0
+            {
+                continue;
+            }
+            keys.clear();
+            self.answers.keys(block.clone(), &mut keys);
+            let wrong = |&row: &usize| keys[row - start] != Key::MISSING && bad(&weights[row]);
+            if let Some(position) = block.clone().find(wrong) {
+                return Err(Error::Weight { position, value: weights[position] });
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the traces of `rows`; `keys` is scratch.
+    fn read<const N: usize>(
+        &self,
+        rows: Range<usize>,
+        keys: &mut Vec<Key>,
+        out: &mut Vec<Trace<N>>,
+    ) {
+        keys.clear();
+        self.answers.keys(rows.clone(), keys);
+        let start = out.len();
+        let traces = rows.clone().zip(keys.iter());
+        out.extend(traces.map(|(row, &key)| Trace { key, values: [1.0; N], row: row as u32 }));
+        let fresh = &mut out[start..];
+        if let Some(weights) = self.weights {
+            fresh.iter_mut().zip(&weights[rows.clone()]).for_each(|(t, &w)| t.values[0] = w);
+        }
+        if let Some(scores) = self.scores.filter(|_| N > 1) {
+            fresh.iter_mut().zip(&scores[rows]).for_each(|(t, &s)| t.values[N - 1] = s);
+        }
+    }
+}
+
+/// Where votes are counted, one question after the other.
+struct Booth {
+    ranked: Vec<f64>,
+    /// In the order seen.
+    ballots: Vec<Ballot>,
+    /// The key of each ballot's answer.
+    keys: Vec<Key>,
+    /// Ballots by key, once there are many.
+    index: HashTable<u32>,
+    /// Where a key was found last, by some of its bits: where to look first.
+    hints: [u8; 64],
+    /// Which traces vote.
+    voters: Vec<u32>,
+}
+
+/// What became of one question, the ballots aside.
+struct Outcome {
+    threshold: Option<f64>,
+    fallback: bool,
+    num_voters: usize,
+    total: f64,
+}
+
+impl Booth {
+    fn new() -> Self {
+        Self {
+            ranked: Vec::new(),
+            ballots: Vec::new(),
+            keys: Vec::new(),
+            index: HashTable::new(),
+            hints: [0; 64],
+            voters: Vec::new(),
+        }
+    }
+
+    fn tally<const N: usize>(
+        &mut self,
+        traces: &[Trace<N>],
+        answers: &(impl Keys + ?Sized),
+        rules: &Rules<'_>,
+    ) -> Outcome {
+        if rules.filter().is_none() {
+            return self.count(traces, answers, |_| true);
+        }
+        let ranked = traces.iter().filter(|trace| rules.over_all || trace.answered());
+        self.ranked.clear();
+        self.ranked.extend(ranked.map(Trace::score));
+        let threshold = top(&mut self.ranked, rules.keep);
+        self.above(threshold, traces, answers, rules.min_ballots)
+    }
+
+    /// Those whose score reaches the threshold vote; all that have one when that leaves too few.
+    fn above<const N: usize>(
+        &mut self,
+        threshold: Option<f64>,
+        traces: &[Trace<N>],
+        answers: &(impl Keys + ?Sized),
+        min_ballots: usize,
+    ) -> Outcome {
+        let kept = |trace: &Trace<N>| threshold.is_some_and(|s| trace.score() >= s);
+        let filtered = self.count(traces, answers, kept);
+        if filtered.num_voters >= min_ballots {
+            return Outcome { threshold, ..filtered };
+        }
+        let all = self.count(traces, answers, |trace| !trace.score().is_nan());
+        Outcome { threshold, fallback: true, ..all }
+    }
+
+    fn count<const N: usize>(
+        &mut self,
+        traces: &[Trace<N>],
+        answers: &(impl Keys + ?Sized),
+        kept: impl Fn(&Trace<N>) -> bool,
+    ) -> Outcome {
+        self.ballots.clear();
+        self.keys.clear();
+        self.index.clear();
+        // Who votes is hard to guess, so nothing branches on it.
+        self.voters.clear();
+        self.voters.resize(traces.len(), 0);
+        let mut num_voters = 0;
+        for (at, trace) in traces.iter().enumerate() {
+            self.voters[num_voters] = at as u32;
+            num_voters += usize::from(trace.answered() & kept(trace));
+        }
+        for voter in 0..num_voters {
+            let trace = &traces[self.voters[voter] as usize];
+            let at = self.ballot(trace.key, trace.row as usize, answers);
+            let ballot = &mut self.ballots[at];
+            ballot.weight += trace.weight();
+            ballot.voters += 1;
+        }
+        Outcome {
+            threshold: None,
+            fallback: false,
+            num_voters,
+            total: self.ballots.iter().map(|ballot| ballot.weight).sum(),
+        }
+    }
+
+    /// Which ballot is for the answer of this key, in `row`.
+    #[inline]
+    fn ballot(&mut self, key: Key, row: usize, answers: &(impl Keys + ?Sized)) -> usize {
+        let hint = key.hint();
+        let at = usize::from(self.hints[hint]);
+        if key.is_whole() && self.keys.get(at) == Some(&key) {
+            return at;
+        }
+        let at = self.search(key, row, answers);
+        self.hints[hint] = u8::try_from(at).unwrap_or_default();
+        at
+    }
+
+    fn search(&mut self, key: Key, row: usize, answers: &(impl Keys + ?Sized)) -> usize {
+        let Self { ballots, keys, index, .. } = self;
+        let is_its =
+            |at: usize| keys[at] == key && (key.is_whole() || answers.same(ballots[at].first, row));
+        let found = if ballots.len() <= FEW {
+            (0..ballots.len()).find(|&at| is_its(at))
+        } else {
+            index.find(key.spread(), |&at| is_its(at as usize)).map(|&at| at as usize)
+        };
+        if let Some(at) = found {
+            return at;
+        }
+        let at = ballots.len();
+        ballots.push(Ballot { first: row, weight: 0.0, voters: 0 });
+        keys.push(key);
+        if at >= FEW {
+            // The first beyond a few brings all before it along.
+            let fresh = if at == FEW { 0 } else { at };
+            let hash = |&at: &u32| keys[at as usize].spread();
+            (fresh as u32..=at as u32).for_each(|at| {
+                index.insert_unique(hash(&at), at, hash);
+            });
+        }
+        at
+    }
+
+    /// The ballots counted last, the heaviest first.
+    fn vote(&mut self, outcome: &Outcome) -> Vote {
+        let mut ballots = std::mem::take(&mut self.ballots);
+        // Stable: equal weights stay in the order seen.
+        ballots.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+        let &Outcome { threshold, fallback, num_voters, .. } = outcome;
+        let share = outcome.share(ballots.first());
+        Vote { ballots, share, num_voters, threshold, fallback }
+    }
+
+    /// The heaviest of the ballots counted last, the first of equals.
+    fn winner(&self) -> Option<&Ballot> {
+        self.ballots.iter().reduce(|best, ballot| {
+            if ballot.weight.total_cmp(&best.weight).is_gt() { ballot } else { best }
+        })
+    }
+}
+
+impl Outcome {
+    fn share(&self, winner: Option<&Ballot>) -> f64 {
+        match winner {
+            Some(winner) if self.total > 0.0 => winner.weight / self.total,
+            _ => 0.0,
+        }
+    }
+}
+
+/// The vote on `rows` of `answers`.
 pub(crate) fn tally<A: Eq + Hash>(
     rows: &[usize],
     answers: &[Option<A>],
     rules: &Rules<'_>,
 ) -> Vote {
-    let filter = rules.filter().filter(|_| rules.keep < 1.0);
-    let Some(scores) = filter else { return count(rows, answers, rules.weights, |_| true) };
-    let ranked = |&row: &usize| rules.over_all || answers[row].is_some();
-    let mut ranked: Vec<f64> = rows.iter().copied().filter(ranked).map(|row| scores[row]).collect();
-    let threshold = top(&mut ranked, rules.keep);
-    above(threshold, scores, rows, answers, rules)
+    let answers = optional(answers);
+    let traces = pick(rows, &answers, rules.weights, rules.filter());
+    let mut booth = Booth::new();
+    let outcome = booth.tally(&traces, &answers, rules);
+    booth.vote(&outcome)
 }
 
 /// The vote of those whose score reaches the threshold; of all that have one when that leaves too few.
@@ -239,12 +672,23 @@ pub(crate) fn above<A: Eq + Hash>(
     answers: &[Option<A>],
     rules: &Rules<'_>,
 ) -> Vote {
-    let kept = |row: usize| threshold.is_some_and(|s| scores[row] >= s);
-    let filtered = count(rows, answers, rules.weights, kept);
-    let fallback = filtered.num_voters < rules.min_ballots;
-    let scored = |row: usize| !scores[row].is_nan();
-    let vote = if fallback { count(rows, answers, rules.weights, scored) } else { filtered };
-    Vote { threshold, fallback, ..vote }
+    let answers = optional(answers);
+    let traces = pick(rows, &answers, rules.weights, Some(scores));
+    let mut booth = Booth::new();
+    let outcome = booth.above(threshold, &traces, &answers, rules.min_ballots);
+    booth.vote(&outcome)
+}
+
+fn pick(
+    rows: &[usize],
+    answers: &impl Keys,
+    weights: Option<&[f64]>,
+    scores: Option<&[f64]>,
+) -> Vec<Trace<2>> {
+    let columns = Columns { answers, weights, scores };
+    let (mut keys, mut traces) = (Vec::new(), Vec::new());
+    rows.iter().for_each(|&row| columns.read(row..row + 1, &mut keys, &mut traces));
+    traces
 }
 
 /// The score that the top `keep` of `scores` reach; NaN entries do not count.
@@ -271,74 +715,227 @@ pub fn percentile(values: &mut [f64], q: f64) -> Option<f64> {
     Some(if t >= 0.5 { high - step * (1.0 - t) } else { low + step * t })
 }
 
-fn count<A: Eq + Hash>(
-    rows: &[usize],
-    answers: &[Option<A>],
-    weights: Option<&[f64]>,
-    kept: impl Fn(usize) -> bool,
-) -> Vote {
-    let mut index: HashMap<&A, usize> = HashMap::new();
-    let mut ballots: Vec<Ballot> = Vec::new();
-    for &row in rows {
-        let Some(answer) = answers[row].as_ref().filter(|_| kept(row)) else { continue };
-        let at = *index.entry(answer).or_insert_with(|| {
-            ballots.push(Ballot { first: row, weight: 0.0, voters: 0 });
-            ballots.len() - 1
-        });
-        ballots[at].weight += weights.map_or(1.0, |weights| weights[row]);
-        ballots[at].voters += 1;
+/// The winner of one question of many.
+struct Decided {
+    question: u32,
+    num_voters: u32,
+    answer: Option<usize>,
+    share: f64,
+    fallback: bool,
+}
+
+type Shared<'a> = Columns<'a, dyn Keys + Sync + 'a>;
+
+fn decide<const N: usize>(
+    booth: &mut Booth,
+    question: u32,
+    traces: &[Trace<N>],
+    columns: &Shared<'_>,
+    rules: &Rules<'_>,
+) -> Decided {
+    let outcome = booth.tally(traces, columns.answers, rules);
+    let winner = booth.winner();
+    Decided {
+        question,
+        num_voters: outcome.num_voters as u32,
+        answer: winner.map(|ballot| ballot.first),
+        share: outcome.share(winner),
+        fallback: outcome.fallback,
     }
-    let total: f64 = ballots.iter().map(|ballot| ballot.weight).sum();
-    let num_voters = ballots.iter().map(|ballot| ballot.voters).sum();
-    // Stable: equal weights stay in the order seen.
-    ballots.sort_by(|a, b| b.weight.total_cmp(&a.weight));
-    let share = match ballots.first() {
-        Some(winner) if total > 0.0 => winner.weight / total,
-        _ => 0.0,
-    };
-    Vote { ballots, share, num_voters, threshold: None, fallback: false }
 }
 
-/// Rows put together by question, questions in order of first appearance.
-struct Groups {
-    rows: Vec<usize>,
-    starts: Vec<usize>,
+/// The rows of chunk `at` of `rows`, cut every `size`.
+fn part_of(rows: usize, size: usize, at: usize) -> Range<usize> {
+    at * size..rows.min((at + 1) * size)
 }
 
-impl Groups {
-    fn by<Q: Eq + Hash>(questions: &[Q]) -> Self {
-        let mut index: HashMap<&Q, usize> = HashMap::new();
-        let mut sizes: Vec<usize> = Vec::new();
-        let group_of: Vec<usize> = questions
-            .iter()
-            .map(|question| {
-                let group = *index.entry(question).or_insert_with(|| {
-                    sizes.push(0);
-                    sizes.len() - 1
-                });
-                sizes[group] += 1;
-                group
-            })
-            .collect();
-        let mut starts = vec![0];
-        starts.extend(sizes.iter().scan(0, |end, size| {
-            *end += size;
-            Some(*end)
-        }));
-        let mut next = starts.clone();
-        let mut rows = vec![0; questions.len()];
-        for (row, group) in group_of.into_iter().enumerate() {
-            rows[next[group]] = row;
-            next[group] += 1;
+/// Where each question starts, and the number of rows at the end, if the rows of each question stand
+/// together.
+fn runs(questions: &(dyn Keys + Sync)) -> Option<Vec<u32>> {
+    let rows = questions.rows();
+    let chunks = (0..rows.div_ceil(CHUNK)).into_par_iter();
+    let chunks: Option<Vec<Vec<(Key, u32)>>> =
+        chunks.map(|chunk| heads(questions, part_of(rows, CHUNK, chunk))).collect();
+    let heads = chunks?.concat();
+    let mut seen: HashTable<u32> = HashTable::with_capacity(heads.len());
+    for (at, &(key, row)) in heads.iter().enumerate() {
+        let is_it = |&at: &u32| {
+            let (other, first) = heads[at as usize];
+            other == key && (key.is_whole() || questions.same(first as usize, row as usize))
+        };
+        if seen.find(key.spread(), is_it).is_some() {
+            return None;
         }
-        Self { rows, starts }
+        seen.insert_unique(key.spread(), at as u32, |&at| heads[at as usize].0.spread());
     }
+    Some(heads.iter().map(|&(_, row)| row).chain([rows as u32]).collect())
+}
 
-    fn len(&self) -> usize {
-        self.starts.len() - 1
+/// The rows of `rows` that differ from the one before, and their keys; `None` if those are many, or a
+/// question is missing.
+fn heads(questions: &dyn Keys, rows: Range<usize>) -> Option<Vec<(Key, u32)>> {
+    let (mut heads, mut keys) = (Vec::new(), vec![Key::MISSING]);
+    if rows.start > 0 {
+        keys.clear();
+        questions.keys(rows.start - 1..rows.start, &mut keys);
     }
+    for start in rows.clone().step_by(BLOCK) {
+        // The last of the block before stays at the front.
+        let last = keys.len() - 1;
+        keys.drain(..last);
+        questions.keys(start..rows.end.min(start + BLOCK), &mut keys);
+        for (few, first) in keys[1..].chunks(FEW).zip((0..).step_by(FEW)) {
+            // Mostly all are as the one before: look for that first, without a branch.
+            let before = keys[first];
+            let differ = few.iter().fold(0, |all, key| all | (key.0 ^ before.0));
+            if differ == 0 && before.is_whole() {
+                continue;
+            }
+            for (at, &key) in (first..).zip(few) {
+                let row = start + at;
+                if key == Key::MISSING {
+                    return None;
+                }
+                if key != keys[at] || !(key.is_whole() || questions.same(row - 1, row)) {
+                    heads.push((key, row as u32));
+                }
+            }
+        }
+        if heads.len() > (start + keys.len() - 1 - rows.start) / 4 + FEW {
+            return None;
+        }
+    }
+    Some(heads)
+}
 
-    fn rows(&self, group: usize) -> &[usize] {
-        &self.rows[self.starts[group]..self.starts[group + 1]]
+fn decide_runs<const N: usize>(
+    starts: &[u32],
+    columns: &Shared<'_>,
+    rules: &Rules<'_>,
+) -> Vec<Decided> {
+    let scratch = || (Booth::new(), Vec::new(), Vec::new());
+    starts
+        .par_windows(2)
+        .with_min_len(FEW)
+        .map_init(scratch, |(booth, keys, traces), ends| {
+            traces.clear();
+            columns.read::<N>(ends[0] as usize..ends[1] as usize, keys, traces);
+            decide(booth, ends[0], traces, columns, rules)
+        })
+        .collect()
+}
+
+/// A row on its way to its question.
+#[derive(Clone, Copy)]
+struct Dealt<const N: usize> {
+    question: Key,
+    trace: Trace<N>,
+}
+
+fn decide_parts<const N: usize>(
+    questions: &(dyn Keys + Sync),
+    columns: &Shared<'_>,
+    rules: &Rules<'_>,
+) -> Vec<Decided> {
+    let rows = questions.rows();
+    let parts = (rows / PART).next_power_of_two().min(MOST_PARTS);
+    let chunk = rows.div_ceil(2 * rayon::current_num_threads()).max(CHUNK);
+    let chunks = (0..rows.div_ceil(chunk)).into_par_iter();
+    let dealt: Vec<Vec<Vec<Dealt<N>>>> =
+        chunks.map(|at| deal(questions, columns, part_of(rows, chunk, at), parts)).collect();
+    let scratch = || (Booth::new(), Vec::new());
+    let decided = (0..parts).into_par_iter().map_init(scratch, |(booth, traces), part| {
+        let dealt = || dealt.iter().flat_map(|chunk| &chunk[part]);
+        let (firsts, ends) = gather(dealt, questions, traces);
+        let starts = [0].into_iter().chain(ends.iter().copied());
+        let groups = firsts.iter().zip(starts.zip(&ends));
+        groups
+            .map(|(&first, (start, &end))| {
+                decide(booth, first, &traces[start..end], columns, rules)
+            })
+            .collect::<Vec<_>>()
+    });
+    let mut decided: Vec<Decided> = decided.flatten_iter().collect();
+    decided.par_sort_unstable_by_key(|decided| decided.question);
+    decided
+}
+
+/// Puts rows into parts by their question.
+fn deal<const N: usize>(
+    questions: &dyn Keys,
+    columns: &Shared<'_>,
+    rows: Range<usize>,
+    parts: usize,
+) -> Vec<Vec<Dealt<N>>> {
+    // A little more than the average, as parts differ.
+    let room = rows.len() / parts;
+    let mut dealt: Vec<Vec<Dealt<N>>> =
+        (0..parts).map(|_| Vec::with_capacity(room + room / 8 + FEW)).collect();
+    let (mut keys, mut traces, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+    for start in rows.clone().step_by(BLOCK) {
+        let block = start..rows.end.min(start + BLOCK);
+        keys.clear();
+        traces.clear();
+        questions.keys(block.clone(), &mut keys);
+        columns.read(block, &mut scratch, &mut traces);
+        for (&question, &trace) in keys.iter().zip(&traces) {
+            if question == Key::MISSING {
+                continue;
+            }
+            let part = (u128::from(question.spread()) * parts as u128) >> 64;
+            dealt[part as usize].push(Dealt { question, trace });
+        }
     }
+    dealt
+}
+
+/// Puts the traces of each question together, in launch order: the first row of each question, and
+/// where its traces end.
+fn gather<'a, const N: usize, I: Iterator<Item = &'a Dealt<N>>>(
+    dealt: impl Fn() -> I,
+    questions: &dyn Keys,
+    traces: &mut Vec<Trace<N>>,
+) -> (Vec<u32>, Vec<usize>) {
+    let mut index: HashTable<u32> = HashTable::new();
+    let (mut keys, mut firsts, mut sizes): (Vec<Key>, Vec<u32>, Vec<usize>) = Default::default();
+    let mut numbers: Vec<u32> = Vec::new();
+    for Dealt { question, trace } in dealt() {
+        // The parts took the high bits.
+        let hash = |key: Key| key.spread().rotate_left(32);
+        let is_it = |&at: &u32| {
+            let at = at as usize;
+            keys[at] == *question
+                && (question.is_whole() || questions.same(firsts[at] as usize, trace.row as usize))
+        };
+        let number = match index.find(hash(*question), is_it) {
+            Some(&number) => number,
+            None => {
+                let number = keys.len() as u32;
+                keys.push(*question);
+                firsts.push(trace.row);
+                sizes.push(0);
+                index.insert_unique(hash(*question), number, |&at| hash(keys[at as usize]));
+                number
+            }
+        };
+        sizes[number as usize] += 1;
+        numbers.push(number);
+    }
+    let mut end = 0;
+    let mut next: Vec<usize> = sizes
+        .iter()
+        .map(|size| {
+            end += size;
+            end - size
+        })
+        .collect();
+    traces.clear();
+    traces.resize(numbers.len(), Trace::BLANK);
+    for (Dealt { trace, .. }, &number) in dealt().zip(&numbers) {
+        let place = &mut next[number as usize];
+        traces[*place] = *trace;
+        *place += 1;
+    }
+    // Each question has been filled up to where the next one starts.
+    (firsts, next)
 }

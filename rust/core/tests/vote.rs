@@ -4,7 +4,7 @@
 mod oracle;
 
 use deepconf_core::Error;
-use deepconf_core::vote::{Ballot, Rules, Vote, intern, percentile, vote, vote_many};
+use deepconf_core::vote::{Ballot, Rules, Vote, percentile, vote, vote_many};
 use oracle::{Dice, Tally};
 use proptest::prelude::*;
 
@@ -272,12 +272,4 @@ fn wrong_weights_are_named_unless_they_carry_no_vote() {
         assert_eq!(vote(&[Some("a"), None, Some("b")], &rules).unwrap().num_voters, 2);
     }
     assert!(vote(&[Some(1)], &Rules { weights: Some(&[-0.0]), ..majority() }).is_ok());
-}
-
-#[test]
-fn interning_numbers_answers_as_they_appear() {
-    let (ids, firsts) = intern(&[Some("b"), None, Some("a"), Some("b"), Some("")]);
-    assert_eq!(ids, [Some(0), None, Some(1), Some(0), Some(2)]);
-    assert_eq!(firsts, [0, 2, 4]);
-    assert_eq!(intern::<&str>(&[]), (vec![], vec![]));
 }

@@ -5,7 +5,8 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::convert::{self, Column};
+use crate::column::Column;
+use crate::convert;
 use crate::error::{invalid_input, raise};
 use crate::pool;
 
@@ -142,7 +143,8 @@ pub fn vote<'py>(
     scores: Option<&Bound<'py, PyAny>>,
     min_ballots: usize,
 ) -> PyResult<Vote> {
-    let answers_column = Column::read(answers, "answers")?;
+    let py = answers.py();
+    let answers = Column::read(answers, "answers")?;
     let (weights, scores) = (column(weights, "weights")?, column(scores, "scores")?);
     let rules = Rules {
         weights: weights.as_ref().map(|w| w.as_slice()).transpose()?,
@@ -151,8 +153,8 @@ pub fn vote<'py>(
         min_ballots,
         over_all: false,
     };
-    let vote = core::vote(&answers_column.ids, &rules).map_err(raise)?;
-    Vote::new(answers.py(), &vote, |ballot| answers_column.value(ballot.first))
+    let vote = core::vote_column(&*answers.keys()?, &rules).map_err(raise)?;
+    Vote::new(py, &vote, |ballot| answers.value(py, ballot.first).ok())
 }
 
 /// Filters and votes on many questions at once, by columns: row i is one trace.
@@ -186,7 +188,7 @@ pub fn vote_many<'py>(
 ) -> PyResult<Votes> {
     let py = questions.py();
     let questions = Column::read(questions, "questions")?;
-    if let Some(row) = questions.ids.iter().position(Option::is_none) {
+    if let Some(row) = questions.first_missing() {
         return Err(invalid_input(format!("questions[{row}] is None: every row needs a question")));
     }
     let answers = Column::read(answers, "answers")?;
@@ -198,14 +200,15 @@ pub fn vote_many<'py>(
         min_ballots,
         over_all: false,
     };
-    let (question_ids, answer_ids) = (&questions.ids, &answers.ids);
-    let votes = pool::run(py, threads, || core::vote_many(question_ids, answer_ids, &rules))?
-        .map_err(raise)?;
-    let values = votes.question_rows.iter().map(|&row| questions.value(row));
-    let winners = votes.answer_rows.iter().map(|row| row.and_then(|row| answers.value(row)));
+    let (question_keys, answer_keys) = (questions.keys()?, answers.keys()?);
+    let vote = || core::vote_columns(&*question_keys, &*answer_keys, &rules);
+    let votes = pool::run(py, threads, vote)?.map_err(raise)?;
+    let values = votes.question_rows.iter().map(|&row| questions.value(py, row));
+    let winner = |row: &Option<usize>| row.map(|row| answers.value(py, row)).transpose();
+    let winners = votes.answer_rows.iter().map(winner);
     Ok(Votes {
-        questions: PyList::new(py, values.collect::<Vec<_>>())?.unbind(),
-        answers: PyList::new(py, winners.collect::<Vec<_>>())?.unbind(),
+        questions: PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.unbind(),
+        answers: PyList::new(py, winners.collect::<PyResult<Vec<_>>>()?)?.unbind(),
         share: PyArray1::from_vec(py, votes.share).unbind(),
         num_voters: PyArray1::from_vec(py, votes.num_voters).unbind(),
         fallback: PyArray1::from_vec(py, votes.fallback).unbind(),
