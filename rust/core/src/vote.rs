@@ -16,25 +16,31 @@
 //! # Ok::<(), deepconf_core::Error>(())
 //! ```
 //!
-//! **Many questions.** [`vote_many`] takes slices, [`vote_columns`] anything that hands out [`Keys`],
-//! such as an Arrow array in place. Rows are told apart by 64-bit keys. A key may hold the value itself
-//! (an integer, a text of up to seven bytes); otherwise it is a hash, and rows whose keys agree are
-//! compared, so a collision costs time and never a wrong count. The hash has a fixed seed: somebody
-//! who picks texts that collide can slow a vote down, no more.
+//! **Many questions.** [`vote_many`] takes slices, [`vote_columns`] anything that hands out
+//! [`Keys`], such as an Arrow array in place. Rows are told apart by 16-byte [`Key`]s. A key holds
+//! the value itself if that is an integer or a text of up to fifteen bytes; otherwise it is a hash,
+//! and rows whose keys agree are compared, so a collision costs time and never a wrong count. The
+//! hash has a fixed seed: somebody who picks texts that collide can slow a vote down, no more.
 //!
 //! **Cost.** Of n rows:
 //!
 //! | step | what it costs |
 //! |---|---|
-//! | checks | one parallel read of weights and scores |
-//! | are the rows grouped by question? | one key a row, compared with the row before; a sample of each chunk settles it when they are not |
-//! | if grouped, as recordings are | nothing: each question's traces are read where they stand |
-//! | if not | the rows are dealt to parts by the hash of their question, 40 bytes a row, written once and read once in order; each part fits the cache and numbers its questions there |
+//! | checks | one read of weights and scores, without a branch |
+//! | are questions together? | a key a row, against the row before; soon given up if not |
+//! | if so | nothing: each question's traces are read where they stand |
+//! | if not | 48 bytes a row (64 with weights and scores apart), written and read once |
 //! | threshold | a quickselect over the question's scores |
-//! | count | one look through the question's distinct answers a voter; a hash table from the seventeenth on |
+//! | count | a hint by six bits of the key says which ballot it was the last time |
+//! | … the hint is wrong | a look through the ballots, in a hash table from the seventeenth on |
 //!
-//! Parts and questions go in parallel. The traces of a question are always taken in launch order, and
-//! by one thread, so that every sum is the same whatever the number of threads.
+//! Rows that are not together are dealt to parts by the hash of their question. A part fits the
+//! cache of a core, which numbers its questions and sorts its rows there. Only texts of more than
+//! fifteen bytes are looked up once more, row by row at random places in memory, to be sure that
+//! they are the same: this can double the time.
+//!
+//! Parts and questions go in parallel. The traces of a question are always taken in launch order,
+//! and by one thread, so that every sum is the same whatever the number of threads.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
@@ -49,10 +55,12 @@ use crate::error::{Error, Place, Result};
 const BLOCK: usize = 1024;
 /// How many rows one thread looks through at a time.
 const CHUNK: usize = 1 << 16;
-/// How many rows a part should have: 40 bytes each, they stay in a core's own cache.
+/// How many rows a part should have, so that they stay in a core's own cache.
 const PART: usize = 1 << 14;
-/// More parts than this are more open pages than a processor likes to write to.
+/// More parts than this are more places than a processor likes to write to in turn.
 const MOST_PARTS: usize = 1 << 10;
+/// How many rows are handed to a part at a time.
+const HAND: usize = 8;
 /// Up to so many distinct answers are looked through one by one.
 const FEW: usize = 16;
 
@@ -118,7 +126,10 @@ impl Key {
         }
     }
 
-    /// The key of a text of `len` bytes, at most fifteen: the lowest of `bytes`.
+    /// The key of a text of `len` bytes: the lowest of `bytes`.
+    ///
+    /// # Panics
+    /// When `len` is over fifteen.
     #[inline]
     #[must_use]
     pub fn short(bytes: u128, len: usize) -> Self {
@@ -126,7 +137,7 @@ impl Key {
         Self(bytes & mask | length)
     }
 
-    /// As [`Key::short`], of bytes that are zero beyond the text.
+    /// As [`Key::short`], of bytes that are zero beyond the text, which has at most fifteen.
     #[inline]
     #[must_use]
     pub fn padded(bytes: u128, len: u8) -> Self {
@@ -262,8 +273,8 @@ impl Vote {
 /// Votes on one question: `answers[i]` is what trace i answered, `None` for nothing.
 ///
 /// # Errors
-/// [`Error::Length`], [`Error::Weight`], [`Error::Setting`] for `keep`, or when there is a filter and
-/// nothing to filter on.
+/// [`Error::Length`], [`Error::Weight`], [`Error::Setting`] for `keep`, or when there is a filter
+/// and nothing to filter on.
 pub fn vote<A: Eq + Hash>(answers: &[Option<A>], rules: &Rules<'_>) -> Result<Vote> {
     vote_column(&optional(answers), rules)
 }
@@ -679,7 +690,8 @@ pub(crate) fn tally<A: Eq + Hash>(
     booth.vote(&outcome)
 }
 
-/// The vote of those whose score reaches the threshold; of all that have one when that leaves too few.
+/// The vote of those whose score reaches the threshold; of all that have one when that leaves too
+/// few.
 pub(crate) fn above<A: Eq + Hash>(
     threshold: Option<f64>,
     scores: &[f64],
@@ -764,8 +776,8 @@ fn part_of(rows: usize, size: usize, at: usize) -> Range<usize> {
     at * size..rows.min((at + 1) * size)
 }
 
-/// Where each question starts, and the number of rows at the end, if the rows of each question stand
-/// together.
+/// Where each question starts, and the number of rows at the end, if the rows of each question
+/// stand together.
 fn runs(questions: &(dyn Keys + Sync)) -> Option<Vec<u32>> {
     let rows = questions.rows();
     let chunks = (0..rows.div_ceil(CHUNK)).into_par_iter();
@@ -786,8 +798,8 @@ fn runs(questions: &(dyn Keys + Sync)) -> Option<Vec<u32>> {
     Some(heads.iter().map(|&(_, row)| row).chain([rows as u32]).collect())
 }
 
-/// The rows of `rows` that differ from the one before, and their keys; `None` if those are many, or a
-/// question is missing.
+/// The rows of `rows` that differ from the one before, and their keys; `None` if those are many, or
+/// a question is missing.
 fn heads(questions: &dyn Keys, rows: Range<usize>) -> Option<Vec<(Key, u32)>> {
     let (mut heads, mut keys) = (Vec::new(), vec![Key::MISSING]);
     if rows.start > 0 {
@@ -886,6 +898,9 @@ fn deal<const N: usize>(
     let room = rows.len() / parts;
     let mut dealt: Vec<Vec<Dealt<N>>> =
         (0..parts).map(|_| Vec::with_capacity(room + room / 8 + FEW)).collect();
+    // Rows are handed over several at a time: a few long writes to memory, not many short ones.
+    let blank = Dealt { question: Key::MISSING, trace: Trace::BLANK };
+    let mut hands = vec![([blank; HAND], 0); parts];
     let (mut keys, mut traces, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
     for start in rows.clone().step_by(BLOCK) {
         let block = start..rows.end.min(start + BLOCK);
@@ -901,8 +916,18 @@ fn deal<const N: usize>(
             let hash = question.spread();
             let part = (u128::from(hash) * parts as u128) >> 64;
             let trace = Trace { tag: hash as u32, ..trace };
-            dealt[part as usize].push(Dealt { question, trace });
+            let part = part as usize;
+            let (hand, count) = &mut hands[part];
+            hand[*count] = Dealt { question, trace };
+            *count += 1;
+            if *count == HAND {
+                dealt[part].extend_from_slice(hand);
+                *count = 0;
+            }
         }
+    }
+    for (dealt, (hand, count)) in dealt.iter_mut().zip(hands) {
+        dealt.extend_from_slice(&hand[..count]);
     }
     dealt
 }

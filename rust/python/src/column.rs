@@ -1,8 +1,8 @@
 //! Columns of questions and answers, read where they are.
 //!
-//! Strings and integers in an Arrow array, and integers in a NumPy array, are read in place. A sequence
-//! of Python strings is copied once into an Arrow array, so that the work after needs no interpreter.
-//! Anything else that is hashable is numbered by a dictionary, one look-up a row.
+//! Strings and integers in an Arrow array, and integers in a NumPy array, are read in place. A
+//! sequence of Python strings is copied once into an Arrow array, so that the work after needs no
+//! interpreter. Anything else that is hashable is numbered by a dictionary, one look-up a row.
 
 use std::ops::Range;
 
@@ -87,7 +87,7 @@ impl<'py> Column<'py> {
     fn from_arrow(chunks: Vec<ArrayRef>) -> Option<Self> {
         let kind = chunks.first().map_or(DataType::Null, |chunk| chunk.data_type().clone());
         if kind.is_integer() {
-            let chunks = chunks.iter().map(|chunk| integers(chunk)).collect::<Option<_>>()?;
+            let chunks = chunks.iter().map(integers).collect::<Option<_>>()?;
             return Some(Self::Integers(Chunks::new(chunks), kind.is_unsigned_integer()));
         }
         let texts = chunks.iter().map(|chunk| match chunk.data_type() {
@@ -278,7 +278,7 @@ pub trait Chunk {
 /// Appends the keys of `rows`, `None` for a null.
 fn append(array: &dyn Array, rows: Range<usize>, out: &mut Vec<Key>, key: impl Fn(usize) -> Key) {
     match array.nulls() {
-        None => out.extend(rows.map(|row| key(row))),
+        None => out.extend(rows.map(key)),
         Some(nulls) => {
             let valid = nulls.inner();
             out.extend(rows.map(|row| key(row).unless(!valid.value(row))));
@@ -313,7 +313,8 @@ impl Chunk for Texts {
             Self::View(array) => append(array, rows, out, |row| {
                 let view = array.views()[row];
                 let len = view as u32;
-                // Up to twelve bytes stand in the view itself, after the length, and zeros after them.
+                // Up to twelve bytes stand in the view itself, after the length, and zeros after
+                // them.
                 if len <= 12 {
                     Key::padded(view >> 32, len as u8)
                 } else if array.is_valid(row) {
