@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -103,7 +106,8 @@ VALUES = [
 @pytest.mark.parametrize("answer", VALUES, ids=repr)
 def test_any_hashable_value_is_an_answer_and_comes_back_as_it_was(answer: Any) -> None:
     found = vote([None, "other", answer, answer])
-    assert found.answer is answer
+    assert found.answer == answer
+    assert type(found.answer) is type(answer)
     assert found.ballots == {answer: 2.0, "other": 1.0}
 
 
@@ -221,3 +225,51 @@ def test_every_row_needs_a_question() -> None:
         vote_many(["q"], ["a", "b"])
     with pytest.raises(InvalidInput, match="threads=0"):
         vote_many(["q"], ["a"], threads=0)
+
+
+MISSING = {
+    "Arrow integers": pa.array([None, None, 7]),
+    "Arrow floats": pa.array([None, None, 7.0]),
+    "Arrow booleans": pa.array([None, None, True]),
+    "Arrow dictionary": pa.array([None, None, "7"]).dictionary_encode(),
+    "Arrow chunks": pa.chunked_array([pa.array([None], pa.int8()), pa.array([None, 7], pa.int8())]),
+    "NA": [pd.NA, pd.NA, 7],
+    "NaT": [pd.NaT, pd.NaT, 7],
+    "NaN of float32": [np.float32("nan"), np.float32("nan"), 7],
+    "NaN of Decimal": [Decimal("nan"), Decimal("nan"), 7],
+    "pandas Int64": pd.Series([None, None, 7], dtype="Int64"),
+    "pandas category": pd.Series([None, None, "7"], dtype="category"),
+    "polars integers": pl.Series([None, None, 7]),
+    "polars categories": pl.Series([None, None, "7"], dtype=pl.Categorical),
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_whatever_stands_for_nothing_never_votes(kind: str) -> None:
+    found = vote(MISSING[kind])
+    assert found.num_voters == 1
+    assert found.answer in (7, "7", True)
+    assert found.answer is not None
+    assert vote_many([0, 0, 0], MISSING[kind]).num_voters.tolist() == [1]
+
+
+def test_votes_are_pickled_and_copied() -> None:
+    found = vote(["a", None, "b", "a"], [1.0, 2.0, 3.0, 1.0], keep=0.5)
+    again = pickle.loads(pickle.dumps(found))
+    assert repr(again) == repr(found)
+    assert (again.ballots, again.voters) == (found.ballots, found.voters)
+    assert copy.deepcopy(found).threshold == found.threshold
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, 1e291])
+def test_a_weight_whose_sums_could_not_be_told_is_refused(weight: float) -> None:
+    with pytest.raises(InvalidInput, match=r"weights\[1\] = .* at most 1e290"):
+        vote(["a", "b"], [1.0, weight])
+    assert vote(["a", None], [1.0, weight]).answer == "a"
+    assert vote(["a", "a"], [1e290, 1e290]).share == 1.0
+
+
+@pytest.mark.parametrize("name", ["min_ballots", "threads"])
+def test_negative_counts_are_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{name}=-1: out of range, or negative"):
+        vote_many(["q"], ["a"], **{name: -1})

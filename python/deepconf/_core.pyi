@@ -247,6 +247,17 @@ class BatchScorer:
 
 @final
 class Vote:
+    def __new__(
+        cls,
+        answer: Any,
+        ballots: dict[Any, float],
+        voters: dict[Any, int],
+        share: SupportsFloat,
+        num_voters: SupportsIndex,
+        threshold: SupportsFloat | None,
+        fallback: bool,
+    ) -> Self: ...
+    def __getnewargs__(self) -> tuple[Any, ...]: ...
     @property
     def answer(self) -> Any: ...
     @property

@@ -548,19 +548,16 @@ impl Controller {
             min_ballots: self.policy.min_ballots as usize,
             over_all: self.policy.percentile_over == Over::All,
         };
-        let rows: Vec<usize> = (0..answers.len()).collect();
         let ranking: Option<Vec<f64>> = match self.policy.mode {
             Mode::Online => self.threshold.map(|_| measured(Measure::LowestGroup)),
             Mode::Offline => (self.policy.keep < 1.0).then(|| measured(self.policy.measure)),
         };
         let vote = match (&ranking, self.policy.mode) {
-            (None, _) => vote::tally(&rows, &answers, &rules),
-            (Some(scores), Mode::Online) => {
-                vote::above(self.threshold, scores, &rows, &answers, &rules)
-            }
+            (None, _) => vote::tally(&vote::optional(&answers), &rules),
+            (Some(scores), Mode::Online) => vote::above(self.threshold, scores, &answers, &rules),
             (Some(scores), Mode::Offline) => {
                 let rules = Rules { keep: self.policy.keep, scores: Some(scores), ..rules };
-                vote::tally(&rows, &answers, &rules)
+                vote::tally(&vote::optional(&answers), &rules)
             }
         };
         let voted = |&row: &usize| {
@@ -570,7 +567,7 @@ impl Controller {
             };
             answers[row].is_some() && kept
         };
-        let voters = rows.into_iter().filter(voted).map(|row| row as u32).collect();
+        let voters = (0..answers.len()).filter(voted).map(|row| row as u32).collect();
         (vote, voters)
     }
 

@@ -74,10 +74,10 @@ pub enum Error {
         expected: String,
     },
 
-    /// A weight that is negative or not finite.
+    /// A weight that is negative, not finite, or so large that sums are not.
     #[error(
-        "weights[{position}] = {value}: a weight must be finite and at least 0 (a trace without \
-         tokens has no score: give it the answer None)"
+        "weights[{position}] = {value}: a weight must be finite and at least 0, and at most 1e290 (a \
+         trace without tokens has no score: give it the answer None)"
     )]
     Weight {
         /// The position of the offending weight.

@@ -3,8 +3,12 @@
 
 mod oracle;
 
+use std::hash::{Hash, Hasher};
+
 use deepconf_core::Error;
-use deepconf_core::vote::{Ballot, Rules, Vote, intern, percentile, vote, vote_many};
+use deepconf_core::vote::{
+    Ballot, Key, Keys, Rules, Vote, Votes, percentile, vote, vote_columns, vote_many,
+};
 use oracle::{Dice, Tally};
 use proptest::prelude::*;
 
@@ -92,40 +96,215 @@ proptest! {
     }
 }
 
+/// A text whose hash says next to nothing: most of them collide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Colliding(String);
+
+impl Hash for Colliding {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u8(self.0.len() as u8 % 2);
+    }
+}
+
+/// Texts one after the other, as Arrow has them; each third is missing when `gaps`.
+struct Texts {
+    buffer: Vec<u8>,
+    ends: Vec<usize>,
+    gaps: bool,
+}
+
+impl Texts {
+    fn new(texts: &[String], gaps: bool) -> Self {
+        let mut ends = vec![0];
+        ends.extend(texts.iter().scan(0, |end, text| {
+            *end += text.len();
+            Some(*end)
+        }));
+        Self { buffer: texts.concat().into_bytes(), ends, gaps }
+    }
+
+    fn text(&self, row: usize) -> Option<&[u8]> {
+        let there = !(self.gaps && row % 3 == 2);
+        there.then(|| &self.buffer[self.ends[row]..self.ends[row + 1]])
+    }
+}
+
+impl Keys for Texts {
+    fn rows(&self) -> usize {
+        self.ends.len() - 1
+    }
+
+    fn keys(&self, rows: std::ops::Range<usize>, out: &mut Vec<Key>) {
+        out.extend(rows.map(|row| {
+            Key::text(&self.buffer, self.ends[row]..self.ends[row + 1])
+                .unless(self.text(row).is_none())
+        }));
+    }
+
+    fn same(&self, left: usize, right: usize) -> bool {
+        self.text(left) == self.text(right)
+    }
+}
+
+/// In which order the rows of questions come.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Grouped,
+    Blocks,
+    Shuffled,
+}
+
+fn questions(dice: &mut Dice, n: usize, distinct: usize, order: Order) -> Vec<usize> {
+    let mut numbers: Vec<usize> = (0..n).map(|_| dice.below(distinct)).collect();
+    match order {
+        Order::Grouped => numbers.sort_unstable(),
+        Order::Blocks => (0..n).for_each(|row| numbers[row] = numbers[row - row % 40]),
+        Order::Shuffled => {}
+    }
+    numbers
+}
+
+/// Each question's vote by the naive count.
+fn assert_each<Q: Eq + Hash, A: Eq + Clone>(
+    votes: &Votes,
+    questions: &[Q],
+    answers: &[Option<A>],
+    rules: &Rules<'_>,
+) {
+    let groups = oracle::rows_by_question(questions);
+    assert_eq!(votes.question_rows, groups.iter().map(|rows| rows[0]).collect::<Vec<_>>());
+    for (i, rows) in groups.iter().enumerate() {
+        let pick = |column: &[f64]| rows.iter().map(|&row| column[row]).collect::<Vec<_>>();
+        let weights = rules.weights.map_or_else(|| vec![1.0; rows.len()], pick);
+        let scores = rules.scores.or(rules.weights).map(pick);
+        let answers: Vec<_> = rows.iter().map(|&row| answers[row].clone()).collect();
+        let (scores, floor) = (scores.as_deref(), rules.min_ballots);
+        let tally = oracle::vote(&answers, &weights, scores, rules.keep, floor, rules.over_all);
+        let winner = tally.ballots.first().map(|&(first, ..)| rows[first]);
+        assert_eq!(votes.answer_rows[i], winner);
+        assert_eq!(votes.share[i].to_bits(), tally.share.to_bits());
+        assert_eq!(votes.num_voters[i], tally.voters.len() as i64);
+        assert_eq!(votes.fallback[i], tally.fallback);
+    }
+}
+
+fn on<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+/// Columns of `n` rows; few rows and many, few questions and many, few answers and many.
+fn assert_many(seed: u64, n: usize, order: Order) {
+    let mut dice = Dice(seed);
+    let distinct = dice.pick(&[1, 2, 20, 1 + n / 100, 1 + n / 5]);
+    let numbers = questions(&mut dice, n, distinct, order);
+    let variety = dice.pick(&[2, 5, 16, 17, 18, 60]);
+    let pads =
+        [dice.pick(&["", "q", "a long question "]), dice.pick(&["", "a", "a long answer: "])];
+    let name = |pad: &str, number: usize| format!("{pad}{number}");
+    let asked: Vec<String> = numbers.iter().map(|&number| name(pads[0], number)).collect();
+    let given: Vec<String> = (0..n).map(|_| name(pads[1], dice.below(variety))).collect();
+    // Sums of these depend on their order.
+    let weights: Vec<f64> = (0..n).map(|_| dice.unit() * 30.0).collect();
+    let scores: Vec<f64> =
+        (0..n).map(|_| if dice.below(9) == 0 { NAN } else { dice.unit() }).collect();
+    let weighted = dice.below(3) > 0;
+    let rules = Rules {
+        weights: weighted.then_some(&weights),
+        keep: dice.pick(&[1.0, 0.5, 0.1]),
+        scores: (!weighted || dice.below(2) == 0).then_some(&scores),
+        min_ballots: dice.below(4),
+        over_all: dice.below(2) == 0,
+    };
+    let answers: Vec<Option<&str>> =
+        given.iter().enumerate().map(|(row, a)| (row % 3 != 2).then_some(a.as_str())).collect();
+    let texts = (Texts::new(&asked, false), Texts::new(&given, true));
+    let columns = || vote_columns(&texts.0, &texts.1, &rules).unwrap();
+    let votes = on(1, columns);
+    assert_each(&votes, &asked, &answers, &rules);
+    for threads in [2, 3, 8] {
+        assert_eq!(on(threads, columns), votes, "{threads} threads");
+    }
+    assert_eq!(vote_many(&asked, &answers, &rules).unwrap(), votes, "slices");
+    let colliding = (
+        asked.iter().cloned().map(Colliding).collect::<Vec<_>>(),
+        answers.iter().map(|a| a.map(|a| Colliding(a.into()))).collect::<Vec<_>>(),
+    );
+    // A table of collisions is searched row by row: few are enough.
+    if distinct * n < 1_000_000 {
+        assert_eq!(vote_many(&colliding.0, &colliding.1, &rules).unwrap(), votes, "collisions");
+    }
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
     #[test]
-    fn many_votes_are_each_questions_vote(seed in any::<u64>(), threads in 1_usize..6) {
-        let mut dice = Dice(seed);
-        // Rows of up to 20 questions in any order; one column of rules for all.
-        let n = dice.below(300);
-        let names: Vec<String> = (0..1 + dice.below(20)).map(|q| format!("question {q}")).collect();
-        let questions: Vec<&str> = (0..n).map(|_| names[dice.below(names.len())].as_str()).collect();
-        let answers: Vec<Option<&str>> = (0..n).map(|_| dice.pick(&[None, Some("a"), Some("b"), Some("")])).collect();
-        let weights: Vec<f64> = (0..n).map(|_| dice.unit() * 30.0).collect();
-        let scores: Vec<f64> = (0..n).map(|_| if dice.below(9) == 0 { NAN } else { dice.unit() }).collect();
-        let rules = Rules {
-            weights: (dice.below(3) > 0).then_some(&weights),
-            keep: dice.pick(&[1.0, 0.5, 0.1]),
-            scores: Some(&scores),
-            min_ballots: dice.below(4),
-            over_all: dice.below(2) == 0,
-        };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let many = pool.install(|| vote_many(&questions, &answers, &rules)).unwrap();
-        let groups = oracle::rows_by_question(&questions);
-        prop_assert_eq!(&many.question_rows, &groups.iter().map(|rows| rows[0]).collect::<Vec<_>>());
-        for (i, rows) in groups.iter().enumerate() {
-            let pick = |column: &[f64]| rows.iter().map(|&row| column[row]).collect::<Vec<_>>();
-            let (weights, scores) = (rules.weights.map(pick), rules.scores.map(pick));
-            let one = Rules { weights: weights.as_deref(), scores: scores.as_deref(), ..rules };
-            let answers: Vec<_> = rows.iter().map(|&row| answers[row]).collect();
-            let expected = vote(&answers, &one).unwrap();
-            prop_assert_eq!(many.answer_rows[i], expected.winner().map(|ballot| rows[ballot.first]));
-            prop_assert_eq!(many.share[i].to_bits(), expected.share.to_bits());
-            prop_assert_eq!(many.num_voters[i], expected.num_voters as i64);
-            prop_assert_eq!(many.fallback[i], expected.fallback);
+    fn many_votes_are_each_questions_vote(seed in any::<u64>(), n in 0_usize..600) {
+        for order in [Order::Grouped, Order::Blocks, Order::Shuffled] {
+            assert_many(seed, n, order);
         }
     }
+
+    #[test]
+    fn short_texts_are_their_keys(texts in prop::collection::vec("[a\\x00é]{0,18}", 2..6), at in 0_usize..4) {
+        let column = Texts::new(&texts, false);
+        let mut keys = Vec::new();
+        column.keys(0..texts.len(), &mut keys);
+        let at = at % texts.len();
+        for (other, text) in texts.iter().enumerate() {
+            prop_assert_eq!(keys[other].is_whole(), text.len() <= 15);
+            prop_assert_eq!(keys[other] == keys[at], *text == texts[at]);
+            prop_assert_eq!(keys[other], Key::text(text.as_bytes(), 0..text.len()));
+            let padded = text.bytes().rev().fold(0, |all, b| all << 8 | u128::from(b));
+            if text.len() <= 15 {
+                prop_assert_eq!(keys[other], Key::padded(padded, text.len() as u8));
+            }
+            prop_assert!(keys[other] != Key::MISSING && keys[other].unless(true) == Key::MISSING);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6))]
+
+    /// Enough rows for several chunks and parts.
+    #[test]
+    fn many_rows_vote_as_few_do(seed in any::<u64>(), n in 70_000_usize..150_000) {
+        for order in [Order::Grouped, Order::Blocks, Order::Shuffled] {
+            assert_many(seed, n, order);
+        }
+    }
+}
+
+/// A bad weight or score far from the start is found, and it is the first.
+#[test]
+fn the_first_bad_row_of_many_is_named() {
+    let n = 200_000;
+    let answers: Vec<Option<usize>> =
+        (0..n).map(|row| (row != 90_000).then_some(row % 7)).collect();
+    let asked: Vec<usize> = (0..n).map(|row| row / 50).collect();
+    let mut column = vec![1.0; n];
+    for row in [90_000, 140_000, 150_000, 199_999] {
+        column[row] = f64::INFINITY;
+    }
+    let rules = Rules { weights: Some(&column), ..majority() };
+    let error = vote_many(&asked, &answers, &rules).unwrap_err();
+    assert!(matches!(error, Error::Weight { position: 140_000, .. }), "{error}");
+    let rules = Rules { scores: Some(&column), keep: 0.5, ..majority() };
+    let message = vote_many(&asked, &answers, &rules).unwrap_err().to_string();
+    assert!(message.starts_with("scores holds inf at position 90000:"), "{message}");
+}
+
+/// Such rows vote on nothing, wherever they stand.
+#[test]
+fn a_row_without_a_question_counts_for_none() {
+    let asked = ["q", "q", "gap", "p", "p", "gap", "q"].map(String::from);
+    let given = ["a", "b", "gap", "b", "c", "gap", "b"].map(String::from);
+    let votes =
+        vote_columns(&Texts::new(&asked, true), &Texts::new(&given, true), &majority()).unwrap();
+    assert_eq!(votes.question_rows, [0, 3]);
+    assert_eq!(votes.answer_rows, [Some(1), Some(3)]);
+    assert_eq!(votes.num_voters, [3, 2]);
 }
 
 #[test]
@@ -272,12 +451,4 @@ fn wrong_weights_are_named_unless_they_carry_no_vote() {
         assert_eq!(vote(&[Some("a"), None, Some("b")], &rules).unwrap().num_voters, 2);
     }
     assert!(vote(&[Some(1)], &Rules { weights: Some(&[-0.0]), ..majority() }).is_ok());
-}
-
-#[test]
-fn interning_numbers_answers_as_they_appear() {
-    let (ids, firsts) = intern(&[Some("b"), None, Some("a"), Some("b"), Some("")]);
-    assert_eq!(ids, [Some(0), None, Some(1), Some(0), Some(2)]);
-    assert_eq!(firsts, [0, 2, 4]);
-    assert_eq!(intern::<&str>(&[]), (vec![], vec![]));
 }

@@ -4,14 +4,13 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type};
 use arrow_array::{Array, ArrayRef};
 use arrow_schema::DataType;
-use deepconf_core::vote::intern;
 use half::f16;
 use numpy::{
     Element, PyArray1, PyArrayDescrMethods, PyArrayMethods, PyReadonlyArray1, PyUntypedArray,
     PyUntypedArrayMethods, dtype,
 };
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyFloat, PyInt, PyString};
+use pyo3::types::PyInt;
 use pyo3_arrow::input::AnyArray;
 
 use crate::error::{invalid_input, invalid_type};
@@ -49,7 +48,7 @@ pub fn array<'py>(value: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, 
 }
 
 /// `value` as a contiguous array of type `T` and one dimension; copied only if it is not one yet.
-fn contiguous<'py, T: Element>(
+pub fn contiguous<'py, T: Element>(
     array: &Bound<'py, PyUntypedArray>,
 ) -> PyResult<PyReadonlyArray1<'py, T>> {
     let py = array.py();
@@ -270,75 +269,4 @@ fn cut<'a, T>(
         slices.push(&numbers[start..end]);
     }
     Ok(())
-}
-
-/// A column of questions or answers: any sequence of hashable values or None, or an Arrow array.
-pub struct Column<'py> {
-    /// A number for each row, equal for equal values; `None` where there is no value.
-    pub ids: Vec<Option<u32>>,
-    /// The first value that got each number.
-    distinct: Vec<Bound<'py, PyAny>>,
-}
-
-impl<'py> Column<'py> {
-    /// Reads a column. None, and NaN as pandas has it for a missing string, mean no value.
-    pub fn read(value: &Bound<'py, PyAny>, name: &str) -> PyResult<Self> {
-        let py = value.py();
-        if let Some(texts) = arrow(value, name)?.as_deref().and_then(texts) {
-            let (ids, firsts) = intern(&texts);
-            let text = |row: usize| texts[row].map(|text| PyString::new(py, text).into_any());
-            return Ok(Self { ids, distinct: firsts.into_iter().filter_map(text).collect() });
-        }
-        let wrong = || {
-            let kind = value.get_type();
-            invalid_type(format!("{name} is a {kind}: must be a sequence, with None for no answer"))
-        };
-        if value.is_instance_of::<PyString>() {
-            return Err(wrong());
-        }
-        let seen = PyDict::new(py);
-        let mut column = Self { ids: Vec::new(), distinct: Vec::new() };
-        for (position, item) in value.try_iter().map_err(|_| wrong())?.enumerate() {
-            let item = item?;
-            let nan = |number: &Bound<'_, PyFloat>| number.value().is_nan();
-            if item.is_none() || item.cast::<PyFloat>().is_ok_and(nan) {
-                column.ids.push(None);
-                continue;
-            }
-            let known = seen.get_item(&item).map_err(|_| {
-                let kind = item.get_type();
-                invalid_type(format!("{name}[{position}] is a {kind}: must be hashable"))
-            })?;
-            let id = match known {
-                Some(id) => id.extract()?,
-                None => {
-                    let id = column.distinct.len() as u32;
-                    seen.set_item(&item, id)?;
-                    column.distinct.push(item);
-                    id
-                }
-            };
-            column.ids.push(Some(id));
-        }
-        Ok(column)
-    }
-
-    /// The value of a row that has one.
-    pub fn value(&self, row: usize) -> Option<Bound<'py, PyAny>> {
-        self.ids[row].map(|id| self.distinct[id as usize].clone())
-    }
-}
-
-/// The strings of an Arrow array, if it holds strings.
-fn texts(chunks: &[ArrayRef]) -> Option<Vec<Option<&str>>> {
-    let mut texts = Vec::with_capacity(chunks.iter().map(|chunk| chunk.len()).sum());
-    for chunk in chunks {
-        match chunk.data_type() {
-            DataType::Utf8 => texts.extend(chunk.as_string::<i32>()),
-            DataType::LargeUtf8 => texts.extend(chunk.as_string::<i64>()),
-            DataType::Utf8View => texts.extend(chunk.as_string_view()),
-            _ => return None,
-        }
-    }
-    Some(texts)
 }

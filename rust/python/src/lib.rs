@@ -3,6 +3,7 @@
 //! One file a concept, named as in the core. Arrays come in zero-copy where they are contiguous; work
 //! longer than some microseconds runs without the interpreter lock.
 
+mod column;
 mod controller;
 mod convert;
 mod error;

@@ -3,9 +3,10 @@
 use deepconf_core::vote::{self as core, Rules};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyTuple};
 
-use crate::convert::{self, Column};
+use crate::column::Column;
+use crate::convert;
 use crate::error::{invalid_input, raise};
 use crate::pool;
 
@@ -65,6 +66,25 @@ impl Vote {
 
 #[pymethods]
 impl Vote {
+    #[new]
+    fn from_parts(
+        answer: Py<PyAny>,
+        ballots: Py<PyDict>,
+        voters: Py<PyDict>,
+        share: f64,
+        num_voters: usize,
+        threshold: Option<f64>,
+        fallback: bool,
+    ) -> Self {
+        Self { answer, ballots, voters, share, num_voters, threshold, fallback }
+    }
+
+    fn __getnewargs__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
+        let parts = ["answer", "ballots", "voters", "share", "num_voters", "threshold", "fallback"];
+        let parts = parts.map(|name| slf.getattr(name)).into_iter();
+        PyTuple::new(slf.py(), parts.collect::<PyResult<Vec<_>>>()?)
+    }
+
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let Self { share, num_voters, fallback, .. } = self;
         let answer = self.answer.bind(py).repr()?;
@@ -119,7 +139,7 @@ fn column<'py>(value: Option<&Bound<'py, PyAny>>, name: &str) -> PyResult<Double
 /// Args:
 ///     answers: `[traces]`, in launch order: hashable values, None where a trace has no answer. Also an
 ///         Arrow array of strings.
-///     weights: `[traces]` float, finite and at least 0 for every trace with an answer; None for a
+///     weights: `[traces]` float, between 0 and 1e290 for every trace with an answer; None for a
 ///         majority vote.
 ///     keep: η in (0, 1], the fraction of traces to keep; 1 keeps all.
 ///     scores: `[traces]` float, what `keep` filters on; the weights when None. NaN for a trace
@@ -134,15 +154,20 @@ fn column<'py>(value: Option<&Bound<'py, PyAny>>, name: &str) -> PyResult<Double
 ///         out of range or has nothing to filter on.
 ///     InvalidType: an answer is not hashable.
 #[pyfunction]
-#[pyo3(signature = (answers, weights=None, keep=1.0, scores=None, *, min_ballots=1))]
+#[pyo3(
+    signature = (answers, weights=None, keep=1.0, scores=None, *, min_ballots=None),
+    text_signature = "(answers, weights=None, keep=1.0, scores=None, *, min_ballots=1)",
+)]
 pub fn vote<'py>(
     answers: &Bound<'py, PyAny>,
     weights: Option<&Bound<'py, PyAny>>,
     keep: f64,
     scores: Option<&Bound<'py, PyAny>>,
-    min_ballots: usize,
+    min_ballots: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Vote> {
-    let answers_column = Column::read(answers, "answers")?;
+    let py = answers.py();
+    let min_ballots = min_ballots.map_or(Ok(1), |value| convert::whole(value, "min_ballots"))?;
+    let answers = Column::read(answers, "answers")?;
     let (weights, scores) = (column(weights, "weights")?, column(scores, "scores")?);
     let rules = Rules {
         weights: weights.as_ref().map(|w| w.as_slice()).transpose()?,
@@ -151,8 +176,8 @@ pub fn vote<'py>(
         min_ballots,
         over_all: false,
     };
-    let vote = core::vote(&answers_column.ids, &rules).map_err(raise)?;
-    Vote::new(answers.py(), &vote, |ballot| answers_column.value(ballot.first))
+    let vote = core::vote_column(&*answers.keys()?, &rules).map_err(raise)?;
+    Vote::new(py, &vote, |ballot| answers.value(py, ballot.first).ok())
 }
 
 /// Filters and votes on many questions at once, by columns: row i is one trace.
@@ -174,19 +199,26 @@ pub fn vote<'py>(
 /// Raises:
 ///     InvalidInput, InvalidType: as `vote`, naming the row.
 #[pyfunction]
-#[pyo3(signature = (questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, threads=None))]
+#[pyo3(
+    signature = (
+        questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=None, threads=None,
+    ),
+    text_signature = "(questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, threads=None)",
+)]
 pub fn vote_many<'py>(
     questions: &Bound<'py, PyAny>,
     answers: &Bound<'py, PyAny>,
     weights: Option<&Bound<'py, PyAny>>,
     keep: f64,
     scores: Option<&Bound<'py, PyAny>>,
-    min_ballots: usize,
-    threads: Option<usize>,
+    min_ballots: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Votes> {
     let py = questions.py();
+    let min_ballots = min_ballots.map_or(Ok(1), |value| convert::whole(value, "min_ballots"))?;
+    let threads = threads.map(|value| convert::whole(value, "threads")).transpose()?;
     let questions = Column::read(questions, "questions")?;
-    if let Some(row) = questions.ids.iter().position(Option::is_none) {
+    if let Some(row) = questions.first_missing() {
         return Err(invalid_input(format!("questions[{row}] is None: every row needs a question")));
     }
     let answers = Column::read(answers, "answers")?;
@@ -198,14 +230,15 @@ pub fn vote_many<'py>(
         min_ballots,
         over_all: false,
     };
-    let (question_ids, answer_ids) = (&questions.ids, &answers.ids);
-    let votes = pool::run(py, threads, || core::vote_many(question_ids, answer_ids, &rules))?
-        .map_err(raise)?;
-    let values = votes.question_rows.iter().map(|&row| questions.value(row));
-    let winners = votes.answer_rows.iter().map(|row| row.and_then(|row| answers.value(row)));
+    let (question_keys, answer_keys) = (questions.keys()?, answers.keys()?);
+    let vote = || core::vote_columns(&*question_keys, &*answer_keys, &rules);
+    let votes = pool::run(py, threads, vote)?.map_err(raise)?;
+    let values = votes.question_rows.iter().map(|&row| questions.value(py, row));
+    let winner = |row: &Option<usize>| row.map(|row| answers.value(py, row)).transpose();
+    let winners = votes.answer_rows.iter().map(winner);
     Ok(Votes {
-        questions: PyList::new(py, values.collect::<Vec<_>>())?.unbind(),
-        answers: PyList::new(py, winners.collect::<Vec<_>>())?.unbind(),
+        questions: PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.unbind(),
+        answers: PyList::new(py, winners.collect::<PyResult<Vec<_>>>()?)?.unbind(),
         share: PyArray1::from_vec(py, votes.share).unbind(),
         num_voters: PyArray1::from_vec(py, votes.num_voters).unbind(),
         fallback: PyArray1::from_vec(py, votes.fallback).unbind(),

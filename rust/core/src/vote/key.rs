@@ -1,0 +1,157 @@
+//! What tells values apart, and where they come from.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::ops::Range;
+
+use foldhash::fast::FixedState;
+
+/// What tells the values of a column apart, in 16 bytes.
+///
+/// ```
+/// use deepconf_core::vote::Key;
+/// let buffer = b"forty-two, or 42";
+/// assert_eq!(Key::text(buffer, 14..16), Key::text(b"42", 0..2));
+/// assert!(Key::text(buffer, 0..15).is_whole() && !Key::text(buffer, 0..16).is_whole());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Key(pub(super) u128);
+
+/// For each length, the bytes of a text that long, and its length where a key has it.
+const SHORT: [(u128, u128); 16] = {
+    let mut table = [(0, 0); 16];
+    let mut len = 0;
+    while len < 16 {
+        table[len] = ((1 << (8 * len)) - 1, (len as u128) << 120);
+        len += 1;
+    }
+    table
+};
+
+impl Key {
+    /// The key of a row without a value.
+    pub const MISSING: Self = Self(u128::MAX);
+    /// Says that the key is a hash.
+    const HASHED: u128 = 1 << 127;
+
+    /// The key of an integer; it holds all of it.
+    #[must_use]
+    pub fn integer(value: u64) -> Self {
+        Self(u128::from(value))
+    }
+
+    /// The key of any value, by its hash.
+    #[must_use]
+    pub fn hash(value: impl Hash) -> Self {
+        Self(Self::HASHED | u128::from(FixedState::default().hash_one(value)))
+    }
+
+    /// The key of a text, the bytes `text` of a buffer; it holds all of up to fifteen bytes.
+    ///
+    /// # Panics
+    /// When `text` does not lie in the buffer.
+    #[inline]
+    #[must_use]
+    pub fn text(buffer: &[u8], text: Range<usize>) -> Self {
+        let len = text.len();
+        if len > 15 {
+            let mut hasher = FixedState::default().build_hasher();
+            hasher.write(&buffer[text]);
+            return Self(Self::HASHED | u128::from(hasher.finish()));
+        }
+        match buffer[text.start..].first_chunk() {
+            Some(bytes) => Self::short(u128::from_le_bytes(*bytes), len),
+            None => {
+                let bytes = buffer[text].iter().rev();
+                Self::short(bytes.fold(0, |all, &byte| all << 8 | u128::from(byte)), len)
+            }
+        }
+    }
+
+    /// The key of a text of `len` bytes: the lowest of `bytes`.
+    ///
+    /// # Panics
+    /// When `len` is over fifteen.
+    #[inline]
+    #[must_use]
+    pub fn short(bytes: u128, len: usize) -> Self {
+        let (mask, length) = SHORT[len];
+        Self(bytes & mask | length)
+    }
+
+    /// As [`Key::short`], of bytes that are zero beyond the text, which has at most fifteen.
+    #[inline]
+    #[must_use]
+    pub fn padded(bytes: u128, len: u8) -> Self {
+        Self(bytes | u128::from(len) << 120)
+    }
+
+    /// This key, or [`Key::MISSING`].
+    #[inline]
+    #[must_use]
+    pub fn unless(self, missing: bool) -> Self {
+        Self(self.0 | u128::from(missing).wrapping_neg())
+    }
+
+    /// Whether the key holds the value itself, so that equal keys are equal values.
+    #[inline]
+    #[must_use]
+    pub fn is_whole(self) -> bool {
+        self.0 & Self::HASHED == 0
+    }
+
+    /// Six bits.
+    #[inline]
+    pub(super) fn hint(self) -> usize {
+        let folded = self.0 as u64 ^ (self.0 >> 64) as u64;
+        (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize
+    }
+
+    /// A hash, good in every bit.
+    pub(super) fn spread(self) -> u64 {
+        FixedState::default().hash_one(self.0)
+    }
+}
+
+/// A column of questions or of answers.
+pub trait Keys {
+    /// How many rows it has.
+    fn rows(&self) -> usize;
+
+    /// Appends a key for each of `rows`. Equal values have equal keys.
+    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>);
+
+    /// Whether two rows whose keys are equal, but not whole, hold the same value.
+    fn same(&self, left: usize, right: usize) -> bool;
+}
+
+/// A column of values in memory, each of which may be missing.
+pub(crate) struct Slice<'a, T, F> {
+    pub(super) values: &'a [T],
+    pub(super) get: F,
+}
+
+impl<T, K: Eq + Hash, F: Fn(&T) -> Option<&K>> Keys for Slice<'_, T, F> {
+    fn rows(&self) -> usize {
+        self.values.len()
+    }
+
+    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
+        let values = self.values[rows].iter().map(&self.get);
+        out.extend(values.map(|value| value.map_or(Key::MISSING, Key::hash)));
+    }
+
+    fn same(&self, left: usize, right: usize) -> bool {
+        (self.get)(&self.values[left]) == (self.get)(&self.values[right])
+    }
+}
+
+pub(super) fn present<Q>(question: &Q) -> Option<&Q> {
+    Some(question)
+}
+
+/// A column of answers of which some are missing.
+pub(crate) fn optional<A: Eq + Hash>(
+    values: &[Option<A>],
+) -> Slice<'_, Option<A>, impl Fn(&Option<A>) -> Option<&A>> {
+    Slice { values, get: Option::as_ref }
+}
