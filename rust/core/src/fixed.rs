@@ -17,7 +17,7 @@
 //! exact, they agree.
 //!
 //! **Cost.** One floating-point addition a token, without a branch: adding 6,144 to a confidence
-//! leaves its quanta in the low bits ([`biased`]), and the bias cancels in the difference of two.
+//! leaves its quanta in the low bits, and the bias cancels in the difference of two.
 
 /// The number of fraction bits: a quantum is 2⁻⁴⁰ nats.
 pub const FRACTION_BITS: u32 = 40;

@@ -38,7 +38,7 @@ pub struct Votes {
 /// Rows may come in any order; the rows of a question are in launch order.
 ///
 /// # Errors
-/// As [`vote`], naming the row.
+/// As [`vote`](super::vote()), naming the row.
 pub fn vote_many<Q, A>(questions: &[Q], answers: &[Option<A>], rules: &Rules<'_>) -> Result<Votes>
 where
     Q: Eq + Hash + Sync,
