@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ from rich.table import Table
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny-reasoner"
 TRACES, ROUNDS = 64, 5
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
 async def generate(engine: VLLM, question: str, name: str, **options: Any) -> int:

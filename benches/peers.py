@@ -172,6 +172,11 @@ def by_reference(package: ModuleType, confs: list[float]) -> tuple[float, ...]:
     )
 
 
+def by_online(package: ModuleType, confs: list[float]) -> float:
+    """The lowest group alone, as its `process_output` finds it for every online trace."""
+    return min(package.compute_least_grouped(confs, WINDOW))
+
+
 def by_scorio(logprobs: np.ndarray) -> tuple[float, ...]:
     score = scorio.aggregate.deepconf_confidence
     return tuple(
@@ -214,7 +219,14 @@ def compare_scores(report: Report, package: ModuleType) -> None:
     # As its `compute_confidence` gives them.
     confs = list(traces[0].astype(np.float64))
     check(by_reference(package, confs), 0)
+    # It rounds every group to three decimals.
+    assert abs(by_online(package, confs) - scores.lowest_group[0]) < 1e-3
     rows.append(timed("reference package", LENGTH, lambda: by_reference(package, confs), 3))
+    rows.append(
+        timed(
+            "reference package, lowest group online", LENGTH, lambda: by_online(package, confs), 1
+        )
+    )
     report.add("mean, lowest group, bottom 10% and tail of recorded traces", "token", rows)
 
 
