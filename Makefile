@@ -1,6 +1,6 @@
 # make demo    answer the tiny reasoner's questions with DeepConf on vLLM, and print the table
 # make test    every test, Rust and Python, those on a real vLLM engine included
-# make bench   speed, beside NumPy, the reference package and this machine's memory
+# make bench   speed, beside this machine's memory, NumPy, polars, the reference package and others
 # make lint    formatting, clippy, ruff, mypy, stubtest
 # make clean   remove what was built
 #
@@ -55,6 +55,7 @@ bench: $(VENV)/.built $(VENV)/.bench
 	cargo run --locked --release -p deepconf-bench
 	$(BIN)/python benches/peers.py
 	$(BIN)/python benches/votes.py
+	$(BIN)/python benches/parquet.py
 	$(BIN)/python benches/engine.py
 
 lint: $(VENV)/.built
