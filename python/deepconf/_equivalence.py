@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import IO
 
 __all__ = ["Comparer"]
@@ -54,7 +55,7 @@ class Comparer:
                 assert process.stdin is not None
                 process.stdin.write(json.dumps([a, b]) + "\n")
                 process.stdin.flush()
-                reply = self._replies.get(timeout=timeout)
+                reply = self._reply(timeout)
             except (queue.Empty, OSError):
                 self._stop()
                 return None
@@ -62,6 +63,17 @@ class Comparer:
                 self._stop()  # Interrupted: the reply would be taken for that of the next pair.
                 raise
             return reply == "true" if reply != _GONE else None
+
+    def _reply(self, timeout: float) -> str:
+        """Waits in short turns, so that Ctrl-C gets through: see `engines.base.result_of`."""
+        end = time.monotonic() + timeout
+        while True:
+            left = max(0.0, end - time.monotonic())
+            try:
+                return self._replies.get(timeout=min(left, 0.2))
+            except queue.Empty:
+                if left <= 0.2:
+                    raise
 
     def close(self) -> None:
         """Ends the helper process."""
