@@ -54,7 +54,7 @@ $(VENV)/.bench: benches/requirements.txt | $(VENV)/.vllm
 bench: $(VENV)/.built $(VENV)/.bench
 	cargo run --locked --release -p deepconf-bench
 	$(BIN)/python benches/peers.py
-	$(BIN)/python benches/votes.py
+	$(BIN)/python benches/votes.py --runs 3
 	$(BIN)/python benches/parquet.py
 	$(BIN)/python benches/engine.py
 

@@ -71,9 +71,9 @@ impl TraceScorer {
 
     /// Adds token confidences, `[n]` float32 or float64, nats, up to and including the first that asks
     /// for a stop; returns its index in the array, or None when all were added.
-    fn extend(&self, confidences: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    fn extend(&self, py: Python<'_>, confidences: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
         let floats = Floats::one(confidences, "confidences")?;
-        with_floats!(floats, values => self.lock().extend(values)).map_err(raise)
+        with_floats!(floats, values => py.detach(|| self.lock().extend(values))).map_err(raise)
     }
 
     /// Forgets the trace, for a new one with the same settings.
