@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from deepconf.engines import VLLM
 TINY = Path(__file__).parent.parent / "examples" / "tiny-reasoner"
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What runs in the background may have been started with Ctrl-C ignored, and tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
