@@ -14,7 +14,8 @@
 //! straddle, about a tenth of all. Where blocks span everything (noise without memory and a tiny
 //! window), a few passes over all groups.
 
-use crate::slide::{BLOCK, Groups, SUMS};
+use crate::slide::{BLOCK, Groups};
+use crate::token::Sample;
 
 /// How many of `groups` groups count for the bottom fraction `q`.
 ///
@@ -30,78 +31,116 @@ pub fn count(groups: usize, q: f64) -> usize {
 /// Memory of [`smallest`], used again.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    bounds: Vec<i64>,
     straddling: Vec<i64>,
     few: Vec<i64>,
 }
 
-/// With at most so many left, they are sorted.
-const FEW: usize = 64;
-
-/// The sum of the `count` smallest groups, 1 ≤ `count` ≤ m.
+/// What the `count` smallest groups add up to, 1 ≤ `count` ≤ m, and the smallest.
 #[inline(always)]
-pub(crate) fn smallest(groups: &Groups, count: usize, scratch: &mut Scratch) -> i128 {
-    let Scratch { bounds, straddling, few } = scratch;
-    let (low, high) = bracket(groups, count, bounds);
+pub(crate) fn smallest<T: Sample, F: Fn(T) -> f64 + Copy>(
+    groups: &Groups<'_, T, F>,
+    count: usize,
+    scratch: &mut Scratch,
+) -> (i128, i64) {
+    let Scratch { straddling, few } = scratch;
+    let (low, high) = bracket(groups, count);
     straddling.clear();
-    let (mut sum, mut rest) = (0, count);
-    let mut sums = [0; SUMS];
-    for (at, block) in groups.blocks().iter().enumerate() {
-        if block.min > high {
+    let (mut sum, mut rest, mut lowest) = (0, count, i64::MAX);
+    let mut sums = [0; BLOCK];
+    for (block, (&block_low, &block_high)) in groups.lows().iter().zip(groups.highs()).enumerate() {
+        if block_low > high {
             continue;
         }
-        let sums = groups.read(at, &mut sums);
-        if block.max < low {
-            sum += total_below(sums, i64::MAX);
+        let sums = groups.read(block, &mut sums);
+        if block_low < lowest {
+            lowest = sums.iter().fold(lowest, |lowest, &sum| lowest.min(sum));
+        }
+        if block_high < low {
+            sum += total(sums);
             rest -= sums.len();
         } else {
             straddling.extend_from_slice(sums);
         }
     }
-    sum + smallest_of(straddling, rest, low, high, few)
+    (sum + smallest_of(straddling, rest, low, high, few), lowest)
 }
 
 /// Bounds of the `count`-th smallest group, both included.
 #[inline(always)]
-fn bracket(groups: &Groups, count: usize, bounds: &mut Vec<i64>) -> (i64, i64) {
-    let whole = &groups.blocks()[..groups.len() / BLOCK];
-    let over = groups.len() % BLOCK;
-    let mut nth = |k: usize, of: fn(&crate::slide::Block) -> i64| {
-        bounds.clear();
-        bounds.extend(whole.iter().map(of));
-        *bounds.select_nth_unstable(k - 1).1
-    };
+fn bracket<T: Sample, F: Fn(T) -> f64 + Copy>(
+    groups: &Groups<'_, T, F>,
+    count: usize,
+) -> (i64, i64) {
+    let (whole, over) = (groups.len() / BLOCK, groups.len() % BLOCK);
     // k whole blocks with nothing above it hold at least `count` groups; fewer than k with something
     // below it, and the last block that is not whole, hold fewer.
     let k = count.div_ceil(BLOCK);
-    let high = if k <= whole.len() { nth(k, |block| block.max) } else { i64::MAX - 1 };
+    let high = if k <= whole {
+        Place::of(k, &groups.highs()[..whole], CLOSE).end - 1
+    } else {
+        i64::MAX - 1
+    };
     let k = count.saturating_sub(over).div_ceil(BLOCK);
-    let low = if k == 0 { i64::MIN } else { nth(k, |block| block.min) };
+    let low = if k == 0 { i64::MIN } else { Place::of(k, &groups.lows()[..whole], CLOSE).low };
     (low, high)
 }
+
+const CLOSE: usize = 4;
+
+/// Where the k-th smallest of some numbers is: within `low..end`.
+#[derive(Clone, Copy)]
+struct Place {
+    low: i64,
+    end: i64,
+    /// How many are below `low`: fewer than k.
+    below: usize,
+    /// How many are below `end`: at least k.
+    within: usize,
+}
+
+impl Place {
+    /// Of the `k`-th smallest of all `numbers`, among `few` candidates or equal ones.
+    #[inline(always)]
+    fn of(k: usize, numbers: &[i64], few: usize) -> Self {
+        let low = numbers.iter().fold(i64::MAX, |low, &number| low.min(number));
+        let high = numbers.iter().fold(i64::MIN, |high, &number| high.max(number));
+        Self { low, end: high + 1, below: 0, within: numbers.len() }.narrowed(k, numbers, few)
+    }
+
+    /// Until there are at most `few` candidates, or only equal ones.
+    #[inline(always)]
+    fn narrowed(self, k: usize, numbers: &[i64], few: usize) -> Self {
+        let Self { mut low, mut end, mut below, mut within } = self;
+        let mut round = 0_u32;
+        while within - below > few && i128::from(end) - i128::from(low) > 1 {
+            // Where it would be if all were evenly spread; every third time the middle, which bounds
+            // the number of rounds.
+            round += 1;
+            let part = (k - below) as f64 / (within - below) as f64;
+            let part = if round.is_multiple_of(3) { 0.5 } else { part };
+            let step = ((i128::from(end) - i128::from(low)) as f64 * part) as i128;
+            let pivot =
+                (i128::from(low) + step).clamp(i128::from(low) + 1, i128::from(end) - 1) as i64;
+            let number = number_below(numbers, pivot);
+            if number < k {
+                (low, below) = (pivot, number);
+            } else {
+                (end, within) = (pivot, number);
+            }
+        }
+        Self { low, end, below, within }
+    }
+}
+
+/// With at most so many left, they are sorted.
+const FEW: usize = 64;
 
 /// The sum of the `count` smallest of `sums`, the largest of which is within `low..=high`.
 #[inline(always)]
 fn smallest_of(sums: &[i64], count: usize, low: i64, high: i64, few: &mut Vec<i64>) -> i128 {
-    // The one searched for is within low..end: `below` are smaller than low, `within` than end.
-    let (mut low, mut end) = (low, high + 1);
-    let (mut below, mut within) = (number_below(sums, low), number_below(sums, end));
-    let mut round = 0_u32;
-    while within - below > FEW && i128::from(end) - i128::from(low) > 1 {
-        // Where it would be if all were evenly spread; every third time the middle, which bounds the
-        // number of rounds.
-        round += 1;
-        let part = (count - below) as f64 / (within - below) as f64;
-        let part = if round.is_multiple_of(3) { 0.5 } else { part };
-        let step = ((i128::from(end) - i128::from(low)) as f64 * part) as i128;
-        let pivot = (i128::from(low) + step).clamp(i128::from(low) + 1, i128::from(end) - 1) as i64;
-        let number = number_below(sums, pivot);
-        if number < count {
-            (low, below) = (pivot, number);
-        } else {
-            (end, within) = (pivot, number);
-        }
-    }
+    let end = high + 1;
+    let place = Place { low, end, below: number_below(sums, low), within: number_below(sums, end) };
+    let Place { low, end, below, .. } = place.narrowed(count, sums, FEW);
     let sum = total_below(sums, low);
     let rest = count - below;
     if i128::from(end) - i128::from(low) <= 1 {
@@ -115,6 +154,18 @@ fn smallest_of(sums: &[i64], count: usize, low: i64, high: i64, few: &mut Vec<i6
     }
     few.sort_unstable();
     sum + few[..rest].iter().map(|&sum| i128::from(sum)).sum::<i128>()
+}
+
+/// The sum of the groups of a block, its first one first.
+///
+/// r groups on, 2·r tokens of less than 2⁵¹ quanta have come and gone: added over a block of 64, these
+/// changes stay below 2016 · 2⁵² < 2⁶³.
+#[inline(always)]
+fn total(sums: &[i64]) -> i128 {
+    let first = sums[0];
+    let changes =
+        sums.iter().fold(0_i64, |changes, sum| changes.wrapping_add(sum.wrapping_sub(first)));
+    i128::from(changes) + i128::from(first) * sums.len() as i128
 }
 
 /// How many are below the pivot.
@@ -146,7 +197,10 @@ fn total_below(sums: &[i64], pivot: i64) -> i128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixed::{biased, quantise};
+    use crate::fixed::quantise;
+    use crate::simd::Plain;
+    use crate::slide::Memory;
+    use crate::steps::Steps;
     use proptest::prelude::*;
 
     fn oracle(values: &[f64], window: usize, count: usize) -> i128 {
@@ -158,9 +212,11 @@ mod tests {
     }
 
     fn check(values: &[f64], window: usize, count: usize) {
-        let (mut groups, mut scratch) = (Groups::default(), Scratch::default());
-        groups.slide(values, window, biased);
-        assert_eq!(smallest(&groups, count, &mut scratch), oracle(values, window, count));
+        let (mut steps, mut memory) = (Steps::default(), Memory::default());
+        steps.take(values, |c| c, Plain);
+        let groups = Groups::new(values, window, |c| c, &steps, &mut memory, Plain);
+        let expected = (oracle(values, window, count), oracle(values, window, 1) as i64);
+        assert_eq!(smallest(&groups, count, &mut Scratch::default()), expected);
     }
 
     proptest! {

@@ -65,6 +65,14 @@ pub(crate) fn biased(c: f64) -> i64 {
     (c + MAGIC).to_bits() as i64
 }
 
+/// At least as many quanta as `c`, 0 ≤ c < 2¹⁴ nats, and as the rounding of 64 confidences beside it.
+#[inline(always)]
+pub(crate) fn quanta_above(c: f64) -> i64 {
+    // As in `biased`, in units of 2⁻³⁷.
+    const MAGIC: f64 = 49_152.0;
+    (((c + MAGIC).to_bits() as i64 - MAGIC.to_bits() as i64) << 3) + 64
+}
+
 /// Whether `c` is finite and within ±[`LIMIT`].
 #[inline]
 #[must_use]

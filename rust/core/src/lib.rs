@@ -40,6 +40,7 @@ pub mod group;
 pub mod policy;
 mod simd;
 mod slide;
+mod steps;
 pub mod token;
 pub mod trace;
 pub mod vote;

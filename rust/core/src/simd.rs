@@ -3,15 +3,166 @@
 //! The kernels are plain loops over fixed-size arrays, which the compiler turns into vector code.
 //! [`widest`] compiles them once for the baseline, once for AVX2 and once for AVX-512 (on other
 //! processors the baseline has what there is, such as NEON), and `pulp` picks among them safely. So
-//! a wheel built for the baseline runs as fast as a native build, and no path has arithmetic of its
-//! own.
+//! a wheel built for the baseline runs as fast as a native build.
+//!
+//! What the compiler makes slow code of is written with instructions here, [`Lanes`], and once more
+//! as a plain loop for where these are missing.
+
+/// Runs of sixteen numbers, eight of them: what [`Lanes`] adds up at once.
+pub(crate) const RUN: usize = 16;
+
+/// How many runs [`Lanes`] adds up at once.
+pub(crate) const RUNS: usize = 8;
 
 /// Work to be compiled for several instruction sets: its `call` and what that calls must be
 /// `#[inline(always)]`. (A closure is compiled once, for the baseline.)
-pub(crate) use pulp::NullaryFnOnce as Work;
+pub(crate) trait Work {
+    type Output;
+
+    fn call(self, lanes: impl Lanes) -> Self::Output;
+}
+
+/// Sums within a vector.
+pub(crate) trait Lanes: Copy {
+    /// What each run adds up to, wrapping.
+    fn sums(self, runs: &[[i64; RUN]; RUNS]) -> [i64; RUNS];
+
+    /// What each run and its squares add up to, the order of additions left open.
+    fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]);
+}
 
 /// Runs `work` with the widest instructions there are.
 #[inline]
 pub(crate) fn widest<W: Work>(work: W) -> W::Output {
-    pulp::Arch::new().dispatch(work)
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(v4) = pulp::x86::V4::try_new() {
+            return v4.vectorize(At(work, *v4));
+        }
+        if let Some(v3) = pulp::x86::V3::try_new() {
+            return v3.vectorize(At(work, v3));
+        }
+    }
+    work.call(Plain)
+}
+
+/// Loops only.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain;
+
+impl Lanes for Plain {
+    #[inline(always)]
+    fn sums(self, runs: &[[i64; RUN]; RUNS]) -> [i64; RUNS] {
+        runs.map(|run| run.into_iter().fold(0, i64::wrapping_add))
+    }
+
+    #[inline(always)]
+    fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]) {
+        (runs.map(|run| run.iter().sum()), runs.map(|run| run.iter().map(|c| c * c).sum()))
+    }
+}
+
+/// Work with its lanes, as `pulp` compiles it.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct At<W, L>(pub(crate) W, pub(crate) L);
+
+#[cfg(target_arch = "x86_64")]
+impl<W: Work, L: Lanes> pulp::NullaryFnOnce for At<W, L> {
+    type Output = W::Output;
+
+    #[inline(always)]
+    fn call(self) -> W::Output {
+        self.0.call(self.1)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{__m256, __m256i};
+
+    use pulp::cast;
+    use pulp::x86::V3;
+
+    use super::{Lanes, RUN, RUNS};
+
+    impl Lanes for V3 {
+        #[inline(always)]
+        fn sums(self, runs: &[[i64; RUN]; RUNS]) -> [i64; RUNS] {
+            let [a, b, c, d, e, f, g, h] = runs;
+            let low =
+                joined(self, [folded(self, a), folded(self, b), folded(self, c), folded(self, d)]);
+            let high =
+                joined(self, [folded(self, e), folded(self, f), folded(self, g), folded(self, h)]);
+            cast([low, high])
+        }
+
+        #[inline(always)]
+        fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]) {
+            let [a, b, c, d, e, f, g, h] = runs;
+            macro_rules! each {
+                ($of:ident) => {
+                    [
+                        $of(self, a),
+                        $of(self, b),
+                        $of(self, c),
+                        $of(self, d),
+                        $of(self, e),
+                        $of(self, f),
+                        $of(self, g),
+                        $of(self, h),
+                    ]
+                };
+            }
+            (cast(gathered(self, each!(total))), cast(gathered(self, each!(square))))
+        }
+    }
+
+    /// A run in four lanes.
+    #[inline(always)]
+    fn folded(v3: V3, run: &[i64; RUN]) -> __m256i {
+        let [a, b, c, d]: [__m256i; 4] = cast(*run);
+        let add = |a, b| v3.avx2._mm256_add_epi64(a, b);
+        add(add(a, b), add(c, d))
+    }
+
+    /// The sums of four vectors.
+    #[inline(always)]
+    fn joined(v3: V3, [a, b, c, d]: [__m256i; 4]) -> __m256i {
+        let V3 { avx2, .. } = v3;
+        let ab = avx2
+            ._mm256_add_epi64(avx2._mm256_unpacklo_epi64(a, b), avx2._mm256_unpackhi_epi64(a, b));
+        let cd = avx2
+            ._mm256_add_epi64(avx2._mm256_unpacklo_epi64(c, d), avx2._mm256_unpackhi_epi64(c, d));
+        avx2._mm256_add_epi64(
+            avx2._mm256_permute2x128_si256::<0x20>(ab, cd),
+            avx2._mm256_permute2x128_si256::<0x31>(ab, cd),
+        )
+    }
+
+    /// A run in eight lanes.
+    #[inline(always)]
+    fn total(v3: V3, run: &[f32; RUN]) -> __m256 {
+        let [a, b]: [__m256; 2] = cast(*run);
+        v3.avx._mm256_add_ps(a, b)
+    }
+
+    /// The squares of a run in eight lanes.
+    #[inline(always)]
+    fn square(v3: V3, run: &[f32; RUN]) -> __m256 {
+        let [a, b]: [__m256; 2] = cast(*run);
+        v3.fma._mm256_fmadd_ps(a, a, v3.avx._mm256_mul_ps(b, b))
+    }
+
+    /// The sums of eight vectors.
+    #[inline(always)]
+    fn gathered(v3: V3, [a, b, c, d, e, f, g, h]: [__m256; 8]) -> __m256 {
+        let V3 { avx, .. } = v3;
+        let (ab, cd) = (avx._mm256_hadd_ps(a, b), avx._mm256_hadd_ps(c, d));
+        let (ef, gh) = (avx._mm256_hadd_ps(e, f), avx._mm256_hadd_ps(g, h));
+        let (low, high) = (avx._mm256_hadd_ps(ab, cd), avx._mm256_hadd_ps(ef, gh));
+        avx._mm256_add_ps(
+            avx._mm256_permute2f128_ps::<0x20>(low, high),
+            avx._mm256_permute2f128_ps::<0x31>(low, high),
+        )
+    }
 }

@@ -170,7 +170,7 @@ impl<T: Sample> simd::Work for Confidences<'_, T> {
     type Output = bool;
 
     #[inline(always)]
-    fn call(self) -> bool {
+    fn call(self, _: impl simd::Lanes) -> bool {
         let Self { values, k, floor, scores } = self;
         // The usual numbers: loops that the compiler knows the length of.
         match (floor, k) {
@@ -329,7 +329,7 @@ impl<T: Sample> simd::Work for Logits<'_, T> {
     type Output = Option<f32>;
 
     #[inline(always)]
-    fn call(self) -> Option<f32> {
+    fn call(self, _: impl simd::Lanes) -> Option<f32> {
         let Self { logits, top, floor, scratch: Scratch { maxima, ranked } } = self;
         let (blocks, rest) = logits.as_chunks::<LOGITS>();
         let mut sound = true;
