@@ -133,7 +133,7 @@ impl Place {
 }
 
 /// With at most so many left, they are sorted.
-const FEW: usize = 64;
+const FEW: usize = 16;
 
 /// The sum of the `count` smallest of `sums`, the largest of which is within `low..=high`.
 #[inline(always)]

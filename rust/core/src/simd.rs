@@ -29,6 +29,9 @@ pub(crate) trait Lanes: Copy {
 
     /// What each run and its squares add up to, the order of additions left open.
     fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]);
+
+    /// Starts to bring values into the first-level cache, which will be read soon.
+    fn prefetch<T>(self, values: &[T]);
 }
 
 /// Runs `work` with the widest instructions there are.
@@ -60,6 +63,9 @@ impl Lanes for Plain {
     fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]) {
         (runs.map(|run| run.iter().sum()), runs.map(|run| run.iter().map(|c| c * c).sum()))
     }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: &[T]) {}
 }
 
 /// Work with its lanes, as `pulp` compiles it.
@@ -78,12 +84,15 @@ impl<W: Work, L: Lanes> pulp::NullaryFnOnce for At<W, L> {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use std::arch::x86_64::{__m256, __m256i};
+    use std::arch::x86_64::{__m256, __m256i, _MM_HINT_T0};
 
     use pulp::cast;
     use pulp::x86::V3;
 
     use super::{Lanes, RUN, RUNS};
+
+    /// Bytes in a line of the cache.
+    const LINE: usize = 64;
 
     impl Lanes for V3 {
         #[inline(always)]
@@ -114,6 +123,14 @@ mod avx2 {
                 };
             }
             (cast(gathered(self, each!(total))), cast(gathered(self, each!(square))))
+        }
+
+        #[inline(always)]
+        fn prefetch<T>(self, values: &[T]) {
+            let start = values.as_ptr().cast::<i8>();
+            for line in 0..size_of_val(values).div_ceil(LINE) {
+                self.sse._mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * LINE));
+            }
         }
     }
 

@@ -26,6 +26,9 @@ pub(crate) const STEP: usize = RUN;
 /// Steps that are taken at once.
 const CHUNK: usize = RUNS;
 
+/// Bytes.
+const AHEAD: usize = 2048;
+
 const TOKENS: usize = CHUNK * STEP;
 
 /// The sum of a step of zeros, as [`Steps::sums`] holds it.
@@ -60,7 +63,11 @@ impl Steps {
         }
         let mut largest = [0; CHUNK];
         let steps = self.sums.iter_mut().zip(&mut self.bends);
-        for (tokens, (sums, bends)) in chunks.iter().zip(steps) {
+        let ahead = AHEAD / size_of::<[T; TOKENS]>();
+        for (at, (tokens, (sums, bends))) in chunks.iter().zip(steps).enumerate() {
+            if let Some(later) = chunks.get(at + ahead) {
+                lanes.prefetch(later);
+            }
             (*sums, *bends) = chunk(tokens, door, lanes, &mut largest);
         }
         let mut padded = [T::default(); TOKENS];
