@@ -14,6 +14,7 @@
 //! straddle, about a tenth of all. Where blocks span everything (noise without memory and a tiny
 //! window), a few passes over all groups.
 
+use crate::simd::Lanes;
 use crate::slide::{BLOCK, Groups};
 use crate::token::Sample;
 
@@ -37,8 +38,8 @@ pub(crate) struct Scratch {
 
 /// What the `count` smallest groups add up to, 1 ≤ `count` ≤ m, and the smallest.
 #[inline(always)]
-pub(crate) fn smallest<T: Sample, F: Fn(T) -> f64 + Copy>(
-    groups: &Groups<'_, T, F>,
+pub(crate) fn smallest<T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes>(
+    groups: &Groups<'_, T, F, L>,
     count: usize,
     scratch: &mut Scratch,
 ) -> (i128, i64) {
@@ -67,8 +68,8 @@ pub(crate) fn smallest<T: Sample, F: Fn(T) -> f64 + Copy>(
 
 /// Bounds of the `count`-th smallest group, both included.
 #[inline(always)]
-fn bracket<T: Sample, F: Fn(T) -> f64 + Copy>(
-    groups: &Groups<'_, T, F>,
+fn bracket<T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes>(
+    groups: &Groups<'_, T, F, L>,
     count: usize,
 ) -> (i64, i64) {
     let (whole, over) = (groups.len() / BLOCK, groups.len() % BLOCK);

@@ -30,6 +30,9 @@ pub(crate) trait Lanes: Copy {
     /// What each run and its squares add up to, the order of additions left open.
     fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]);
 
+    /// Four running sums side by side: row i holds where each stands after i of its changes.
+    fn running(self, starts: [i64; 4], changes: &[[i64; RUN]; 4]) -> [[i64; 4]; RUN];
+
     /// Starts to bring values into the first-level cache, which will be read soon.
     fn prefetch<T>(self, values: &[T]);
 }
@@ -62,6 +65,18 @@ impl Lanes for Plain {
     #[inline(always)]
     fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]) {
         (runs.map(|run| run.iter().sum()), runs.map(|run| run.iter().map(|c| c * c).sum()))
+    }
+
+    #[inline(always)]
+    fn running(self, mut sums: [i64; 4], changes: &[[i64; RUN]; 4]) -> [[i64; 4]; RUN] {
+        let mut rows = [[0; 4]; RUN];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = sums;
+            for (sum, changes) in sums.iter_mut().zip(changes) {
+                *sum = sum.wrapping_add(changes[i]);
+            }
+        }
+        rows
     }
 
     #[inline(always)]
@@ -126,6 +141,29 @@ mod avx2 {
         }
 
         #[inline(always)]
+        fn running(self, starts: [i64; 4], changes: &[[i64; RUN]; 4]) -> [[i64; 4]; RUN] {
+            let mut rows = [[0; 4]; RUN];
+            let mut sums: __m256i = cast(starts);
+            for i in (0..RUN).step_by(4) {
+                let four = |lane: usize| -> [i64; 4] {
+                    [
+                        changes[lane][i],
+                        changes[lane][i + 1],
+                        changes[lane][i + 2],
+                        changes[lane][i + 3],
+                    ]
+                };
+                let columns =
+                    transposed(self, [cast(four(0)), cast(four(1)), cast(four(2)), cast(four(3))]);
+                for (row, column) in rows[i..].iter_mut().zip(columns) {
+                    *row = cast(sums);
+                    sums = self.avx2._mm256_add_epi64(sums, column);
+                }
+            }
+            rows
+        }
+
+        #[inline(always)]
         fn prefetch<T>(self, values: &[T]) {
             let start = values.as_ptr().cast::<i8>();
             for line in 0..size_of_val(values).div_ceil(LINE) {
@@ -154,6 +192,19 @@ mod avx2 {
             avx2._mm256_permute2x128_si256::<0x20>(ab, cd),
             avx2._mm256_permute2x128_si256::<0x31>(ab, cd),
         )
+    }
+
+    #[inline(always)]
+    fn transposed(v3: V3, [a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
+        let V3 { avx2, .. } = v3;
+        let (ab, cd) = (avx2._mm256_unpacklo_epi64(a, b), avx2._mm256_unpacklo_epi64(c, d));
+        let (ef, gh) = (avx2._mm256_unpackhi_epi64(a, b), avx2._mm256_unpackhi_epi64(c, d));
+        [
+            avx2._mm256_permute2x128_si256::<0x20>(ab, cd),
+            avx2._mm256_permute2x128_si256::<0x20>(ef, gh),
+            avx2._mm256_permute2x128_si256::<0x31>(ab, cd),
+            avx2._mm256_permute2x128_si256::<0x31>(ef, gh),
+        ]
     }
 
     /// A run in eight lanes.

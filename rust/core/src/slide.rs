@@ -42,17 +42,18 @@ pub(crate) struct Memory {
 }
 
 /// The groups of one trace.
-pub(crate) struct Groups<'a, T, F> {
+pub(crate) struct Groups<'a, T, F, L> {
     values: &'a [T],
     window: usize,
     len: usize,
     door: F,
+    lanes: L,
     starts: &'a [[i64; STEPS]],
     lows: &'a [i64],
     highs: &'a [i64],
 }
 
-impl<'a, T: Sample, F: Fn(T) -> f64 + Copy> Groups<'a, T, F> {
+impl<'a, T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes> Groups<'a, T, F, L> {
     /// Of `values`, `[n]`, n ≥ `window`, taken through `door` in `steps`.
     #[inline(always)]
     pub(crate) fn new(
@@ -61,7 +62,7 @@ impl<'a, T: Sample, F: Fn(T) -> f64 + Copy> Groups<'a, T, F> {
         door: F,
         steps: &'a Steps,
         memory: &'a mut Memory,
-        lanes: impl Lanes,
+        lanes: L,
     ) -> Self {
         let Memory { entering, starts, lows, highs } = memory;
         let len = values.len() - window + 1;
@@ -96,7 +97,7 @@ impl<'a, T: Sample, F: Fn(T) -> f64 + Copy> Groups<'a, T, F> {
             *low = at.iter().fold(sum, |low, &at| low.min(at)) - bend;
             *high = at.iter().fold(sum, |high, &at| high.max(at)) + bend;
         }
-        Self { values, window, len, door, starts, lows, highs }
+        Self { values, window, len, door, lanes, starts, lows, highs }
     }
 
     /// The sums of a block, in quanta, in any order; the last may have fewer than [`BLOCK`].
@@ -117,17 +118,11 @@ impl<'a, T: Sample, F: Fn(T) -> f64 + Copy> Groups<'a, T, F> {
             }
             return &sums[..self.len - start];
         };
-        let mut changes = [0; BLOCK];
-        for i in 0..BLOCK {
-            changes[i] = quanta(entering[i]).wrapping_sub(quanta(leaving[i]));
+        let mut changes = [[0; STEP]; STEPS];
+        for (i, change) in changes.as_flattened_mut().iter_mut().enumerate() {
+            *change = quanta(entering[i]).wrapping_sub(quanta(leaving[i]));
         }
-        let mut lanes = self.starts[block];
-        for i in 0..STEP {
-            for lane in 0..STEPS {
-                sums[i * STEPS + lane] = lanes[lane];
-                lanes[lane] = lanes[lane].wrapping_add(changes[lane * STEP + i]);
-            }
-        }
+        sums.copy_from_slice(self.lanes.running(self.starts[block], &changes).as_flattened());
         sums
     }
 
