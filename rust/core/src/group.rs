@@ -57,7 +57,7 @@ impl StreamSettings {
 struct Rules {
     settings: Settings,
     keeps_all: bool,
-    /// How many tokens are kept.
+    /// How many tokens must be kept.
     capacity: usize,
     threshold: Option<f64>,
     /// A complete group whose sum is smaller asks for a stop.
@@ -102,10 +102,8 @@ impl Rules {
 /// What is known of one trace.
 #[derive(Clone, Debug)]
 struct Followed {
-    /// The last `max(w, t)` tokens as a ring, or all of them.
+    /// A ring whose length is a power of two: token i is at i modulo the length.
     recent: Vec<i64>,
-    /// Where the next token is put.
-    next: usize,
     num_tokens: u64,
     total: i128,
     group: i128,
@@ -114,11 +112,10 @@ struct Followed {
 
 impl Followed {
     const NOTHING: Self =
-        Self { recent: Vec::new(), next: 0, num_tokens: 0, total: 0, group: 0, lowest: i128::MAX };
+        Self { recent: Vec::new(), num_tokens: 0, total: 0, group: 0, lowest: i128::MAX };
 
     /// Forgets the trace, keeping the memory.
     fn reset(&mut self) {
-        self.recent.clear();
         *self = Self { recent: std::mem::take(&mut self.recent), ..Self::NOTHING };
     }
 
@@ -126,27 +123,31 @@ impl Followed {
     #[inline]
     fn add(&mut self, c: f64, rules: &Rules) -> bool {
         let token = fixed::quantise(rules.settings.door(c));
-        let (window, capacity) = (rules.settings.window as usize, rules.capacity);
-        // What leaves the group is read before its place in the ring is used again.
-        let old = match self.next.checked_sub(window) {
-            _ if !self.armed(rules) => 0,
-            Some(place) => self.recent[place],
-            None => self.recent[self.next + (capacity - window)],
-        };
-        if self.recent.len() < capacity {
-            self.recent.push(token);
-        } else {
-            self.recent[self.next] = token;
+        let at = self.num_tokens;
+        if at == self.recent.len() as u64 && self.recent.len() < rules.capacity {
+            self.grow();
         }
-        self.next = if self.next + 1 == capacity { 0 } else { self.next + 1 };
+        let mask = self.recent.len() - 1;
+        // What leaves the group is read before its place in the ring is used again.
+        let old = match at.checked_sub(rules.settings.window) {
+            Some(old) => self.recent[old as usize & mask],
+            None => 0,
+        };
+        self.recent[at as usize & mask] = token;
         self.group += i128::from(token - old);
         self.total += i128::from(token);
-        self.num_tokens += 1;
+        self.num_tokens = at + 1;
         if !self.armed(rules) {
             return false;
         }
         self.lowest = self.lowest.min(self.group);
         self.group < rules.stop_below
+    }
+
+    /// Makes the ring, which has not come round yet, twice as long.
+    #[cold]
+    fn grow(&mut self) {
+        self.recent.resize((2 * self.recent.len()).max(64), 0);
     }
 
     #[inline]
@@ -170,14 +171,15 @@ impl Followed {
         fixed::mean(self.total, self.num_tokens)
     }
 
+    /// The last `count` tokens, of those that are still kept.
+    fn last(&self, count: u64) -> impl Iterator<Item = i64> {
+        let place = |token: u64| self.recent[token as usize & (self.recent.len() - 1)];
+        (self.num_tokens - count..self.num_tokens).map(place)
+    }
+
     fn tail(&self, rules: &Rules) -> f64 {
-        let count = self.recent.len().min(rules.settings.tail as usize);
-        // The newest end at `next`; in a ring that is full the rest stand at its other end.
-        let newest = count.min(self.next);
-        let (low, high) = (&self.recent[self.next - newest..self.next], &self.recent[..]);
-        let rest = &high[high.len() - (count - newest)..];
-        let sum = low.iter().chain(rest).map(|&token| i128::from(token)).sum();
-        fixed::mean(sum, count as u64)
+        let count = self.num_tokens.min(rules.settings.tail);
+        fixed::mean(self.last(count).map(i128::from).sum(), count)
     }
 }
 
@@ -279,7 +281,7 @@ impl TraceScorer {
     #[must_use]
     pub fn scores(&self) -> Scores {
         if self.rules.keeps_all {
-            return score_quantised(&self.trace.recent, &self.rules.settings);
+            return score_quantised(&self.trace.recent[..self.num_tokens() as usize], &self.rules.settings);
         }
         Scores {
             mean: self.mean(),

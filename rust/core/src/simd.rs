@@ -59,12 +59,28 @@ pub(crate) struct Plain;
 impl Lanes for Plain {
     #[inline(always)]
     fn sums(self, runs: &[[i64; RUN]; RUNS]) -> [i64; RUNS] {
-        runs.map(|run| run.into_iter().fold(0, i64::wrapping_add))
+        let mut sums = [0; RUNS];
+        for (sum, run) in sums.iter_mut().zip(runs) {
+            *sum = run.iter().fold(0, |sum: i64, &q| sum.wrapping_add(q));
+        }
+        sums
     }
 
     #[inline(always)]
     fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]) {
-        (runs.map(|run| run.iter().sum()), runs.map(|run| run.iter().map(|c| c * c).sum()))
+        let (mut totals, mut squares) = ([0.0; RUNS], [0.0; RUNS]);
+        for (i, run) in runs.iter().enumerate() {
+            let (mut total, mut square) = ([0.0_f32; 4], [0.0_f32; 4]);
+            for four in run.as_chunks::<4>().0 {
+                for lane in 0..4 {
+                    total[lane] += four[lane];
+                    square[lane] += four[lane] * four[lane];
+                }
+            }
+            totals[i] = (total[0] + total[2]) + (total[1] + total[3]);
+            squares[i] = (square[0] + square[2]) + (square[1] + square[3]);
+        }
+        (totals, squares)
     }
 
     #[inline(always)]
