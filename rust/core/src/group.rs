@@ -281,7 +281,10 @@ impl TraceScorer {
     #[must_use]
     pub fn scores(&self) -> Scores {
         if self.rules.keeps_all {
-            return score_quantised(&self.trace.recent[..self.num_tokens() as usize], &self.rules.settings);
+            return score_quantised(
+                &self.trace.recent[..self.num_tokens() as usize],
+                &self.rules.settings,
+            );
         }
         Scores {
             mean: self.mean(),

@@ -30,14 +30,15 @@
 //! | are questions together? | a key a row, against the row before; soon given up if not |
 //! | if so | nothing: each question's traces are read where they stand |
 //! | if not | 48 bytes a row (64 with weights and scores apart), written and read once |
+//! | … and texts are long | a look into a table of those seen before, in a cache if they are few |
 //! | threshold | a quickselect over the question's scores |
 //! | count | a hint by six bits of the key says which ballot it was the last time |
 //! | … the hint is wrong | a look through the ballots, in a hash table from the seventeenth on |
 //!
 //! Rows that are not together are dealt to parts by the hash of their question. A part fits the
-//! cache of a core, which numbers its questions and sorts its rows there. Only texts of more than
-//! fifteen bytes are looked up once more, row by row at random places in memory, to be sure that
-//! they are the same: this can double the time.
+//! cache of a core, which numbers its questions and sorts its rows there. Before they are dealt, while
+//! their texts are at hand, texts of more than fifteen bytes get the row of an equal one as part of
+//! their key, so that they need not be found again, at random places in memory, to be compared.
 //!
 //! Parts and questions go in parallel. The traces of a question are always taken in launch order,
 //! and by one thread, so that every sum is the same whatever the number of threads.
@@ -45,6 +46,7 @@
 mod booth;
 mod key;
 mod many;
+mod seen;
 
 use std::hash::Hash;
 

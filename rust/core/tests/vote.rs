@@ -106,11 +106,13 @@ impl Hash for Colliding {
     }
 }
 
-/// Texts one after the other, as Arrow has them; each third is missing when `gaps`.
+/// Texts one after the other, as Arrow has them; each third is missing when `gaps`, and there are two
+/// hashes in all when `colliding`.
 struct Texts {
     buffer: Vec<u8>,
     ends: Vec<usize>,
     gaps: bool,
+    colliding: bool,
 }
 
 impl Texts {
@@ -120,7 +122,7 @@ impl Texts {
             *end += text.len();
             Some(*end)
         }));
-        Self { buffer: texts.concat().into_bytes(), ends, gaps }
+        Self { buffer: texts.concat().into_bytes(), ends, gaps, colliding: false }
     }
 
     fn text(&self, row: usize) -> Option<&[u8]> {
@@ -136,13 +138,22 @@ impl Keys for Texts {
 
     fn keys(&self, rows: std::ops::Range<usize>, out: &mut Vec<Key>) {
         out.extend(rows.map(|row| {
-            Key::text(&self.buffer, self.ends[row]..self.ends[row + 1])
-                .unless(self.text(row).is_none())
+            let text = self.ends[row]..self.ends[row + 1];
+            let key = if self.colliding {
+                Key::hash(text.len() % 2)
+            } else {
+                Key::text(&self.buffer, text)
+            };
+            key.unless(self.text(row).is_none())
         }));
     }
 
     fn same(&self, left: usize, right: usize) -> bool {
         self.text(left) == self.text(right)
+    }
+
+    fn text(&self, row: usize) -> Option<&[u8]> {
+        self.text(row)
     }
 }
 
@@ -198,8 +209,11 @@ fn assert_many(seed: u64, n: usize, order: Order) {
     let distinct = dice.pick(&[1, 2, 20, 1 + n / 100, 1 + n / 5]);
     let numbers = questions(&mut dice, n, distinct, order);
     let variety = dice.pick(&[2, 5, 16, 17, 18, 60]);
-    let pads =
-        [dice.pick(&["", "q", "a long question "]), dice.pick(&["", "a", "a long answer: "])];
+    let longest = "too long for the line of a cache, in which shorter ones are kept: ";
+    let pads = [
+        dice.pick(&["", "q", "a long question ", longest]),
+        dice.pick(&["", "a", "a long answer: ", longest]),
+    ];
     let name = |pad: &str, number: usize| format!("{pad}{number}");
     let asked: Vec<String> = numbers.iter().map(|&number| name(pads[0], number)).collect();
     let given: Vec<String> = (0..n).map(|_| name(pads[1], dice.below(variety))).collect();
@@ -217,7 +231,7 @@ fn assert_many(seed: u64, n: usize, order: Order) {
     };
     let answers: Vec<Option<&str>> =
         given.iter().enumerate().map(|(row, a)| (row % 3 != 2).then_some(a.as_str())).collect();
-    let texts = (Texts::new(&asked, false), Texts::new(&given, true));
+    let mut texts = (Texts::new(&asked, false), Texts::new(&given, true));
     let columns = || vote_columns(&texts.0, &texts.1, &rules).unwrap();
     let votes = on(1, columns);
     assert_each(&votes, &asked, &answers, &rules);
@@ -232,6 +246,9 @@ fn assert_many(seed: u64, n: usize, order: Order) {
     // A table of collisions is searched row by row: few are enough.
     if distinct * n < 1_000_000 {
         assert_eq!(vote_many(&colliding.0, &colliding.1, &rules).unwrap(), votes, "collisions");
+        (texts.0.colliding, texts.1.colliding) = (true, true);
+        let votes_of_texts = vote_columns(&texts.0, &texts.1, &rules).unwrap();
+        assert_eq!(votes_of_texts, votes, "collisions of texts");
     }
 }
 

@@ -290,6 +290,9 @@ pub trait Chunk {
 
     /// Whether two rows hold the same value.
     fn same(left: (&Self, usize), right: (&Self, usize)) -> bool;
+
+    /// The bytes of the value of a row, if it is a text.
+    fn text(&self, row: usize) -> Option<&[u8]>;
 }
 
 /// Appends the keys of `rows`, `None` for a null.
@@ -346,6 +349,10 @@ impl Chunk for Texts {
     fn same(left: (&Self, usize), right: (&Self, usize)) -> bool {
         left.0.text(left.1) == right.0.text(right.1)
     }
+
+    fn text(&self, row: usize) -> Option<&[u8]> {
+        Some(Self::text(self, row).as_bytes())
+    }
 }
 
 impl Chunk for Int64Array {
@@ -359,6 +366,10 @@ impl Chunk for Int64Array {
 
     fn same(_: (&Self, usize), _: (&Self, usize)) -> bool {
         true
+    }
+
+    fn text(&self, _: usize) -> Option<&[u8]> {
+        None
     }
 }
 
@@ -415,5 +426,10 @@ impl<C: Chunk> Keys for &Chunks<C> {
 
     fn same(&self, left: usize, right: usize) -> bool {
         C::same(self.find(left), self.find(right))
+    }
+
+    fn text(&self, row: usize) -> Option<&[u8]> {
+        let (chunk, row) = self.find(row);
+        Chunk::text(chunk, row)
     }
 }

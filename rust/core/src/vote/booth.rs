@@ -5,6 +5,7 @@ use std::ops::Range;
 use hashbrown::HashTable;
 
 use super::key::{Key, Keys};
+use super::seen::Seen;
 use super::{Ballot, Rules, Vote, top};
 use crate::error::{Error, Result};
 
@@ -85,19 +86,24 @@ impl<K: Keys + ?Sized> Columns<'_, K> {
     /// All traces.
     pub(super) fn all(&self) -> Vec<Trace<2>> {
         let mut traces = Vec::new();
-        self.read(0..self.answers.rows(), &mut Vec::new(), &mut traces);
+        self.read(0..self.answers.rows(), &mut Vec::new(), None, &mut traces);
         traces
     }
 
-    /// Appends the traces of `rows`; `keys` is scratch.
+    /// Appends the traces of `rows`, their long answers looked up in `seen`; `keys` is scratch.
     pub(super) fn read<const N: usize>(
         &self,
         rows: Range<usize>,
         keys: &mut Vec<Key>,
+        seen: Option<&mut Seen>,
         out: &mut Vec<Trace<N>>,
     ) {
         keys.clear();
         self.answers.keys(rows.clone(), keys);
+        match seen {
+            Some(seen) => seen.settle(keys, rows.start, self.answers),
+            None => keys.iter_mut().zip(rows.clone()).for_each(|(key, row)| *key = key.at(row)),
+        }
         let start = out.len();
         let traces = rows.clone().zip(keys.iter());
         out.extend(traces.map(|(row, &key)| Trace {
@@ -221,7 +227,7 @@ impl Booth {
     fn ballot(&mut self, key: Key, row: usize, answers: &(impl Keys + ?Sized)) -> usize {
         let hint = key.hint();
         let at = usize::from(self.hints[hint]);
-        if key.is_whole() && self.keys.get(at) == Some(&key) {
+        if self.keys.get(at) == Some(&key) {
             return at;
         }
         let at = self.search(key, row, answers);
@@ -231,14 +237,15 @@ impl Booth {
 
     fn search(&mut self, key: Key, row: usize, answers: &(impl Keys + ?Sized)) -> usize {
         let Self { ballots, keys, index, .. } = self;
-        let is_its =
-            |at: usize| keys[at] == key && (key.is_whole() || answers.same(ballots[at].first, row));
+        let is_its = |at: usize| keys[at].agrees(key, answers);
         let found = if ballots.len() <= FEW {
             (0..ballots.len()).find(|&at| is_its(at))
         } else {
             index.find(key.spread(), |&at| is_its(at as usize)).map(|&at| at as usize)
         };
         if let Some(at) = found {
+            // The row that the next one most likely has.
+            keys[at] = key;
             return at;
         }
         let at = ballots.len();

@@ -7,6 +7,8 @@ use foldhash::fast::FixedState;
 
 /// What tells the values of a column apart, in 16 bytes.
 ///
+/// The highest bit says that it is a hash, in the lowest 64 bits.
+///
 /// ```
 /// use deepconf_core::vote::Key;
 /// let buffer = b"forty-two, or 42";
@@ -30,6 +32,8 @@ const SHORT: [(u128, u128); 16] = {
 impl Key {
     /// The key of a row without a value.
     pub const MISSING: Self = Self(u128::MAX);
+    /// A key that holds all of its value.
+    pub(super) const FREE: Self = Self(0);
     /// Says that the key is a hash.
     const HASHED: u128 = 1 << 127;
 
@@ -99,16 +103,53 @@ impl Key {
         self.0 & Self::HASHED == 0
     }
 
+    /// A key that is a hash, with a row that holds its value; others stay as they are.
+    #[inline]
+    pub(super) fn at(self, row: usize) -> Self {
+        let row = if self.is_whole() { 0 } else { row as u32 };
+        Self(self.0 | u128::from(row) << 64)
+    }
+
+    /// The row of [`Key::at`].
+    #[inline]
+    pub(super) fn row(self) -> usize {
+        (self.0 >> 64) as u32 as usize
+    }
+
+    /// Without its row.
+    #[inline]
+    fn bare(self) -> u128 {
+        if self.is_whole() { self.0 } else { self.0 & !(u128::from(u32::MAX) << 64) }
+    }
+
+    /// Whether two keys with rows are of the same value. Of the same row they are, without a look.
+    #[inline]
+    pub(super) fn agrees(self, other: Self, column: &(impl Keys + ?Sized)) -> bool {
+        self == other || self.may_agree(other) && column.same(self.row(), other.row())
+    }
+
+    /// Whether both are the same hash.
+    #[inline]
+    pub(super) fn may_agree(self, other: Self) -> bool {
+        !self.is_whole() && self.bare() == other.bare()
+    }
+
+    /// 64 bits: the hash, where it is one.
+    #[inline]
+    pub(super) fn low(self) -> u64 {
+        self.0 as u64
+    }
+
     /// Six bits.
     #[inline]
     pub(super) fn hint(self) -> usize {
-        let folded = self.0 as u64 ^ (self.0 >> 64) as u64;
+        let folded = self.bare() as u64 ^ (self.bare() >> 64) as u64;
         (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize
     }
 
     /// A hash, good in every bit.
     pub(super) fn spread(self) -> u64 {
-        FixedState::default().hash_one(self.0)
+        FixedState::default().hash_one(self.bare())
     }
 }
 
@@ -122,6 +163,12 @@ pub trait Keys {
 
     /// Whether two rows whose keys are equal, but not whole, hold the same value.
     fn same(&self, left: usize, right: usize) -> bool;
+
+    /// The bytes of the value of a row, where it has one and that is a text.
+    fn text(&self, row: usize) -> Option<&[u8]> {
+        let _ = row;
+        None
+    }
 }
 
 /// A column of values in memory, each of which may be missing.

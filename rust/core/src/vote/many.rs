@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::booth::{BLOCK, Booth, Columns, FEW, Trace};
 use super::key::{Key, Keys, Slice, optional, present};
+use super::seen::Seen;
 use super::{CHUNK, Rules, check_length};
 use crate::error::Result;
 
@@ -183,7 +184,7 @@ fn decide_runs<const N: usize>(
         .with_min_len(FEW)
         .map_init(scratch, |(booth, keys, traces), ends| {
             traces.clear();
-            columns.read::<N>(ends[0] as usize..ends[1] as usize, keys, traces);
+            columns.read::<N>(ends[0] as usize..ends[1] as usize, keys, None, traces);
             decide(booth, ends[0], traces, columns, rules)
         })
         .collect()
@@ -239,12 +240,14 @@ fn deal<const N: usize>(
     let blank = Dealt { question: Key::MISSING, trace: Trace::BLANK };
     let mut hands = vec![([blank; HAND], 0); parts];
     let (mut keys, mut traces, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut asked, mut answered) = (Seen::new(), Seen::new());
     for start in rows.clone().step_by(BLOCK) {
         let block = start..rows.end.min(start + BLOCK);
         keys.clear();
         traces.clear();
         questions.keys(block.clone(), &mut keys);
-        columns.read(block, &mut scratch, &mut traces);
+        asked.settle(&mut keys, start, questions);
+        columns.read(block, &mut scratch, Some(&mut answered), &mut traces);
         for (&question, &trace) in keys.iter().zip(&traces) {
             if question == Key::MISSING {
                 continue;
@@ -283,11 +286,8 @@ fn gather<'a, const N: usize, I: Iterator<Item = &'a Dealt<N>>>(
     let mut hints = [0_u32; 1 << 12];
     let hash = |tag: u32| u64::from(tag) << 32 | u64::from(tag);
     for Dealt { question, trace } in dealt() {
-        let is_its = |at: u32| {
-            let at = at as usize;
-            keys.get(at) == Some(question)
-                && (question.is_whole() || questions.same(firsts[at] as usize, trace.row as usize))
-        };
+        let is_its =
+            |at: u32| keys.get(at as usize).is_some_and(|key| key.agrees(*question, questions));
         let hint = &mut hints[trace.tag as usize % (1 << 12)];
         if !is_its(*hint) {
             *hint = match index.find(hash(trace.tag), |&(at, _)| is_its(at)) {
@@ -303,6 +303,8 @@ fn gather<'a, const N: usize, I: Iterator<Item = &'a Dealt<N>>>(
             };
         }
         let number = *hint;
+        // With the row that the next one most likely has.
+        keys[number as usize] = *question;
         sizes[number as usize] += 1;
         numbers.push(number);
     }
