@@ -4,15 +4,17 @@
 //! numbers of quanta ([`crate::fixed`]), so equal groups are interchangeable and the result does not
 //! depend on how they were selected.
 //!
-//! Neighbouring groups share all but one of their tokens, so a block of 128 spans little. With k
-//! blocks' worth of groups to select, the k-th smallest of the blocks' maxima is an upper bound of
-//! the largest group selected, and the k-th smallest of their minima a lower one. Blocks above both
-//! are left out unseen; those below are added up whole; only what straddles them is searched, by
-//! counting what lies below a pivot until few are left.
+//! Neighbouring groups share all but one of their tokens, so a block of 64 spans little, and
+//! [`crate::slide`] has bounds for it. With k blocks' worth of groups to select, the k-th smallest of
+//! the blocks' upper bounds is an upper bound of the largest group selected, and the k-th smallest of
+//! their lower bounds a lower one. Blocks above both are left out unseen; those below are added up
+//! whole; only what straddles them is searched. The lowest group is among those looked at.
 //!
-//! **Cost.** A quickselect over m/128 bounds, then a few vectorised passes over the blocks that
-//! straddle, about a tenth of all. Where blocks span everything (noise without memory and a tiny
-//! window), a few passes over all groups.
+//! All three searches count what lies below a pivot, until few candidates are left.
+//!
+//! **Cost.** Some ten vectorised passes over m/64 bounds, twice; the sums of the blocks at or below the
+//! bracket, about an eighth of all; some ten passes over those that straddle, about a fifteenth.
+//! Where blocks span everything (noise without memory, a tiny window), as much for all groups.
 
 use crate::simd::Lanes;
 use crate::slide::{BLOCK, Groups};
@@ -86,6 +88,7 @@ fn bracket<T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes>(
     (low, high)
 }
 
+/// With at most so many candidates, a bound of a bracket is good enough.
 const CLOSE: usize = 4;
 
 /// Where the k-th smallest of some numbers is: within `low..end`.
@@ -216,6 +219,11 @@ mod tests {
         let (mut steps, mut memory) = (Steps::default(), Memory::default());
         steps.take(values, |c| c, Plain);
         let groups = Groups::new(values, window, |c| c, &steps, &mut memory, Plain);
+        let mut sums = [0; BLOCK];
+        for (block, (low, high)) in groups.lows().iter().zip(groups.highs()).enumerate() {
+            let sums = groups.read(block, &mut sums);
+            assert!(sums.iter().all(|sum| (low..=high).contains(&sum)), "block {block}");
+        }
         let expected = (oracle(values, window, count), oracle(values, window, 1) as i64);
         assert_eq!(smallest(&groups, count, &mut Scratch::default()), expected);
     }

@@ -77,14 +77,9 @@ impl<'a, T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes> Groups<'a, T, F, L> {
         starts.resize(count, [0; STEPS]);
         lows.resize(count, 0);
         highs.resize(count, 0);
-        let (won, won_bends) = (&entering.sums()[offset..], &entering.bends()[offset..]);
-        let won = won.as_chunks::<STEPS>().0.iter().zip(won_bends.as_chunks::<STEPS>().0);
-        let (lost, lost_bends) =
-            (steps.sums().as_chunks::<STEPS>().0, steps.bends().as_chunks::<STEPS>().0);
-        let lost = lost.iter().zip(lost_bends);
         let bounds = lows.iter_mut().zip(highs.iter_mut());
-        for (((at, (low, high)), (won, a)), (lost, b)) in
-            starts.iter_mut().zip(bounds).zip(won).zip(lost)
+        let changes = entering.runs::<STEPS>(offset).zip(steps.runs::<STEPS>(0));
+        for ((at, (low, high)), ((won, a), (lost, b))) in starts.iter_mut().zip(bounds).zip(changes)
         {
             let change = |i: usize| won[i].wrapping_sub(lost[i]);
             *at = [sum; STEPS];

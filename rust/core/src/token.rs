@@ -31,45 +31,24 @@ use crate::simd;
 
 /// A number that scores are computed from: `f16`, `f32` or `f64`.
 pub trait Sample: Copy + Default + Send + Sync + 'static {
-    /// The bits without the sign, which are ordered as magnitudes are: numbers, infinity, NaN.
-    type Magnitude: Copy + Default + Ord;
-
     /// The value as a float64; exact.
     fn wide(self) -> f64;
-
-    /// Its magnitude.
-    fn magnitude(self) -> Self::Magnitude;
-
-    /// The number of that magnitude.
-    fn of_magnitude(bits: Self::Magnitude) -> Self;
 }
 
 macro_rules! sample {
-    ($float:ty, $bits:ty, $wide:expr) => {
+    ($float:ty, $wide:expr) => {
         impl Sample for $float {
-            type Magnitude = $bits;
-
             #[inline(always)]
             fn wide(self) -> f64 {
                 $wide(self)
-            }
-
-            #[inline(always)]
-            fn magnitude(self) -> $bits {
-                self.to_bits() & (<$bits>::MAX >> 1)
-            }
-
-            #[inline(always)]
-            fn of_magnitude(bits: $bits) -> Self {
-                Self::from_bits(bits)
             }
         }
     };
 }
 
-sample!(f32, u32, f64::from);
-sample!(f64, u64, |c| c);
-sample!(f16, u16, half_to_f64);
+sample!(f32, f64::from);
+sample!(f64, |c| c);
+sample!(f16, half_to_f64);
 
 /// Exact for finite values, and in vectors on every CPU.
 #[inline(always)]
@@ -504,7 +483,6 @@ mod tests {
         fn float16_widens_exactly(bits in any::<u16>()) {
             let (half, wide) = (f16::from_bits(bits), f16::from_bits(bits).wide());
             prop_assert!(wide == half.to_f64() || wide.is_nan() && half.is_nan());
-            prop_assert_eq!(f16::of_magnitude(half.magnitude()).wide().to_bits(), wide.abs().to_bits());
         }
     }
 

@@ -21,9 +21,10 @@
 //! # Ok::<(), deepconf_core::Error>(())
 //! ```
 //!
-//! **Cost.** A trace is read from memory once; the rest stays in scratch memory (8 bytes a token),
-//! with no allocation once a thread's has grown to the longest trace. Traces run in parallel, never
-//! one trace split. Values beyond ±2,048, or sums beyond 2²¹ nats, take a plain path.
+//! **Cost.** A trace is read from memory once, and about an eighth of it again from the cache; a byte
+//! and a half of scratch memory a token (and 8 for a token whose group has to be looked at), with no
+//! allocation once a thread's has grown to the longest trace. Traces run in parallel, never one trace
+//! split. Values beyond ±512, or sums beyond 2¹⁹ nats, may take a plain path ([`crate::fixed`]).
 
 use std::cell::RefCell;
 
