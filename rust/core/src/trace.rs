@@ -388,10 +388,12 @@ mod tests {
     }
 
     #[test]
-    fn lengths_around_chunks_and_blocks() {
-        for n in [1, 7, 8, 9, 127, 128, 129, 135, 255, 256, 257, 262, 263, 264, 511, 512, 519, 520]
-        {
-            for window in [1, 2, 7, 8, 9, 127, 128, 129, 255, 256, 257, n as u64] {
+    fn lengths_around_steps_blocks_and_chunks() {
+        let around = |size: usize| [size - 1, size, size + 1];
+        let sizes = [16, 64, 80, 128, 144, 192, 256];
+        for n in sizes.into_iter().flat_map(around).chain([1, 2, 520]) {
+            for window in [16, 32, 64, 128].into_iter().flat_map(around).chain([1, 2, n]) {
+                let window = window as u64;
                 let values: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 / 8.0).collect();
                 let settings = Settings { window, tail: 5, bottom: 0.3, decimals: None };
                 let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
