@@ -1,7 +1,8 @@
 """deepconf beside its peers: same data, same answers, one run (`make bench`).
 
-Each peer is used as its own documentation would have it. Every speed is the median of several runs;
-every answer is compared with that of deepconf before anything is timed.
+Each peer is used as its own documentation would have it. All take turns, five times: a speed is the
+median of the turns, and a ratio the median of those of each turn. Every answer is compared with
+that of deepconf before anything is timed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,28 +44,28 @@ PACKAGES = [
 
 
 @dataclass
-class Row:
+class Contender:
     """One line of a table."""
 
     who: str
     items: int
-    seconds: float
-    spread: float
+    work: Callable[[], Any]
+    runs: int = RUNS
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        start = time.perf_counter()
+        self.work()
+        self.seconds.append(time.perf_counter() - start)
 
     @property
-    def speed(self) -> float:
-        return self.items / self.seconds
+    def each(self) -> list[float]:
+        """Seconds an item."""
+        return [seconds / self.items for seconds in self.seconds]
 
-
-def timed(who: str, items: int, work: Callable[[], Any], runs: int = RUNS) -> Row:
-    work()
-    taken = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    median = statistics.median(taken)
-    return Row(who, items, median, (max(taken) - min(taken)) / median / 2)
+    @property
+    def spread(self) -> float:
+        return (max(self.each) - min(self.each)) / statistics.median(self.each) / 2
 
 
 class Report:
@@ -74,26 +75,36 @@ class Report:
         self.console = Console(quiet=quiet, width=100, highlight=False)
         self.sections: dict[str, list[dict[str, Any]]] = {}
 
-    def add(self, title: str, unit: str, rows: list[Row]) -> None:
-        """The first row is deepconf's."""
-        ours = rows[0]
+    def race(self, title: str, unit: str, contenders: list[Contender]) -> None:
+        """Times all, in turn; the first one is deepconf."""
+        for contender in contenders:
+            contender.work()
+        for turn in range(RUNS):
+            for contender in contenders:
+                if turn < contender.runs:
+                    contender.run()
         table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
         for name in ("", f"million {unit}/s", f"ns a {unit}", "deepconf is", "spread"):
             table.add_column(
                 name, justify="right" if name else "left", min_width=10 if name else 44
             )
-        for row in rows:
-            ratio = "" if row is ours else f"{ours.speed / row.speed:,.1f} ×"
-            each = f"{1e9 * row.seconds / row.items:,.2f}"
+        ours, rows = contenders[0], []
+        for contender in contenders:
+            median = statistics.median(contender.each)
+            pairs = zip(contender.each, ours.each, strict=False)
+            ratio = statistics.median(theirs / mine for theirs, mine in pairs)
             table.add_row(
-                row.who, f"{row.speed / 1e6:,.3f}", each, ratio, f"±{100 * row.spread:.0f} %"
+                contender.who,
+                f"{1e-6 / median:,.3f}",
+                f"{1e9 * median:,.2f}",
+                "" if contender is ours else f"{ratio:,.1f} ×",
+                f"±{100 * contender.spread:.0f} %",
             )
+            per_second = {"unit": unit, "per_second": 1 / median, "spread": contender.spread}
+            rows.append({"who": contender.who, **per_second, "ratio": ratio})
         self.console.print(table)
         self.console.print()
-        self.sections[title] = [
-            {"who": row.who, "unit": unit, "per_second": row.speed, "spread": row.spread}
-            for row in rows
-        ]
+        self.sections[title] = rows
 
 
 def reference() -> ModuleType:
@@ -203,31 +214,31 @@ def compare_scores(report: Report, package: ModuleType) -> None:
         return by_numba(trace, WINDOW, BOTTOM)
 
     few = traces[:16]
-    rows = [timed("deepconf, 1 core", traces.size, lambda: ours(1))]
-    rows.append(timed("deepconf, all cores", traces.size, lambda: ours(None)))
+    rows = [Contender("deepconf, 1 core", traces.size, lambda: ours(1))]
+    rows.append(Contender("deepconf, all cores", traces.size, lambda: ours(None)))
     peers = {"NumPy": by_numpy, "bottleneck": by_bottleneck, "numba": numba_scores}
     for name, peer in peers.items():
         for at in range(3):
             check(peer(traces[at]), at)
-        rows.append(timed(name, few.size, lambda peer=peer: [peer(trace) for trace in few]))
+        rows.append(Contender(name, few.size, lambda peer=peer: [peer(trace) for trace in few]))
     # Its bottom is the mean of the groups at or below the quantile, not of a number of them.
     one = -traces[0][:, None].astype(np.float64)
     found = by_scorio(one)
     check((found[0], found[1], found[3]), 0, "mean lowest_group tail")
     np.testing.assert_allclose(found[2], scores.bottom_group[0], rtol=1e-3)
-    rows.append(timed("scorio", LENGTH, lambda: by_scorio(one)))
+    rows.append(Contender("scorio", LENGTH, lambda: by_scorio(one)))
     # As its `compute_confidence` gives them.
     confs = list(traces[0].astype(np.float64))
     check(by_reference(package, confs), 0)
     # It rounds every group to three decimals.
     assert abs(by_online(package, confs) - scores.lowest_group[0]) < 1e-3
-    rows.append(timed("reference package", LENGTH, lambda: by_reference(package, confs), 3))
+    rows.append(Contender("reference package", LENGTH, lambda: by_reference(package, confs), 3))
     rows.append(
-        timed(
+        Contender(
             "reference package, lowest group online", LENGTH, lambda: by_online(package, confs), 1
         )
     )
-    report.add("mean, lowest group, bottom 10% and tail of recorded traces", "token", rows)
+    report.race("mean, lowest group, bottom 10% and tail of recorded traces", "token", rows)
 
 
 # ---- tokens --------------------------------------------------------------------------------------
@@ -245,11 +256,13 @@ def compare_tokens(report: Report) -> None:
     small = table[: 1 << 14]
     np.testing.assert_allclose(scorio.aggregate.token_confidence(small), expected[: len(small)])
     rows = [
-        timed("deepconf, 1 core", len(table), lambda: deepconf.token_confidence(table, threads=1)),
-        timed("NumPy", len(table), lambda: -table.mean(axis=1)),
-        timed("scorio", len(small), lambda: scorio.aggregate.token_confidence(small)),
+        Contender(
+            "deepconf, 1 core", len(table), lambda: deepconf.token_confidence(table, threads=1)
+        ),
+        Contender("NumPy", len(table), lambda: -table.mean(axis=1)),
+        Contender("scorio", len(small), lambda: scorio.aggregate.token_confidence(small)),
     ]
-    report.add("token confidence of [n, 20] float32", "token", rows)
+    report.race("token confidence of [n, 20] float32", "token", rows)
 
 
 def compare_logits(report: Report) -> None:
@@ -275,11 +288,11 @@ def compare_logits(report: Report) -> None:
     np.testing.assert_allclose(ours, by_torch().numpy(), rtol=1e-5)
     n = len(logits)
     rows = [
-        timed("deepconf, 1 core", n, lambda: deepconf.logits_confidence(logits, k, threads=1)),
-        timed("torch, 1 core", n, by_torch),
-        timed("NumPy", n, by_numpy_alone),
+        Contender("deepconf, 1 core", n, lambda: deepconf.logits_confidence(logits, k, threads=1)),
+        Contender("torch, 1 core", n, by_torch),
+        Contender("NumPy", n, by_numpy_alone),
     ]
-    report.add("token confidence of [n, 128,256] float32 logits", "token", rows)
+    report.race("token confidence of [n, 128,256] float32 logits", "token", rows)
 
 
 # ---- what vLLM returns ---------------------------------------------------------------------------
@@ -322,13 +335,13 @@ def compare_outputs(report: Report, package: ModuleType) -> None:
         assert answer == theirs["extracted_answer"] == "42"
         assert abs(scores.lowest_group - theirs["min_conf"]) < 1.1e-3  # It rounds, twice.
     rows = [
-        timed("deepconf, flat_logprobs=True", n, lambda: ours("flat")),
-        timed("deepconf, dicts", n, lambda: ours("dicts")),
-        timed(
+        Contender("deepconf, flat_logprobs=True", n, lambda: ours("flat")),
+        Contender("deepconf, dicts", n, lambda: ours("dicts")),
+        Contender(
             "reference process_output", n, lambda: package.process_output(found["dicts"], window), 3
         ),
     ]
-    report.add("a vLLM output to scores and answer", "token", rows)
+    report.race("a vLLM output to scores and answer", "token", rows)
 
 
 # ---- streaming -----------------------------------------------------------------------------------
@@ -388,11 +401,11 @@ def compare_streaming(report: Report) -> None:
     lowest = push_each(WindowOfNumbers(WINDOW)).lowest
     np.testing.assert_allclose(push_each(ours()).lowest_group, lowest, rtol=1e-7)
     rows = [
-        timed("deepconf TraceScorer.push", LENGTH, lambda: push_each(ours())),
-        timed("deepconf TraceScorer.extend", LENGTH, lambda: ours().extend(trace)),
-        timed("a deque in Python", LENGTH, lambda: push_each(WindowOfNumbers(WINDOW))),
+        Contender("deepconf TraceScorer.push", LENGTH, lambda: push_each(ours())),
+        Contender("deepconf TraceScorer.extend", LENGTH, lambda: ours().extend(trace)),
+        Contender("a deque in Python", LENGTH, lambda: push_each(WindowOfNumbers(WINDOW))),
     ]
-    report.add("streaming one trace from Python", "token", rows)
+    report.race("streaming one trace from Python", "token", rows)
 
     slots, steps = 256, 8_192
     ids, all_steps = np.arange(slots), np.ascontiguousarray(recorded(slots, steps).T)
@@ -411,10 +424,10 @@ def compare_streaming(report: Report) -> None:
 
     np.testing.assert_allclose(step_ours().lowest_group, step_arrays().lowest, rtol=1e-7)
     rows = [
-        timed("deepconf BatchScorer.step, 256 slots", slots * steps, step_ours),
-        timed("a ring buffer in NumPy, 256 slots", slots * steps, step_arrays),
+        Contender("deepconf BatchScorer.step, 256 slots", slots * steps, step_ours),
+        Contender("a ring buffer in NumPy, 256 slots", slots * steps, step_arrays),
     ]
-    report.add("streaming a batch from Python", "token", rows)
+    report.race("streaming a batch from Python", "token", rows)
 
 
 def main() -> None:
