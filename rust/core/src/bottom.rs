@@ -5,7 +5,7 @@
 //! depend on how they were selected.
 //!
 //! Neighbouring groups share all but one of their tokens, so a block of 64 spans little, and
-//! [`crate::slide`] has bounds for it. With k blocks' worth of groups to select, the k-th smallest of
+//! `slide` has bounds for it. With k blocks' worth of groups to select, the k-th smallest of
 //! the blocks' upper bounds is an upper bound of the largest group selected, and the k-th smallest of
 //! their lower bounds a lower one. Blocks above both are left out unseen; those below are added up
 //! whole; only what straddles them is searched. The lowest group is among those looked at.
