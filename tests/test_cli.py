@@ -46,7 +46,8 @@ def process(*arguments: object, code: str = "", **settings: Any) -> subprocess.P
 
 
 def ended(running: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = running.communicate(timeout=60)
+    # It starts vLLM, which takes over a minute on a slow machine.
+    out, err = running.communicate(timeout=600)
     return running.returncode, out, err
 
 
