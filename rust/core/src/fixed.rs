@@ -12,10 +12,9 @@
 //! of magnitude 2⁻¹⁷ ≈ 7.6e-6 or more is a whole number of quanta, and so exact; for k ≥ 2 every
 //! token confidence is at least ln k, and so exact. What is left is one float64 division.
 //!
-//! **Width.** The batch path adds in 64 bits while `w · M < 2²¹` nats, where M is the largest root of
-//! sixteen tokens' squares added up, at most four times the largest confidence (so a window of 2,048
-//! of up to 256 nats, whatever they are), and in 128 bits beyond. The streaming scorer adds in 128
-//! bits throughout. Being exact, they agree.
+//! **Width.** The batch path adds in 64 bits while `w · max|C| < 2²¹` nats (a window of 2,048 up to
+//! 1,024 nats), and in 128 bits beyond. The streaming scorer adds in 128 bits throughout. Being
+//! exact, they agree.
 //!
 //! **Cost.** One floating-point addition a token, without a branch: adding 6,144 to a confidence
 //! leaves its quanta in the low bits, and the bias cancels in the difference of two.
@@ -66,12 +65,12 @@ pub(crate) fn biased(c: f64) -> i64 {
     (c + MAGIC).to_bits() as i64
 }
 
-/// At least as many quanta as `c`, 0 ≤ c < 2¹⁴ nats, and as the rounding of 64 confidences beside it.
+/// At least as many quanta as `c`, 0 ≤ c < 2¹⁶ nats, and as the rounding of 64 confidences beside it.
 #[inline(always)]
 pub(crate) fn quanta_above(c: f64) -> i64 {
-    // As in `biased`, in units of 2⁻³⁷.
-    const MAGIC: f64 = 49_152.0;
-    (((c + MAGIC).to_bits() as i64 - MAGIC.to_bits() as i64) << 3) + 64
+    // As in `biased`, in units of 2⁻³⁵.
+    const MAGIC: f64 = 196_608.0;
+    (((c + MAGIC).to_bits() as i64 - MAGIC.to_bits() as i64) << 5) + 64
 }
 
 /// Whether `c` is finite and within ±[`LIMIT`].

@@ -14,8 +14,8 @@
 //! # Ok::<(), deepconf_core::Error>(())
 //! ```
 //!
-//! **Cost.** O(1) a token, whatever the window; 8 bytes for each of the last `max(w, t)` tokens, grown
-//! as they come. With `bottom` set the whole trace is kept (8 bytes a token), since the lowest tenth
+//! **Cost.** O(1) a token, whatever the window; 8 bytes for each of the last `max(w, t)` tokens, that
+//! number made a power of two, grown as they come. With `bottom` set the whole trace is kept (8 bytes a token), since the lowest tenth
 //! of all groups cannot be known from less.
 
 use crate::error::{Error, Place, Result};
@@ -171,15 +171,11 @@ impl Followed {
         fixed::mean(self.total, self.num_tokens)
     }
 
-    /// The last `count` tokens, of those that are still kept.
-    fn last(&self, count: u64) -> impl Iterator<Item = i64> {
-        let place = |token: u64| self.recent[token as usize & (self.recent.len() - 1)];
-        (self.num_tokens - count..self.num_tokens).map(place)
-    }
-
     fn tail(&self, rules: &Rules) -> f64 {
         let count = self.num_tokens.min(rules.settings.tail);
-        fixed::mean(self.last(count).map(i128::from).sum(), count)
+        let kept = |token: u64| self.recent[token as usize & (self.recent.len() - 1)];
+        let last = (self.num_tokens - count..self.num_tokens).map(kept);
+        fixed::mean(last.map(i128::from).sum(), count)
     }
 }
 

@@ -8,10 +8,10 @@
 //! What the compiler makes slow code of is written with instructions here, [`Lanes`], and once more
 //! as a plain loop for where these are missing.
 
-/// Runs of sixteen numbers, eight of them: what [`Lanes`] adds up at once.
+/// Numbers in a run.
 pub(crate) const RUN: usize = 16;
 
-/// How many runs [`Lanes`] adds up at once.
+/// Runs that [`Lanes`] adds up at once.
 pub(crate) const RUNS: usize = 8;
 
 /// Work to be compiled for several instruction sets: its `call` and what that calls must be
@@ -22,7 +22,7 @@ pub(crate) trait Work {
     fn call(self, lanes: impl Lanes) -> Self::Output;
 }
 
-/// Sums within a vector.
+/// What has instructions of its own, sums within vectors above all.
 pub(crate) trait Lanes: Copy {
     /// What each run adds up to, wrapping.
     fn sums(self, runs: &[[i64; RUN]; RUNS]) -> [i64; RUNS];
@@ -160,18 +160,11 @@ mod avx2 {
         fn running(self, starts: [i64; 4], changes: &[[i64; RUN]; 4]) -> [[i64; 4]; RUN] {
             let mut rows = [[0; 4]; RUN];
             let mut sums: __m256i = cast(starts);
-            for i in (0..RUN).step_by(4) {
-                let four = |lane: usize| -> [i64; 4] {
-                    [
-                        changes[lane][i],
-                        changes[lane][i + 1],
-                        changes[lane][i + 2],
-                        changes[lane][i + 3],
-                    ]
-                };
+            for (i, rows) in rows.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let four = |lane: usize| changes[lane].as_chunks::<4>().0[i];
                 let columns =
                     transposed(self, [cast(four(0)), cast(four(1)), cast(four(2)), cast(four(3))]);
-                for (row, column) in rows[i..].iter_mut().zip(columns) {
+                for (row, column) in rows.iter_mut().zip(columns) {
                     *row = cast(sums);
                     sums = self.avx2._mm256_add_epi64(sums, column);
                 }

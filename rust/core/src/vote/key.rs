@@ -165,8 +165,7 @@ pub trait Keys {
     fn same(&self, left: usize, right: usize) -> bool;
 
     /// The bytes of the value of a row, where it has one and that is a text.
-    fn text(&self, row: usize) -> Option<&[u8]> {
-        let _ = row;
+    fn text(&self, _row: usize) -> Option<&[u8]> {
         None
     }
 }

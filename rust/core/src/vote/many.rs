@@ -123,11 +123,8 @@ fn runs(questions: &(dyn Keys + Sync)) -> Option<Vec<u32>> {
         chunks.map(|chunk| heads(questions, part_of(rows, CHUNK, chunk))).collect();
     let heads = chunks?.concat();
     let mut seen: HashTable<u32> = HashTable::with_capacity(heads.len());
-    for (at, &(key, row)) in heads.iter().enumerate() {
-        let is_it = |&at: &u32| {
-            let (other, first) = heads[at as usize];
-            other == key && (key.is_whole() || questions.same(first as usize, row as usize))
-        };
+    for (at, &(key, _)) in heads.iter().enumerate() {
+        let is_it = |&at: &u32| heads[at as usize].0.agrees(key, questions);
         if seen.find(key.spread(), is_it).is_some() {
             return None;
         }
@@ -162,7 +159,7 @@ fn heads(questions: &dyn Keys, rows: Range<usize>) -> Option<Vec<(Key, u32)>> {
                     return None;
                 }
                 if key != keys[at] || !(key.is_whole() || questions.same(row - 1, row)) {
-                    heads.push((key, row as u32));
+                    heads.push((key.at(row), row as u32));
                 }
             }
         }

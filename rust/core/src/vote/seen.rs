@@ -80,12 +80,9 @@ impl Seen {
     }
 
     fn search(&mut self, key: Key, text: Option<&[u8]>, column: &(impl Keys + ?Sized)) -> Key {
-        let mut at = self.home(key);
-        while !self.slots[at].key.is_whole() {
-            if self.slots[at].is(key, text, column) {
-                return self.slots[at].key;
-            }
-            at = (at + 1) & (self.slots.len() - 1);
+        let at = self.probe(key, |slot| slot.is(key, text, column));
+        if !self.slots[at].key.is_whole() {
+            return self.slots[at].key;
         }
         if self.values < Self::MOST {
             let text = text.unwrap_or_default();
@@ -100,18 +97,23 @@ impl Seen {
         key
     }
 
+    /// The first slot from home on that is the one wanted, or free.
+    fn probe(&self, key: Key, wanted: impl Fn(&Slot) -> bool) -> usize {
+        let mut at = self.home(key);
+        while !self.slots[at].key.is_whole() && !wanted(&self.slots[at]) {
+            at = (at + 1) & (self.slots.len() - 1);
+        }
+        at
+    }
+
     #[cold]
     fn grow(&mut self) {
         let twice = vec![Slot::FREE; 2 * self.slots.len()];
         for slot in std::mem::replace(&mut self.slots, twice) {
-            if slot.key.is_whole() {
-                continue;
+            if !slot.key.is_whole() {
+                let at = self.probe(slot.key, |_| false);
+                self.slots[at] = slot;
             }
-            let mut at = self.home(slot.key);
-            while !self.slots[at].key.is_whole() {
-                at = (at + 1) & (self.slots.len() - 1);
-            }
-            self.slots[at] = slot;
         }
     }
 }
