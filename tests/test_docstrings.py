@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-MODULES = ["deepconf", "deepconf._settings", "deepconf.answers", "deepconf.results"]
+MODULES = ["deepconf", "deepconf._settings", "deepconf.answers", "deepconf.report"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -15,8 +15,9 @@ import pytest
 from deepconf import Policy
 from deepconf.errors import DeepConfError, EngineError, InvalidInput, InvalidType, RunFileError
 from deepconf.evaluate import Evaluation, IncompleteRun, Progress, evaluate
-from deepconf.results import Report
-from deepconf.runs import RunFile, fingerprint
+from deepconf.provenance import fingerprint
+from deepconf.report import Report
+from deepconf.runs import RunFile
 from recorded_engine import RecordedEngine, recorded
 
 # ---- running ------------------------------------------------------------------------------------

@@ -39,28 +39,36 @@ from deepconf._core import (
 )
 from deepconf.errors import (
     DeepConfError,
+    DeepConfWarning,
+    EngineDied,
     EngineError,
     EventError,
+    Interrupted,
     InvalidInput,
     InvalidType,
     MissingExtra,
     RunFileError,
+    RunWarning,
     SignalNeverArmed,
     UnknownPreset,
 )
 
 if TYPE_CHECKING:
     from deepconf import answers, engines
-    from deepconf.deepthink import DeepThink, Result, Trace
+    from deepconf.deepthink import DeepThink
+    from deepconf.result import Result, Trace
 
 __all__ = [
     "Action",
     "BatchScorer",
     "Controller",
     "DeepConfError",
+    "DeepConfWarning",
     "DeepThink",
+    "EngineDied",
     "EngineError",
     "EventError",
+    "Interrupted",
     "InvalidInput",
     "InvalidType",
     "MissingExtra",
@@ -68,6 +76,7 @@ __all__ = [
     "Policy",
     "Result",
     "RunFileError",
+    "RunWarning",
     "Scores",
     "SignalNeverArmed",
     "Trace",
@@ -91,8 +100,8 @@ __all__ = [
 # The driver pulls in asyncio: whoever only scores does not pay for it.
 _LAZY = {
     "DeepThink": "deepconf.deepthink",
-    "Result": "deepconf.deepthink",
-    "Trace": "deepconf.deepthink",
+    "Result": "deepconf.result",
+    "Trace": "deepconf.result",
     "answers": "deepconf.answers",
     "engines": "deepconf.engines",
 }

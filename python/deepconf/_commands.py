@@ -19,7 +19,7 @@ from deepconf._setup import INTERRUPTED, Setup, guarded, own_stdout
 from deepconf.errors import InvalidInput, MissingExtra, RunFileError, SignalNeverArmed
 
 if TYPE_CHECKING:
-    from deepconf.deepthink import Result
+    from deepconf.result import Result
 
 __all__ = ["app"]
 

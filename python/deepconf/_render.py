@@ -14,9 +14,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from deepconf.deepthink import Result
 from deepconf.evaluate import Progress
-from deepconf.results import Report
+from deepconf.report import Report
+from deepconf.result import Result
 
 __all__ = ["Watch", "console", "show_report", "show_result", "show_warnings", "working"]
 

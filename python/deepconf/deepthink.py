@@ -14,15 +14,15 @@ import itertools
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._core import Action, Controller, Outcome, Policy, TraceScores, Vote, score
+from deepconf._core import Action, Controller, Outcome, Policy, TraceScores, score
 from deepconf.answers import AnswerBook, extractor
 from deepconf.engines.base import Chunk, Engine, Signal, result_of
 from deepconf.errors import (
@@ -32,187 +32,14 @@ from deepconf.errors import (
     InvalidType,
     SignalNeverArmed,
 )
-from deepconf.runs import versions
+from deepconf.provenance import versions
+from deepconf.result import Question, Result, Timing, Tokens, Trace
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+__all__ = ["DeepThink"]
 
-__all__ = ["DeepThink", "Result", "Timing", "Tokens", "Trace"]
-
-Question = str | Sequence[Mapping[str, Any]]
 Finish = Literal["finished", "length", "aborted"]
 
 _run_numbers = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """One trace of a result."""
-
-    trace: int
-    """Its number, in launch order."""
-    seed: int
-    """The seed it was sampled with."""
-    status: str
-    """`finished`, `length`, `stopped`, `aborted` or `failed`."""
-    answer: str | None
-    """What it answers; one string for all that are equivalent."""
-    text: str
-    """What was generated, as far as it got."""
-    num_tokens: int
-    """Tokens generated, those after a stop included."""
-    confidence: NDArray[np.float32]
-    """Token confidences, float32 `[num_tokens]`, nats."""
-    scores: TraceScores
-    """Scores, up to the token that asked for a stop."""
-    stop_token: int | None
-    """The token whose group fell below the threshold, counted from 0."""
-    voted: bool
-    """Whether its answer counted."""
-    error: str | None
-    """What went wrong with it, if anything did."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a run generated, and an estimate of what it saved."""
-
-    generated: int
-    """Every token of every trace, those after stops and in aborted traces included."""
-    warmup: int
-    """Those of the warmup traces."""
-    after_stop: int
-    """Those that came after the decision to stop their trace."""
-    baseline: float | None
-    """Estimated tokens without stops; None when nothing tells how long a whole trace is."""
-    compared_with: str
-    """What the baseline is, in words."""
-
-    @property
-    def saved(self) -> float | None:
-        """Estimated tokens not generated: `baseline - generated`."""
-        return None if self.baseline is None else self.baseline - self.generated
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Where the time of a run went, in seconds."""
-
-    warmup: float
-    """Until the threshold was known; 0 offline."""
-    sampling: float
-    """From then until the answer was known."""
-    drain: float
-    """Until the last aborted trace had ended."""
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.warmup + self.sampling + self.drain
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one question."""
-
-    question: Question
-    answer: str | None
-    """The answer that won; None when no trace voted."""
-    vote: Vote
-    """The vote: ballots, share, number of voters, whether the filter was given up."""
-    threshold: float | None
-    """The threshold in force, nats; None when there was none."""
-    reason: str
-    """Why it ended: `consensus`, `certain`, `budget` or `cancelled`."""
-    unarmed: str | None
-    """Why the signal could not have stopped anything; None if it could, or was not given time."""
-    traces: list[Trace]
-    """Every trace, in launch order."""
-    tokens: Tokens
-    timing: Timing
-    policy: Policy
-    model: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        """One line."""
-        return (
-            f"<deepconf.Result {self.answer!r}: {self.vote.num_voters} of {len(self.traces)} "
-            f"traces voted, share {self.vote.share:.2f}, {self.tokens.generated} tokens, "
-            f"{self.reason}>"
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but texts and token confidences, as plain JSON values."""
-        return {
-            "question": (
-                self.question if isinstance(self.question, str) else [*map(dict, self.question)]
-            ),
-            "answer": self.answer,
-            "share": self.vote.share,
-            "num_voters": self.vote.num_voters,
-            "fallback": self.vote.fallback,
-            "ballots": dict(self.vote.ballots),
-            "threshold": self.threshold,
-            "reason": self.reason,
-            "unarmed": self.unarmed,
-            "tokens": {
-                "generated": self.tokens.generated,
-                "warmup": self.tokens.warmup,
-                "after_stop": self.tokens.after_stop,
-                "baseline": self.tokens.baseline,
-                "saved": self.tokens.saved,
-                "compared_with": self.tokens.compared_with,
-            },
-            "seconds": {
-                "warmup": self.timing.warmup,
-                "sampling": self.timing.sampling,
-                "drain": self.timing.drain,
-                "total": self.timing.total,
-            },
-            "traces": [_trace_summary(trace) for trace in self.traces],
-            "policy": self.policy.as_dict(),
-            "model": self.model,
-        }
-
-    def to_arrow(
-        self, question_id: str = "", correct: Sequence[bool | None] | None = None
-    ) -> pa.Table:
-        """The traces as an Arrow table, one row a trace, settings in the schema's metadata.
-
-        Args:
-            question_id: goes into every row.
-            correct: `[traces]`, whether each is right, if known.
-
-        Raises:
-            InvalidInput: `correct` has another length.
-            MissingExtra: pyarrow is not installed.
-        """
-        from deepconf.traces import table
-
-        return table(self, question_id, correct)
-
-
-def _trace_summary(trace: Trace) -> dict[str, Any]:
-    def number(value: float) -> float | None:
-        return None if np.isnan(value) else value
-
-    scores = trace.scores
-    return {
-        "trace": trace.trace,
-        "seed": trace.seed,
-        "status": trace.status,
-        "answer": trace.answer,
-        "num_tokens": trace.num_tokens,
-        "stop_token": trace.stop_token,
-        "voted": trace.voted,
-        "error": trace.error,
-        "mean": number(scores.mean),
-        "lowest_group": number(scores.lowest_group),
-        "bottom_group": number(scores.bottom_group),
-        "tail": number(scores.tail),
-        "short": scores.short,
-    }
 
 
 class DeepThink:

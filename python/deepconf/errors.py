@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepconf.result import Result
+
 __all__ = [
     "DeepConfError",
+    "DeepConfWarning",
+    "EngineDied",
     "EngineError",
     "EventError",
+    "Interrupted",
     "InvalidInput",
     "InvalidType",
     "MissingExtra",
     "RunFileError",
+    "RunWarning",
     "SignalNeverArmed",
     "UnknownPreset",
 ]
@@ -39,6 +48,29 @@ class EngineError(DeepConfError, RuntimeError):
     """The engine that generates failed."""
 
 
+class EngineDied(EngineError):
+    """The engine is gone, and generates nothing any more.
+
+    An engine's `stream` raises it; `DeepThink` does with the finished part of the question.
+
+    Args:
+        message: what happened.
+        result: what was finished by then; None when nothing was.
+    """
+
+    def __init__(self, message: str, result: Result | None = None) -> None:
+        self.result = result
+        super().__init__(message)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; `result` is what was finished by then, None when nothing was."""
+
+    def __init__(self, result: Result | None = None) -> None:
+        self.result = result
+        super().__init__("interrupted" if result is None else f"interrupted: {result}")
+
+
 class RunFileError(DeepConfError, OSError):
     """A file of a run cannot be read or written."""
 
@@ -60,5 +92,21 @@ class MissingExtra(DeepConfError, ImportError):
         )
 
 
-class SignalNeverArmed(UserWarning):
+class DeepConfWarning(UserWarning):
+    """Something about a run that its reader must know.
+
+    Where warnings are errors, it carries what would be lost otherwise: `result` is the whole result
+    of the run, None outside of one.
+    """
+
+    def __init__(self, message: str, result: Result | None = None) -> None:
+        self.result = result
+        super().__init__(message)
+
+
+class RunWarning(DeepConfWarning, RuntimeWarning):
+    """Something failed on the way: traces, an answer's extraction, a callback."""
+
+
+class SignalNeverArmed(DeepConfWarning):
     """The confidence signal could not have stopped anything: a setting does not fit the traces."""

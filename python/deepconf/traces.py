@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deepconf.errors import InvalidInput, MissingExtra
+from deepconf.errors import MissingExtra
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from deepconf.deepthink import Result
-
-__all__ = ["schema", "table"]
+__all__ = ["schema"]
 
 
 def schema() -> pa.Schema:
@@ -50,27 +47,4 @@ def schema() -> pa.Schema:
             pa.field("text", pa.string()),
             pa.field("correct", pa.bool_()),
         ]
-    )
-
-
-def table(result: Result, question_id: str, correct: Sequence[bool | None] | None) -> pa.Table:
-    """The traces of a result, with its settings in the metadata; see `Result.to_arrow`."""
-    columns = schema()
-    import pyarrow as pa
-
-    traces = result.traces
-    if correct is not None and len(correct) != len(traces):
-        raise InvalidInput(f"correct has {len(correct)} entries and there are {len(traces)} traces")
-    return pa.table(
-        {
-            "question_id": [question_id] * len(traces),
-            "trace": [trace.trace for trace in traces],
-            "answer": [trace.answer for trace in traces],
-            "status": [trace.status for trace in traces],
-            "num_tokens": [trace.num_tokens for trace in traces],
-            "confidence": [trace.confidence for trace in traces],
-            "text": [trace.text for trace in traces],
-            "correct": [None] * len(traces) if correct is None else list(correct),
-        },
-        schema=columns.with_metadata(result.metadata),
     )

@@ -57,8 +57,18 @@ class Engine(Protocol):
         """Runs a coroutine on the engine's event loop."""
         ...
 
-    def check(self, signal: Signal) -> None:
-        """Raises `InvalidInput`, saying what to set, when it cannot give this signal."""
+    def check(self, signal: Signal, sampling: Mapping[str, Any] | None = None) -> None:
+        """Raises `InvalidInput`, saying what to set, when it cannot give this signal.
+
+        Also where `sampling`, the parameters of one run, does not suit it.
+        """
+        ...
+
+    def settings(self, sampling: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What of its settings results depend on, as JSON values; with a run's own `sampling`.
+
+        Two engines with the same settings and model are the same to an evaluation that carries on.
+        """
         ...
 
     def prepare(self, question: str | Sequence[Mapping[str, Any]]) -> Any:
@@ -66,20 +76,41 @@ class Engine(Protocol):
         ...
 
     def stream(
-        self, prompt: Any, *, request_id: str, seed: int, signal: Signal
+        self,
+        prompt: Any,
+        *,
+        request_id: str,
+        seed: int | None,
+        signal: Signal,
+        sampling: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Chunk]:
         """Generates one trace.
 
         The last chunk has a `finish_reason`: after an abort too, which then brings the text so
         far.
 
+        Args:
+            prompt: what `prepare` gave.
+            request_id: its name, for `abort`.
+            seed: what to sample with; None for the engine to draw for itself.
+            signal: what log-probabilities are wanted.
+            sampling: the run's parameters, over those of the engine.
+
         Raises:
-            EngineError: generating fails, or the engine has died.
+            EngineDied: nothing can be generated any more, of this trace or any other.
+            Exception: anything else is this trace's failure, and no other's.
         """
         ...
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """Ends these traces, whose `stream` has begun; those that have ended are left alone."""
+        ...
+
+    async def late_tokens(self, request_ids: Sequence[str]) -> dict[str, int]:
+        """Tokens of aborted traces that came too late for their `stream`, by request.
+
+        Asked once, when all of these have ended; waits until what is on its way has come.
+        """
         ...
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from deepconf import Policy
 from deepconf.errors import InvalidInput
 from deepconf.questions import Question, load_questions, read_questions
-from deepconf.results import Report, auroc, summarise
+from deepconf.report import Report, auroc, summarise
 
 # ---- questions ----------------------------------------------------------------------------------
 
