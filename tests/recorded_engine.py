@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 from deepconf.engines.base import Chunk, Signal
-from deepconf.errors import EngineError, InvalidInput
+from deepconf.errors import EngineDied, EngineError, InvalidInput
 
 T = TypeVar("T")
 
 Recorded = tuple[Any, str, str]
-"""Token confidences, text, and how it ended: `finished`, `length`, or `failed`, an error."""
+"""Token confidences, text, and how it ended: `finished`, `length`; `failed`, an error; or
+`died`, the end of the engine."""
 
 
 class RecordedEngine:
@@ -35,6 +36,8 @@ class RecordedEngine:
     Attributes:
         started: how often each question was prepared.
         aborted: request ids that were asked to end.
+        sampled: the sampling parameters of each stream.
+        late: tokens to be told of by `late_tokens`, by request.
         running, most_running: streams that are open now, and were at the same time.
     """
 
@@ -57,6 +60,8 @@ class RecordedEngine:
         self._aborts: dict[str, asyncio.Event] = {}
         self.started: Counter[str] = Counter()
         self.aborted: list[str] = []
+        self.sampled: list[Mapping[str, Any] | None] = []
+        self.late: dict[str, int] = {}
         self.running = self.most_running = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="recorded-engine", daemon=True)
@@ -75,7 +80,10 @@ class RecordedEngine:
             raise EngineError("the engine is closed")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def check(self, signal: Signal) -> None:
+    def settings(self, sampling: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return {"sampling": dict(sampling or {})}
+
+    def check(self, signal: Signal, sampling: Mapping[str, Any] | None = None) -> None:
         if signal.top_logprobs > self._max_logprobs:
             raise InvalidInput(
                 f"top_logprobs={signal.top_logprobs}: {self._max_logprobs} were recorded"
@@ -93,9 +101,18 @@ class RecordedEngine:
         return traces
 
     async def stream(
-        self, prompt: Any, *, request_id: str, seed: int, signal: Signal
+        self,
+        prompt: Any,
+        *,
+        request_id: str,
+        seed: int | None,
+        signal: Signal,
+        sampling: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Chunk]:
-        trace = seed - self._base_seed
+        # As a rule the trace is found by its seed; without one, by its place in the run.
+        number = int(request_id.rsplit("-", 1)[1])
+        trace = number if seed is None else seed - self._base_seed
+        self.sampled.append(sampling)
         if not 0 <= trace < len(prompt):
             raise EngineError(f"seed {seed} is not among the {len(prompt)} recorded traces")
         values, text, reason = prompt[trace]
@@ -115,6 +132,8 @@ class RecordedEngine:
                 last = start + self._chunk >= len(confidences)
                 if last and reason == "failed":
                     raise EngineError(f"request {request_id} was recorded as failed")
+                if last and reason == "died":
+                    raise EngineDied("the engine was recorded as dead")
                 ending: Any = reason if last else None
                 yield Chunk(part, len(part), text if last else "", ending)
         finally:
@@ -126,6 +145,9 @@ class RecordedEngine:
             self.aborted.append(request_id)
             if request_id in self._aborts:
                 self._aborts[request_id].set()
+
+    async def late_tokens(self, request_ids: Sequence[str]) -> dict[str, int]:
+        return {name: self.late.pop(name) for name in request_ids if name in self.late}
 
     def close(self) -> None:
         if self._thread.is_alive():

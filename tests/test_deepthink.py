@@ -19,14 +19,19 @@ from typing import Any
 import deepconf
 import numpy as np
 import pytest
-from deepconf import DeepThink, Policy, Result
+from deepconf import DeepThink, Policy, Result, Trace
+from deepconf._run import Run
 from deepconf.answers import AnswerBook
+from deepconf.deepthink import Thinking
 from deepconf.engines.base import Chunk
 from deepconf.errors import (
+    EngineDied,
     EngineError,
+    Interrupted,
     InvalidInput,
     InvalidType,
     MissingExtra,
+    RunWarning,
     SignalNeverArmed,
 )
 from hypothesis import given, settings
@@ -261,11 +266,19 @@ def test_offline_is_compared_with_itself() -> None:
 
 def test_without_a_whole_trace_nothing_was_saved_for_sure() -> None:
     traces = [recorded(9.0, "7", reason="failed")] * 4 + [recorded(9.0, "7")] * 4
-    with pytest.warns(SignalNeverArmed, match="none of the 4 warmup traces ended by itself"):
+    with (
+        pytest.warns(SignalNeverArmed, match="none of the 4 warmup traces ended by itself"),
+        pytest.warns(RunWarning, match="4 of 8 traces failed"),
+    ):
         tokens = run(low(), traces).tokens
     assert tokens.baseline is None
     assert tokens.saved is None
-    assert tokens.compared_with == "nothing: none of the warmup traces ran to its end"
+    assert tokens.compared_with == "nothing: 4 of 8 traces failed"
+    traces = [recorded(9.0, "7", reason="length")] * 4 + [recorded(9.0, "7")] * 4
+    traces[:4] = [(np.empty(0), "", "finished")] * 4
+    with pytest.warns(SignalNeverArmed):
+        tokens = run(low(), traces).tokens
+    assert tokens.saved is not None
 
 
 # ---- how a run ends ------------------------------------------------------------------------------
@@ -355,10 +368,13 @@ def test_the_warning_is_of_the_line_that_asked() -> None:
 def test_a_trace_that_fails_costs_no_other() -> None:
     traces = [recorded(9.0, "7")] * 8
     traces[1] = traces[6] = recorded(9.0, "8", tokens=20, reason="failed")
-    result = run(low(), traces, chunk=8)
+    with pytest.warns(RunWarning, match="2 of 8 traces failed, the first with: request .*-1 was"):
+        result = run(low(), traces, chunk=8)
     assert Counter(statuses(result)) == {"finished": 6, "failed": 2}
-    assert result.answer == "7"
+    assert (result.reason, result.answer) == ("budget", "7")
     assert result.vote.num_voters == 6
+    assert result.tokens.saved is None
+    assert result.tokens.compared_with == "nothing: 2 of 8 traces failed"
     for trace in (result.traces[1], result.traces[6]):
         assert trace.error is not None
         assert "was recorded as failed" in trace.error
@@ -375,7 +391,8 @@ def test_when_all_fail_there_is_no_result() -> None:
 def test_a_confidence_that_cannot_be_costs_its_trace_only(bad: float) -> None:
     traces = [recorded(9.0, "7", tokens=24) for _ in range(8)]
     traces[2][0][13] = traces[7][0][13] = bad
-    result = run(low(), traces, chunk=4)
+    with pytest.warns(RunWarning, match="2 of 8 traces failed, the first with: .*trace 2"):
+        result = run(low(), traces, chunk=4)
     assert Counter(statuses(result)) == {"finished": 6, "failed": 2}
     for trace in (result.traces[2], result.traces[7]):
         assert trace.error is not None
@@ -419,7 +436,10 @@ def test_an_extractor_that_raises_costs_that_answer_only() -> None:
 
 
 def test_an_extractor_that_returns_something_else_is_said_loudly() -> None:
-    with pytest.warns(RuntimeWarning, match="the answer extractor returned 5: must be a str"):
+    with (
+        pytest.warns(RuntimeWarning, match="the answer extractor returned 5: must be a str"),
+        pytest.warns(RuntimeWarning, match="none of the 8 traces that ran to their end has an"),
+    ):
         result = run(low(), [recorded(9.0, "7")] * 8, thinking={"answer": lambda _: 5})
     assert statuses(result) == ["finished"] * 8
     assert result.answer is None
@@ -429,8 +449,8 @@ def test_an_extractor_that_returns_something_else_is_said_loudly() -> None:
 def test_a_callback_that_raises_costs_nothing() -> None:
     called: list[str] = []
 
-    def on_trace(status: str) -> None:
-        called.append(status)
+    def on_trace(trace: Trace) -> None:
+        called.append(trace.status)
         raise RuntimeError(f"number {len(called)}")
 
     with pytest.warns(
@@ -445,10 +465,20 @@ def test_a_callback_that_raises_costs_nothing() -> None:
 def test_a_callback_hears_of_every_trace() -> None:
     traces = [recorded(9.0, "7")] * 4 + [dip(9), recorded(9.0, "7", reason="failed")]
     traces += [recorded(9.0, "7", reason="length"), recorded(9.0, None)]
-    called: list[str] = []
-    result = run(low(), traces, thinking={"on_trace": called.append})
-    assert Counter(called) == Counter(statuses(result))
-    assert set(called) == {"finished", "stopped", "failed", "length"}
+    called: list[Trace] = []
+    with pytest.warns(RunWarning, match="1 of 8 traces failed"):
+        result = run(low(), traces, thinking={"on_trace": called.append})
+    assert Counter(trace.status for trace in called) == Counter(statuses(result))
+    assert {trace.status for trace in called} == {"finished", "stopped", "failed", "length"}
+    for trace in called:
+        whole = result.traces[trace.trace]
+        assert (trace.answer, trace.num_tokens, trace.text) == (
+            whole.answer,
+            whole.num_tokens,
+            whole.text,
+        )
+        assert repr(trace.scores) == repr(whole.scores)
+        np.testing.assert_array_equal(trace.confidence, whole.confidence)
 
 
 def test_an_abort_that_fails_costs_nothing() -> None:
@@ -477,18 +507,45 @@ def test_an_engine_that_forgets_to_say_why_is_a_failure_of_the_trace() -> None:
         DeepThink(recording, low()).run("?")
 
 
-def test_a_defect_in_an_engine_is_not_waited_on() -> None:
-    class Broken(RecordedEngine):
+def test_whatever_an_engine_raises_costs_one_trace() -> None:
+    class Net(RecordedEngine):
         async def stream(self, *args: Any, **options: Any) -> AsyncIterator[Chunk]:
             async for chunk in super().stream(*args, **options):
                 if options["seed"] == 2:
-                    raise ZeroDivisionError("a defect")
+                    raise ConnectionError("read timed out")
                 yield chunk
 
-    with Broken([recorded(9.0, "7")] * 8, delays=[QUICK] * 3 + [SLOW] * 5) as recording:
-        with pytest.raises(ZeroDivisionError, match="a defect"):
-            DeepThink(recording, low()).run("?")
-        assert recording.aborted[-1].endswith("-3")
+    with (
+        Net([recorded(9.0, "7")] * 8) as recording,
+        pytest.warns(RunWarning, match=r"1 of 8 traces failed, .*ConnectionError\('read timed out"),
+    ):
+        result = DeepThink(recording, low()).run("?")
+    assert statuses(result) == ["finished"] * 2 + ["failed"] + ["finished"] * 5
+    assert result.answer == "7"
+
+
+@pytest.mark.parametrize("concurrency", [None, 2])
+def test_a_dead_engine_is_no_thrifty_run(concurrency: int | None) -> None:
+    traces = [recorded(9.0, "7")] * 20 + [recorded(9.0, "7", reason="died")] * 44
+    with RecordedEngine(traces, delays=[QUICK] * 20 + [0.05] * 44) as recording:
+        think = DeepThink(recording, offline(budget=64, concurrency=concurrency))
+        with pytest.raises(EngineDied, match=r"when 20 of 64 traces had ended: .* dead") as caught:
+            think.run("?")
+    result = caught.value.result
+    assert result is not None
+    assert (result.reason, result.answer, result.tokens.saved) == ("engine_died", "7", None)
+    assert result.vote.num_voters >= 3
+    count = Counter(statuses(result))
+    assert count["finished"] == 20
+    # Nothing was launched once it was dead.
+    assert len(result.traces) == (64 if concurrency is None else 22)
+
+
+def test_an_engine_that_dies_at_once_leaves_nothing() -> None:
+    traces = [recorded(9.0, "7", reason="died")] * 8
+    with pytest.raises(EngineDied, match="when 0 of 8 traces had ended") as caught:
+        run(low(), traces)
+    assert caught.value.result is None
 
 
 def test_an_engine_closed_meanwhile_is_an_engine_error() -> None:
@@ -556,6 +613,15 @@ def test_answers_that_are_equal_share_a_ballot(math: bool, ballots: list[str]) -
     assert {trace.answer for trace in result.traces} == set(ballots)
 
 
+def test_a_run_without_answers_says_what_was_looked_for() -> None:
+    says = r"none of the 8 traces .* looked for .boxed.* ends with 'no idea'"
+    with pytest.warns(RunWarning, match=says) as seen:
+        result = run(low(), [recorded(9.0, None)] * 8)
+    assert (result.answer, result.warnings) == (None, (str(seen[0].message),))
+    with pytest.warns(RunWarning, match="the extractor given as answer= found none"):
+        run(low(), [recorded(9.0, "7")] * 8, thinking={"answer": lambda _: None})
+
+
 def test_the_first_trace_to_end_gives_the_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
     canonical = AnswerBook.canonical
 
@@ -579,16 +645,20 @@ def test_other_ways_to_find_an_answer() -> None:
 
 
 def interrupted(work: Callable[[], Result], *after: float) -> Result:
-    """Ctrl-C after so many seconds each."""
+    """Ctrl-C after so many seconds each, and what is finished by then."""
     timers = [threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT)) for wait in after]
     for timer in timers:
         timer.start()
     try:
-        return work()
+        with pytest.raises(Interrupted) as caught:
+            work()
     finally:
         for timer in timers:
             timer.cancel()
             timer.join()
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert caught.value.result is not None
+    return caught.value.result
 
 
 @pytest.fixture
@@ -609,12 +679,12 @@ def check_half_done(result: Result, recording: RecordedEngine) -> None:
     assert recording.running == 0
 
 
-def at_the_third(act: Callable[[], object]) -> Callable[[str], None]:
+def at_the_third(act: Callable[[], object]) -> Callable[[Trace], None]:
     """An `on_trace` that acts when the third trace has ended."""
-    ended: list[str] = []
+    ended: list[Trace] = []
 
-    def on_trace(status: str) -> None:
-        ended.append(status)
+    def on_trace(trace: Trace) -> None:
+        ended.append(trace)
         if len(ended) == 3:
             act()
 
@@ -622,9 +692,43 @@ def at_the_third(act: Callable[[], object]) -> Callable[[str], None]:
 
 
 @pytest.mark.parametrize("policy", [offline(keep=1.0), low(warmup=8, window=100)])
-def test_ctrl_c_returns_what_is_finished(half_done: RecordedEngine, policy: Policy) -> None:
+def test_ctrl_c_brings_what_is_finished(half_done: RecordedEngine, policy: Policy) -> None:
     press = at_the_third(lambda: os.kill(os.getpid(), signal.SIGINT))
-    check_half_done(DeepThink(half_done, policy, on_trace=press).run("?"), half_done)
+    with pytest.raises(Interrupted) as caught:
+        DeepThink(half_done, policy, on_trace=press).run("?")
+    assert caught.value.result is not None
+    check_half_done(caught.value.result, half_done)
+
+
+def test_one_ctrl_c_ends_a_loop_of_questions(half_done: RecordedEngine) -> None:
+    press = at_the_third(lambda: os.kill(os.getpid(), signal.SIGINT))
+    think = DeepThink(half_done, offline(keep=1.0), on_trace=press)
+
+    def loop() -> None:
+        for _ in range(3):
+            think.run("?")
+
+    with pytest.raises(KeyboardInterrupt):
+        loop()
+    assert sum(half_done.started.values()) == 1
+
+
+def test_whatever_interrupts_the_wait_aborts_the_run(half_done: RecordedEngine) -> None:
+    class Alarm(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(Alarm):
+            DeepThink(half_done, offline(keep=1.0)).run("?")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert half_done.running == 0
+    assert len(half_done.aborted) == 5
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:
@@ -638,38 +742,81 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
             time.sleep(0.01)
 
 
-def test_a_cancelled_task_returns_what_is_finished(half_done: RecordedEngine) -> None:
-    async def cancel() -> Result:
+def test_a_cancelled_task_is_cancelled_and_the_handle_has_what_is_finished(
+    half_done: RecordedEngine,
+) -> None:
+    async def cancel() -> Thinking:
         third = asyncio.Event()
         loop = asyncio.get_running_loop()
         on_trace = at_the_third(lambda: loop.call_soon_threadsafe(third.set))
-        think = DeepThink(half_done, offline(keep=1.0), on_trace=on_trace)
-        task = asyncio.ensure_future(think.arun("?"))
+        thinking = DeepThink(half_done, offline(keep=1.0), on_trace=on_trace).start("?")
+
+        async def wait() -> Result:
+            return await thinking
+
+        task = asyncio.ensure_future(wait())
         await third.wait()
         task.cancel()
-        await asyncio.sleep(0)
-        task.cancel()
-        return await task
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return thinking
 
-    check_half_done(asyncio.run(cancel()), half_done)
+    thinking = asyncio.run(cancel())
+    assert thinking.done()
+    check_half_done(thinking.result(), half_done)
 
 
-def test_a_timeout_returns_what_is_finished(half_done: RecordedEngine) -> None:
-    async def limited() -> Result:
-        return await asyncio.wait_for(DeepThink(half_done, offline(keep=1.0)).arun("?"), 1.0)
+def test_cancelling_a_handle_gives_what_is_finished(half_done: RecordedEngine) -> None:
+    third = threading.Event()
+    think = DeepThink(half_done, offline(keep=1.0), on_trace=at_the_third(third.set))
+    thinking = think.start("?")
+    with pytest.raises(TimeoutError):
+        thinking.result(0.01)
+    assert third.wait(10)
+    thinking.cancel()
+    check_half_done(thinking.result(10), half_done)
+    thinking.cancel()
+    assert thinking.result() is thinking.result()
 
-    check_half_done(asyncio.run(limited()), half_done)
+
+def test_a_timeout_gives_what_is_finished(half_done: RecordedEngine) -> None:
+    think = DeepThink(half_done, offline(keep=1.0))
+    check_half_done(think.run("?", timeout=1.0), half_done)
+    half_done.aborted.clear()
+    check_half_done(asyncio.run(think.arun("?", timeout=1.0)), half_done)
+
+
+def test_a_timeout_that_is_not_reached_changes_nothing() -> None:
+    with RecordedEngine([recorded(9.0, "7")] * 8) as recording:
+        think = DeepThink(recording, low())
+        assert think.run("?", timeout=60.0).reason == "budget"
+        assert asyncio.run(think.arun("?", timeout=60.0)).reason == "budget"
 
 
 @pytest.mark.skipif(not hasattr(asyncio, "timeout"), reason="new in Python 3.11")
-def test_asyncio_timeout_returns_what_is_finished(half_done: RecordedEngine) -> None:
-    async def limited() -> Result:
+def test_asyncio_timeout_gets_through_and_frees_the_engine(half_done: RecordedEngine) -> None:
+    async def limited() -> None:
         async with asyncio.timeout(1.0):
-            result = await DeepThink(half_done, offline(keep=1.0)).arun("?")
-        await asyncio.sleep(0)
-        return result
+            await DeepThink(half_done, offline(keep=1.0)).arun("?")
 
-    check_half_done(asyncio.run(limited()), half_done)
+    with pytest.raises(TimeoutError):
+        asyncio.run(limited())
+    assert half_done.running == 0
+    assert len(half_done.aborted) == 5
+
+
+def test_ctrl_c_ends_an_event_loop_over_questions(half_done: RecordedEngine) -> None:
+    press = at_the_third(lambda: os.kill(os.getpid(), signal.SIGINT))
+    think = DeepThink(half_done, offline(keep=1.0), on_trace=press)
+
+    async def main() -> None:
+        for question in "123":
+            await think.arun(question)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert sum(half_done.started.values()) == 1
+    assert half_done.running == 0
 
 
 def test_cancelling_one_question_leaves_the_others() -> None:
@@ -677,31 +824,172 @@ def test_cancelling_one_question_leaves_the_others() -> None:
     with RecordedEngine(traces, delays=0.05) as recording:
         think = DeepThink(recording, low())
 
-        async def both() -> list[Result]:
+        async def both() -> list[Any]:
             tasks = [asyncio.ensure_future(think.arun(question)) for question in traces]
             await asyncio.sleep(0.02)
             tasks[0].cancel()
-            return await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks, return_exceptions=True)
 
         cancelled, other = asyncio.run(both())
-    assert (cancelled.reason, cancelled.answer) == ("cancelled", None)
+    assert isinstance(cancelled, asyncio.CancelledError)
     assert (other.reason, other.answer) == ("budget", "8")
 
 
-def test_traces_cancelled_before_they_began_end_too() -> None:
-    called: list[str] = []
+# ---- warnings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+def test_warnings_as_errors_carry_the_result() -> None:
     with RecordedEngine([recorded(9.0, "7")] * 8) as recording:
-        question = DeepThink(recording, offline(), on_trace=called.append)._new_run("?")
+        with pytest.raises(SignalNeverArmed) as caught:
+            DeepThink(recording, low(window=50)).run("?")
+        assert caught.value.result is not None
+        assert caught.value.result.answer == "7"
+        assert caught.value.result.warnings == (str(caught.value),)
+
+
+def test_stops_that_lag_more_and_more_are_warned_of() -> None:
+    traces = [recorded(9.0, "7")] * 4 + [dip(9, tokens=20 + 10 * i) for i in range(32)]
+    policy = low(budget=36, concurrency=1)
+
+    class Numb(RecordedEngine):
+        async def abort(self, request_ids: Sequence[str]) -> None:
+            """Comes too late for all of them."""
+
+    with (
+        Numb(traces) as recording,
+        pytest.warns(RunWarning, match="stops take effect late, and later and later: 45 tokens"),
+    ):
+        result = DeepThink(recording, policy).run("?")
+    assert "285 after each of the last" in result.warnings[0]
+
+
+def test_tokens_that_come_when_a_stream_is_over_count() -> None:
+    traces = [recorded(9.0, "7")] * 4 + [dip(9, tokens=400)] * 4
+    with RecordedEngine(traces, delays=0.001) as recording:
+        think = DeepThink(recording, low())
+        number = int(think.start("?").result().traces[0].trace)
+        plain = think.run("?")
+        name = recording.aborted[-1].rsplit("-", 1)[0].rsplit("-", 1)
+        recording.late[f"{name[0]}-{int(name[1]) + 1}-5"] = 7
+        result = think.run("?")
+    assert number == 0
+    late = [b.num_tokens - a.num_tokens for a, b in zip(plain.traces, result.traces, strict=True)]
+    assert late == [0] * 5 + [7, 0, 0]
+    assert result.tokens.generated == plain.tokens.generated + 7
+    assert result.tokens.after_stop == plain.tokens.after_stop + 7
+    assert recording.late == {}
+
+
+# ---- slow code of the user's ---------------------------------------------------------------------
+
+
+def test_an_extractor_that_hangs_costs_its_trace_and_no_other() -> None:
+    release = threading.Event()
+
+    def extract(text: str) -> str:
+        if "13" in text:
+            release.wait(60)
+        return "7"
+
+    traces = [recorded(9.0, "13" if i == 2 else "7") for i in range(8)]
+    with pytest.warns(RunWarning, match="extracting it takes too long"):
+        result = run(low(), traces, thinking={"answer": extract, "answer_limit": 0.3})
+    release.set()
+    assert statuses(result) == ["finished"] * 8
+    assert [trace.answer for trace in result.traces] == ["7"] * 2 + [None] + ["7"] * 5
+    assert result.timing.total < 30
+
+
+def test_a_slow_extractor_does_not_hold_up_the_engine() -> None:
+    longest = 0.0
+
+    def extract(text: str) -> str:
+        time.sleep(0.2)
+        return "7"
+
+    traces = [recorded(9.0, "7", tokens=8)] * 8
+    with RecordedEngine(traces, delays=0.001) as recording:
+
+        async def beat() -> None:
+            nonlocal longest
+            while True:
+                before = time.perf_counter()
+                await asyncio.sleep(0.005)
+                longest = max(longest, time.perf_counter() - before)
+
+        beating = recording.submit(beat())
+        result = DeepThink(recording, offline(), answer=extract).run("?")
+        beating.cancel()
+    assert longest < 0.15
+    assert result.vote.ballots["7"] > 0
+    assert {trace.answer for trace in result.traces} == {"7"}
+
+
+def test_ctrl_c_while_answers_are_compared_keeps_every_trace_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    canonical, hurry = AnswerBook.canonical, AnswerBook.hurry
+    hurried = threading.Event()
+
+    def slow(book: AnswerBook, answer: str | None) -> str | None:
+        hurried.wait(0.5)
+        return canonical(book, answer)
+
+    def hurrying(book: AnswerBook) -> None:
+        hurried.set()
+        hurry(book)
+
+    monkeypatch.setattr(AnswerBook, "canonical", slow)
+    monkeypatch.setattr(AnswerBook, "hurry", hurrying)
+    traces = [recorded(9.0, "7")] * 40 + [recorded(9.0, "8", tokens=400)] * 8
+    with RecordedEngine(traces, delays=[QUICK] * 40 + [SLOW] * 8) as recording:
+        think = DeepThink(recording, offline(budget=48, keep=1.0))
+        began = time.perf_counter()
+        result = interrupted(lambda: think.run("?"), 1.0)
+    assert time.perf_counter() - began < 10
+    assert statuses(result) == ["finished"] * 40 + ["aborted"] * 8
+    assert (result.answer, result.vote.num_voters) == ("7", 40)
+
+
+def test_a_slow_callback_holds_nothing_up() -> None:
+    seen: list[int] = []
+
+    def on_trace(trace: Trace) -> None:
+        time.sleep(0.1)
+        seen.append(trace.trace)
+
+    result = run(low(), [recorded(9.0, "7")] * 8, thinking={"on_trace": on_trace})
+    assert sorted(seen) == list(range(8))
+    assert result.timing.total < 0.5
+
+
+def test_sampling_and_seeds_are_of_the_run() -> None:
+    with RecordedEngine([recorded(9.0, "7")] * 8) as recording:
+        plain = DeepThink(recording, low()).run("?")
+        warm = DeepThink(recording, low(seed=None), sampling={"temperature": 0.5}).run("?")
+    assert recording.sampled == [None] * 8 + [{"temperature": 0.5}] * 8
+    assert [trace.seed for trace in plain.traces] == list(range(8))
+    assert [trace.seed for trace in warm.traces] == [None] * 8
+    assert warm.answer == "7"
+    json.dumps(warm.summary(), allow_nan=False)
+
+
+def test_traces_cancelled_before_they_began_end_too() -> None:
+    called: list[Trace] = []
+    with RecordedEngine([recorded(9.0, "7")] * 8) as recording:
+        task = DeepThink(recording, offline(), on_trace=called.append)._task
 
         async def at_once() -> Result:
-            task = asyncio.ensure_future(question.think())
+            question = Run(task, "?")
+            thinking = asyncio.ensure_future(question.think())
             await asyncio.sleep(0)
             await question.cancel()
-            return await task
+            return await thinking
 
         result = recording.submit(at_once()).result(10)
         assert recording.most_running == 0
-    assert statuses(result) == called == ["aborted"] * 8
+    assert statuses(result) == [trace.status for trace in called] == ["aborted"] * 8
     assert (result.reason, result.answer, result.tokens.generated) == ("cancelled", None, 0)
 
 
@@ -773,7 +1061,10 @@ def mixed() -> Result:
     traces = [recorded(9.0, "7")] * 4 + [dip(9), recorded(9.0, "7", reason="failed")]
     traces += [recorded(9.0, None, reason="length"), (np.empty(0), "", "finished")]
     messages = [MappingProxyType({"role": "user", "content": "?"})]
-    with RecordedEngine(traces, base_seed=3) as recording:
+    with (
+        RecordedEngine(traces, base_seed=3) as recording,
+        pytest.warns(RunWarning, match="1 of 8 traces failed"),
+    ):
         return DeepThink(recording, low(seed=3, top_logprobs=5)).run(messages)
 
 

@@ -1,45 +1,39 @@
 """Thinking with confidence: runs an engine under a policy.
 
-The `Controller` decides, the engine generates, and this module carries events one way and actions
-the other. Everything of a run happens on the engine's event loop, so many runs share one engine
-without locks; `run` and `arun` hand a run over and wait.
+The `Controller` decides, the engine generates, and a run carries events one way and actions the
+other. Everything of a run happens on the engine's event loop, so many runs share one engine without
+locks; `start` hands a run over, and `run` and `arun` wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import itertools
-import json
-import time
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping
 from concurrent import futures
-from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from deepconf._core import Action, Controller, Outcome, Policy, TraceScores, score
+from deepconf._core import Policy
+from deepconf._run import Run, Task
 from deepconf.answers import AnswerBook, extractor
-from deepconf.engines.base import Chunk, Engine, Signal, result_of
+from deepconf.engines.base import Engine, Signal, result_of
 from deepconf.errors import (
     DeepConfError,
+    EngineDied,
     EngineError,
+    Interrupted,
     InvalidInput,
     InvalidType,
-    SignalNeverArmed,
 )
-from deepconf.provenance import versions
-from deepconf.result import Question, Result, Timing, Tokens, Trace
+from deepconf.result import Question, Result, Trace
 
-__all__ = ["DeepThink"]
+__all__ = ["DeepThink", "Thinking"]
 
-Finish = Literal["finished", "length", "aborted"]
-
-_run_numbers = itertools.count()
+# Seconds in which a run that is given up comes to rest, before whoever gave it up goes on.
+_REST = 10.0
 
 
 class DeepThink:
@@ -53,18 +47,24 @@ class DeepThink:
             that trace has no answer.
         math: whether answers that are mathematically equal share a ballot: "auto" where math-verify
             is installed, True to insist on it, False to compare normalised strings only.
-        on_trace: called with the status of each trace as it ends, on the engine's thread.
+        sampling: parameters of these runs, over those of the engine, such as
+            `dict(temperature=0.6)`.
+        on_trace: called with each `Trace` as it ends, one after the other, on a thread of its own.
+            Whether it voted is not known yet.
+        answer_limit: seconds that finding one answer may take.
 
     Raises:
-        InvalidInput: the engine cannot give the log-probabilities that the policy asks for.
+        InvalidInput: the engine cannot give the log-probabilities that the policy asks for, or does
+            not take this sampling.
         InvalidType: the policy is none.
         MissingExtra: `math=True` and math-verify is not installed.
 
     A run can be repeated where the engine repeats itself: trace i is sampled with seed
     `policy.seed + i`.
 
-    What fails in `answer` or `on_trace` costs no traces: once the run is over, it warns of it by a
-    `RuntimeWarning`. It warns by `SignalNeverArmed` when it could not have stopped anything.
+    What fails on the way, traces, `answer` or `on_trace`, costs nothing else: `Result.warnings`
+    says so, and so does a `RunWarning`. A run that could not have stopped anything warns by
+    `SignalNeverArmed`. Both carry the result, for where warnings are errors.
     """
 
     def __init__(
@@ -74,371 +74,172 @@ class DeepThink:
         *,
         answer: Any = "boxed",
         math: Literal["auto"] | bool = "auto",
-        on_trace: Callable[[str], None] | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        on_trace: Callable[[Trace], object] | None = None,
+        answer_limit: float = 30.0,
     ) -> None:
         if not isinstance(policy, Policy):
             raise InvalidType(
                 f"policy={policy!r}: must be a deepconf.Policy, such as Policy.low(budget=64)"
             )
+        if not answer_limit > 0:
+            raise InvalidInput(f"answer_limit={answer_limit}: must be above 0 seconds")
         self.engine = engine
         self.policy = policy
-        self._extract = extractor(answer)
-        self._math = math
-        self._on_trace = on_trace
-        AnswerBook(math=math)  # Says at once when math-verify is missing.
-        self._signal = Signal(
+        signal = Signal(
             top_logprobs=policy.top_logprobs,
             entries=policy.entries,
             logprob_floor=policy.logprob_floor,
         )
-        engine.check(self._signal)
+        self._task = Task(
+            engine=engine,
+            policy=policy,
+            signal=signal,
+            sampling=None if sampling is None else dict(sampling),
+            extract=extractor(answer),
+            extract_limit=answer_limit,
+            math=math,
+            on_trace=on_trace,
+        )
+        AnswerBook(math=math)  # Says at once when math-verify is missing.
+        engine.check(signal, **({} if sampling is None else {"sampling": sampling}))
 
-    def run(self, question: Question) -> Result:
-        """Answers one question; blocks until it is done.
-
-        Ctrl-C aborts what is being generated and returns what is finished, with
-        `reason == "cancelled"`. A second Ctrl-C does not wait for that.
+    def start(self, question: Question) -> Thinking:
+        """Begins to answer a question, and does not wait: see `Thinking`.
 
         Args:
             question: a prompt, or chat messages as `{"role": ..., "content": ...}`.
 
         Raises:
-            InvalidInput: the prompt does not fit the model.
-            EngineError: the engine failed before any trace had ended, or was closed.
+            EngineError: the engine is closed.
         """
-        run = self._new_run(question)
-        future = self.engine.submit(run.think())
-        cancelled = False
-        while True:
-            try:
-                result = result_of(future)
-            except KeyboardInterrupt:
-                if cancelled:
-                    raise
-                cancelled = True
-                self.engine.submit(run.cancel())
-            except futures.CancelledError:
-                raise EngineError("the engine was closed before it had answered") from None
-            else:
-                return run.checked(result)
+        run = Run(self._task, question)
+        return Thinking(run, self.engine.submit(run.think()))
 
-    async def arun(self, question: Question) -> Result:
+    def run(self, question: Question, timeout: float | None = None) -> Result:
+        """Answers one question; blocks until it is done.
+
+        Args:
+            question: a prompt, or chat messages as `{"role": ..., "content": ...}`.
+            timeout: seconds after which it is cut short: what is being generated is aborted, and
+                what is finished votes, with `reason == "cancelled"`.
+
+        Raises:
+            InvalidInput: the prompt does not fit the model.
+            EngineDied: the engine died; its `result` is what was finished.
+            EngineError: every trace failed, or the engine was closed.
+            Interrupted: Ctrl-C, a KeyboardInterrupt; its `result` is what was finished. A second
+                Ctrl-C does not wait for that.
+
+        Whatever else interrupts the wait aborts the run too, and is raised on.
+        """
+        thinking = self.start(question)
+        try:
+            with contextlib.suppress(TimeoutError):
+                return thinking.result(timeout)
+            thinking.cancel()
+            return thinking.result()
+        except KeyboardInterrupt:
+            thinking.cancel()
+            raise Interrupted(thinking._rest()) from None
+        except BaseException:
+            if not thinking.done():
+                thinking.cancel()
+                thinking._rest(_REST)
+            raise
+
+    async def arun(self, question: Question, timeout: float | None = None) -> Result:
         """As `run`, from any event loop; start many at once with `asyncio.gather`.
 
-        A cancelled call (by `asyncio.timeout`, say) aborts what is being generated and returns what
-        is finished, with `reason == "cancelled"`.
+        Where the call is cancelled, by `asyncio.timeout` or a task group, say, what is being
+        generated is aborted and the cancellation goes on its way. Whoever wants what was finished
+        by then keeps the handle that `start` gives, or says `timeout=`.
         """
-        run = self._new_run(question)
-        future = self.engine.submit(run.think())
-        while True:
-            try:
-                result = await asyncio.shield(asyncio.wrap_future(future))
-            except asyncio.CancelledError:
-                if future.cancelled():
-                    raise EngineError("the engine was closed before it had answered") from None
-                self.engine.submit(run.cancel())
-            else:
-                return run.checked(result)
-
-    def _new_run(self, question: Question) -> _Run:
-        book = AnswerBook(math=self._math)
-        return _Run(
-            self.engine, self.policy, self._signal, question, self._extract, book, self._on_trace
-        )
+        thinking = self.start(question)
+        if timeout is None:
+            return await thinking
+        timer = asyncio.get_running_loop().call_later(timeout, thinking.cancel)
+        try:
+            return await thinking
+        finally:
+            timer.cancel()
 
 
-@dataclass
-class _Record:
-    """A trace as it comes in."""
+class Thinking:
+    """A question being answered, as `DeepThink.start` gives it.
 
-    chunks: list[Chunk] = field(default_factory=list)
-    answer: str | None = None
-    stop_token: int | None = None
-    error: str | None = None
+    Wait for it from a thread (`result`) or an event loop (`await`), or both, and as often as
+    needed. Where a task is cancelled that awaits it, what is being generated is aborted, and
+    `result` has what was finished.
+    """
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(chunk.num_tokens for chunk in self.chunks)
+    def __init__(self, run: Run, future: futures.Future[Result]) -> None:
+        self._run = run
+        self._future = future
 
-    @property
-    def text(self) -> str:
-        return "".join(chunk.text for chunk in self.chunks)
+    def cancel(self) -> None:
+        """Ends it now, from any thread: `result` then is what had been finished."""
+        with contextlib.suppress(EngineError):  # The engine is closed, and so is the run.
+            if not self._future.done():
+                self._run.engine.submit(self._run.cancel())
 
-    def confidence(self) -> NDArray[np.float32]:
-        parts = [chunk.confidence for chunk in self.chunks]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+    def done(self) -> bool:
+        """Whether `result` would not wait."""
+        return self._future.done()
 
+    def result(self, timeout: float | None = None) -> Result:
+        """Waits for the result; raises what `DeepThink.run` does, but goes on after Ctrl-C.
 
-class _Run:
-    """One question being answered; lives on the engine's event loop."""
+        Raises:
+            TimeoutError: it is not done after so many seconds; it goes on.
+        """
+        try:
+            result = result_of(self._future, timeout)
+        except futures.CancelledError:
+            raise _closed() from None
+        return self._warned(result)
 
-    def __init__(
-        self,
-        engine: Engine,
-        policy: Policy,
-        signal: Signal,
-        question: Question,
-        extract: Callable[[str], str | None],
-        book: AnswerBook,
-        on_trace: Callable[[str], None] | None,
-    ) -> None:
-        self.engine = engine
-        self.policy = policy
-        self.signal = signal
-        self.question = question
-        self.extract = extract
-        self.book = book
-        self.on_trace = on_trace
-        self.controller = Controller(policy)
-        self.name = f"deepconf-{next(_run_numbers)}"
-        self.records: list[_Record] = []
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.done = asyncio.Event()
-        self.prompt: Any = None
-        self.failure: BaseException | None = None
-        self.moments: dict[str, float] = {}
-        self.complaints: dict[str, str] = {}
-        self.naming = asyncio.Lock()
+    def __await__(self) -> Generator[Any, None, Result]:
+        """As `result`, on any event loop."""
+        return self._wait().__await__()
 
-    async def think(self) -> Result:
-        self.prompt = self.engine.prepare(self.question)
-        self.moments["start"] = time.perf_counter()
-        self.obey(self.controller.start())
-        await self.done.wait()
-        while self.tasks:
-            await asyncio.wait(self.tasks)
-        self.moments["end"] = time.perf_counter()
-        if self.failure is not None:
-            raise self.failure
-        outcome = self.controller.outcome
-        assert outcome is not None, "the controller has answered"
-        return self.result(outcome)
+    async def _wait(self) -> Result:
+        waiting = asyncio.wrap_future(self._future)
+        try:
+            result = await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            if self._future.cancelled():
+                raise _closed() from None
+            self.cancel()
+            await asyncio.wait({waiting}, timeout=_REST)
+            if waiting.done() and not waiting.cancelled():
+                waiting.exception()  # It is not lost: `result` has it.
+            raise
+        return self._warned(result)
 
-    async def cancel(self) -> None:
-        self.obey(self.controller.cancel())
+    def _rest(self, timeout: float | None = None) -> Result | None:
+        """Waits until nothing is generated any more; what was finished, if anything."""
+        try:
+            return result_of(self._future, timeout)
+        except EngineDied as error:
+            return error.result
+        except (DeepConfError, futures.CancelledError, TimeoutError):
+            return None
 
-    def checked(self, result: Result) -> Result:
-        """Warns whoever called `run` or `arun` of what was not as it should be."""
-        for complaint in self.complaints.values():
-            warnings.warn(complaint, RuntimeWarning, stacklevel=3)
-        if result.unarmed is not None:
-            warnings.warn(result.unarmed, SignalNeverArmed, stacklevel=3)
+    def _warned(self, result: Result) -> Result:
+        for warning in self._run.warnings:
+            warnings.warn(warning, stacklevel=_depth())
         return result
 
-    def obey(self, actions: list[Action]) -> None:
-        if self.controller.threshold is not None:
-            self.moments.setdefault("threshold", time.perf_counter())
-        for action in actions:
-            match action:
-                case Action.Launch(traces):
-                    for trace in traces:
-                        self.records.append(_Record())
-                        self.spawn(self.follow(trace))
-                case Action.Abort(traces):
-                    self.spawn(self.abort(traces))
-                case Action.Answer():
-                    self.moments.setdefault("answer", time.perf_counter())
-                    self.done.set()
 
-    def spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.ended)
-
-    def ended(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None:
-            # Not an engine's failure, which `follow` deals with, but a defect: do not wait on.
-            self.failure = self.failure or error
-            self.obey(self.controller.cancel())
-            self.done.set()
-
-    def request_id(self, trace: int) -> str:
-        return f"{self.name}-{trace}"
-
-    async def abort(self, traces: Sequence[int]) -> None:
-        # A trace that cannot be aborted runs to its end, or fails by itself.
-        with contextlib.suppress(DeepConfError):
-            await self.engine.abort([self.request_id(trace) for trace in traces])
-
-    async def follow(self, trace: int) -> None:
-        """Reports one trace to the controller, from its launch to its end."""
-        record = self.records[trace]
-        self.controller.launched(trace)
-        try:
-            too_late = self.controller.status(trace) == "aborting"
-            finish = "aborted" if too_late else await self.generate(trace, record)
-        except DeepConfError as error:
-            record.error = str(error)
-            await self.abort([trace])
-            self.obey(self.controller.failed(trace))
-        else:
-            record.answer = await self.answer_in(record)
-            self.obey(self.controller.finished(trace, finish, record.answer))
-        self.report(trace)
-
-    def report(self, trace: int) -> None:
-        if self.on_trace is None:
-            return
-        try:
-            self.on_trace(self.controller.status(trace) or "")
-        except Exception as error:
-            self.complaints.setdefault(
-                "on_trace", f"on_trace failed, the first time with: {error!r}"
-            )
-
-    async def generate(self, trace: int, record: _Record) -> Finish:
-        stream = self.engine.stream(
-            self.prompt,
-            request_id=self.request_id(trace),
-            seed=self.policy.seed + trace,
-            signal=self.signal,
-        )
-        try:
-            async for chunk in stream:
-                record.chunks.append(chunk)
-                if len(chunk.confidence):
-                    await self.score(trace, record)
-                if chunk.finish_reason is not None:
-                    return chunk.finish_reason
-        finally:
-            if hasattr(stream, "aclose"):  # The engine is to be at rest when the run is over.
-                await stream.aclose()
-        raise EngineError(f"the engine ended trace {trace} without saying why")
-
-    async def score(self, trace: int, record: _Record) -> None:
-        chunk = record.chunks[-1]
-        try:
-            stop = self.controller.tokens(trace, chunk.confidence)
-        except DeepConfError:
-            # They were generated, and cannot be scored.
-            record.chunks[-1] = replace(chunk, confidence=chunk.confidence[:0])
-            raise
-        if stop is not None:
-            record.stop_token = stop.token
-            if chunk.finish_reason is None:
-                await self.abort([trace])
-
-    async def answer_in(self, record: _Record) -> str | None:
-        try:
-            found = self.extract(record.text)
-        except Exception as error:
-            # The user's own code: its failure must not cost the other traces.
-            record.error = f"the answer could not be extracted: {error!r}"
-            self.complaints.setdefault("answer", f"{record.error} (the first such failure)")
-            return None
-        if found is None:
-            return None
-        # A comparison of formulas may take seconds, and the engine must not wait for it. In turn,
-        # so that which spelling comes first is no accident.
-        async with self.naming:
-            return await asyncio.to_thread(self.book.canonical, found)
-
-    def result(self, outcome: Outcome) -> Result:
-        traces = self.traces(set(outcome.voters))
-        finished = any(trace.status != "failed" for trace in traces)
-        failed = next((trace.error for trace in traces if trace.status == "failed"), None)
-        if failed is not None and not finished:
-            raise EngineError(f"every trace failed, the first with: {failed}")
-        answer = self.moments["answer"]
-        first = "answer" if self.policy.mode == "online" else "start"
-        known = self.moments.get("threshold", self.moments[first])
-        cancelled = outcome.reason == "cancelled"
-        return Result(
-            question=self.question,
-            answer=outcome.answer,
-            vote=outcome.vote,
-            threshold=outcome.threshold,
-            reason=outcome.reason,
-            unarmed=None if cancelled else outcome.unarmed,
-            traces=traces,
-            tokens=_tokens(traces, self.policy),
-            timing=Timing(
-                warmup=known - self.moments["start"],
-                sampling=answer - known,
-                drain=self.moments["end"] - answer,
-            ),
-            policy=self.policy,
-            model=self.engine.model,
-            metadata={
-                "model": self.engine.model,
-                "k": str(self.policy.top_logprobs),
-                "window": str(self.policy.window),
-                "seed": str(self.policy.seed),
-                "policy": json.dumps(self.policy.as_dict()),
-                "versions": json.dumps(versions()),
-            },
-        )
-
-    def traces(self, voters: set[int]) -> list[Trace]:
-        confidences = [record.confidence() for record in self.records]
-        scored = [
-            c if r.stop_token is None else c[: r.stop_token + 1]
-            for c, r in zip(confidences, self.records, strict=True)
-        ]
-        policy = self.policy
-        scores = self.scores(scored)
-        return [
-            Trace(
-                trace=trace,
-                seed=policy.seed + trace,
-                status=self.controller.status(trace) or "failed",
-                answer=record.answer,
-                text=record.text,
-                num_tokens=record.num_tokens,
-                confidence=confidences[trace],
-                scores=scores[trace],
-                stop_token=record.stop_token,
-                voted=trace in voters,
-                error=record.error,
-            )
-            for trace, record in enumerate(self.records)
-        ]
-
-    def scores(self, confidences: list[NDArray[np.float32]]) -> Sequence[TraceScores]:
-        policy = self.policy
-        scored = functools.partial(
-            score,
-            window=policy.window,
-            tail=policy.tail,
-            bottom=policy.bottom,
-            decimals=policy.decimals,
-        )
-        try:
-            return list(scored(confidences))
-        except InvalidInput:
-            # What came after the decision to abort has not been looked at before.
-            return [scored([c if _in_range(c) else c[:0]])[0] for c in confidences]
+def _depth() -> int:
+    """The `stacklevel` at which whoever called into this package stands."""
+    frame: FrameType | None = sys._getframe(1)
+    depth = 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("deepconf."):
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
-def _in_range(confidences: NDArray[np.float32]) -> bool:
-    try:
-        score([confidences], threads=1)
-    except InvalidInput:
-        return False
-    return True
-
-
-def _tokens(traces: list[Trace], policy: Policy) -> Tokens:
-    """What was generated, beside what the whole budget without stops would have taken."""
-    first = policy.warmup if policy.mode == "online" else len(traces)
-    whole = [t.num_tokens for t in traces[:first] if t.status in ("finished", "length")]
-    kind = "warmup traces" if policy.mode == "online" else "traces"
-    if whole:
-        mean = sum(whole) / len(whole)
-        baseline = policy.budget * mean
-        compared_with = (
-            f"the budget of {policy.budget} traces at {mean:.1f} tokens each, the mean of the "
-            f"{len(whole)} {kind} that ran to their end"
-        )
-    else:
-        baseline = None
-        compared_with = f"nothing: none of the {kind} ran to its end"
-    return Tokens(
-        generated=sum(trace.num_tokens for trace in traces),
-        warmup=sum(trace.num_tokens for trace in traces[: policy.warmup]),
-        after_stop=sum(t.num_tokens - t.stop_token - 1 for t in traces if t.stop_token is not None),
-        baseline=baseline,
-        compared_with=compared_with,
-    )
+def _closed() -> EngineError:
+    return EngineError("the engine was closed before it had answered")

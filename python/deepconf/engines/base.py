@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -126,14 +127,21 @@ class Engine(Protocol):
         ...
 
 
-def result_of(future: Future[T]) -> T:
+def result_of(future: Future[T], timeout: float | None = None) -> T:
     """Waits for a future and gives its result; Ctrl-C gets through within a moment.
 
     A plain `future.result()` is deaf to it where a library, such as polars, has put in a signal
     handler that does not interrupt system calls.
+
+    Raises:
+        TimeoutError: it is not done after `timeout` seconds.
     """
-    while not wait([future], timeout=0.2).done:
-        pass
+    end = None if timeout is None else time.monotonic() + timeout
+    while not future.done():
+        left = 0.2 if end is None else min(0.2, end - time.monotonic())
+        if left <= 0:
+            raise TimeoutError(f"not done after {timeout} seconds")
+        wait([future], timeout=left)
     return future.result()
 
 

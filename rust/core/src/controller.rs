@@ -50,7 +50,7 @@ use crate::vote::{self, Rules, Vote};
 /// What the driver is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Start these traces, trace i with seed `policy.seed + i`.
+    /// Start these traces, trace i with seed `policy.seed + i`, or with none.
     Launch(Vec<u32>),
     /// Stop this trace: a group fell below the threshold.
     Stop {
@@ -133,6 +133,8 @@ pub enum Reason {
     Budget,
     /// The driver cancelled it.
     Cancelled,
+    /// The engine died.
+    EngineDied,
 }
 
 impl Reason {
@@ -144,6 +146,7 @@ impl Reason {
             Self::Certain => "certain",
             Self::Budget => "budget",
             Self::Cancelled => "cancelled",
+            Self::EngineDied => "engine_died",
         }
     }
 }
@@ -163,7 +166,7 @@ pub struct Outcome {
     pub threshold: Option<f64>,
     /// Why the run ended.
     pub reason: Reason,
-    /// Online: why the threshold could not have stopped anything, if so; nothing of a cancelled run.
+    /// Online: why the threshold could not have stopped anything, if so; nothing of a run cut short.
     pub unarmed: Option<String>,
 }
 
@@ -174,6 +177,8 @@ pub struct State {
     pub phase: &'static str,
     /// How many traces have each status.
     pub traces: Vec<(&'static str, usize)>,
+    /// How many have ended, and their answer is not known yet.
+    pub unnamed: usize,
     /// Traces of the budget not launched yet.
     pub remaining: usize,
     /// Tokens scored or counted so far.
@@ -189,6 +194,9 @@ impl fmt::Display for State {
         write!(f, "{}: {} to launch", self.phase, self.remaining)?;
         for (status, count) in &self.traces {
             write!(f, ", {count} {status}")?;
+        }
+        if self.unnamed > 0 {
+            write!(f, ", of {} the answer to come", self.unnamed)?;
         }
         write!(f, "; {} tokens", self.tokens)?;
         if let Some(s) = self.threshold {
@@ -207,7 +215,8 @@ struct Trace {
     scoring: Scoring,
     /// All tokens, scored or not.
     tokens: u64,
-    answer: Option<u32>,
+    /// What it answers; `None` until that is known.
+    answer: Option<Option<u32>>,
 }
 
 #[derive(Clone, Debug)]
@@ -240,6 +249,11 @@ impl Trace {
             Scoring::Ended(scores) => measure.of(scores),
             Scoring::Live { .. } => f64::NAN,
         }
+    }
+
+    /// Whether it has ended and its answer is to come.
+    fn unnamed(&self) -> bool {
+        !self.status.in_flight() && self.status != Status::Failed && self.answer.is_none()
     }
 
     fn scored(&self) -> u64 {
@@ -351,6 +365,46 @@ impl Controller {
         finish: Finish,
         answer: Option<&str>,
     ) -> Result<Vec<Action>> {
+        self.end(trace, finish)?;
+        self.name(trace, answer);
+        self.advance()
+    }
+
+    /// A trace ended, and its answer is not known yet: [`answered`](Self::answered) brings it.
+    ///
+    /// It makes room for another and counts for the threshold. Until its answer is there, no vote is
+    /// settled that this answer could change, and the run does not end by its budget.
+    ///
+    /// # Errors
+    /// [`Error::Event`] unless it was in flight.
+    pub fn ended(&mut self, trace: u32, finish: Finish) -> Result<Vec<Action>> {
+        self.end(trace, finish)?;
+        self.advance()
+    }
+
+    /// What a trace that [`ended`](Self::ended) says, if anything; as in [`finished`](Self::finished).
+    ///
+    /// Where the run was cut short, by [`cancel`](Self::cancel) or the engine's death, the vote is
+    /// counted anew with it: see [`outcome`](Self::outcome). After any other end it is too late to vote.
+    ///
+    /// # Errors
+    /// [`Error::Event`] unless its answer was to come.
+    pub fn answered(&mut self, trace: u32, answer: Option<&str>) -> Result<Vec<Action>> {
+        if !self.traces.get(trace as usize).is_some_and(Trace::unnamed) {
+            let expected = "only a trace that ended without an answer is still to have one";
+            return Err(self.misplaced("the answer", trace, expected));
+        }
+        self.name(trace, answer);
+        match self.outcome.as_ref().map(|outcome| outcome.reason) {
+            Some(reason @ (Reason::Cancelled | Reason::EngineDied)) => {
+                self.outcome = Some(self.counted(reason));
+                Ok(Vec::new())
+            }
+            _ => self.advance(),
+        }
+    }
+
+    fn end(&mut self, trace: u32, finish: Finish) -> Result<()> {
         let status = match (self.status(trace), finish) {
             (Some(Status::Aborting), _) => Status::Aborted,
             (Some(Status::Stopping), _) => Status::Stopped,
@@ -359,11 +413,13 @@ impl Controller {
             (Some(Status::Running), Finish::Aborted) => Status::Aborted,
             _ => return Err(self.misplaced("the end", trace, "only a trace in flight can end")),
         };
+        self.traces[trace as usize].end(status);
+        Ok(())
+    }
+
+    fn name(&mut self, trace: u32, answer: Option<&str>) {
         let answer = answer.map(|answer| self.answer_id(answer));
-        let entry = &mut self.traces[trace as usize];
-        entry.answer = answer;
-        entry.end(status);
-        self.advance()
+        self.traces[trace as usize].answer = Some(answer);
     }
 
     /// A trace was lost to an error: it never votes, and is not replaced.
@@ -381,6 +437,13 @@ impl Controller {
     /// Ends the run now, with the vote of what is finished.
     pub fn cancel(&mut self) -> Vec<Action> {
         if self.outcome.is_some() { Vec::new() } else { self.conclude(Reason::Cancelled) }
+    }
+
+    /// Nothing can be generated any more: ends the run with the vote of what is finished.
+    ///
+    /// Traces in flight are then reported as they end, as failed or aborted.
+    pub fn engine_died(&mut self) -> Vec<Action> {
+        if self.outcome.is_some() { Vec::new() } else { self.conclude(Reason::EngineDied) }
     }
 
     /// What came of the run, once it is over.
@@ -441,6 +504,7 @@ impl Controller {
                 (None, false) => "warmup",
             },
             traces,
+            unnamed: self.traces.iter().filter(|entry| entry.unnamed()).count(),
             remaining: if self.outcome.is_some() { 0 } else { self.remaining() },
             tokens: self.num_tokens(),
             threshold: self.threshold,
@@ -467,7 +531,8 @@ impl Controller {
     }
 
     fn answer_of(&self, trace: usize) -> Option<&str> {
-        self.traces[trace].answer.map(|id| self.answers[id as usize].as_str())
+        let id = self.traces[trace].answer.flatten()?;
+        Some(self.answers[id as usize].as_str())
     }
 
     #[cold]
@@ -496,7 +561,8 @@ impl Controller {
         if launch > 0 {
             return self.launch(launch).map(|action| vec![action]);
         }
-        let over = self.in_flight() == 0 && self.remaining() == 0;
+        let waiting = self.unnamed_voters().next().is_some();
+        let over = self.in_flight() == 0 && self.remaining() == 0 && !waiting;
         Ok(if over { self.conclude(Reason::Budget) } else { Vec::new() })
     }
 
@@ -573,13 +639,36 @@ impl Controller {
 
     /// A trace's answer, if its way of ending lets it vote.
     fn ballot(&self, entry: &Trace) -> Option<u32> {
-        let may_vote = match (entry.status, self.policy.mode) {
+        entry.answer.flatten().filter(|_| self.may_vote(entry))
+    }
+
+    /// Whether its way of ending lets a trace vote.
+    fn may_vote(&self, entry: &Trace) -> bool {
+        let ended_well = match (entry.status, self.policy.mode) {
             (Status::Finished, _) | (Status::Length, Mode::Offline) => true,
             (Status::Stopped | Status::Length, Mode::Online) => self.policy.stopped_vote,
             _ => false,
         };
         // A trace without tokens has no score and never votes.
-        entry.answer.filter(|_| may_vote && entry.scored() > 0)
+        ended_well && entry.scored() > 0
+    }
+
+    /// Traces that may vote once their answer is known.
+    fn unnamed_voters(&self) -> impl Iterator<Item = &Trace> {
+        self.traces.iter().filter(|entry| entry.unnamed() && self.may_vote(entry))
+    }
+
+    /// The most that answers to come of traces that have ended can add to a ballot.
+    fn unnamed_weight(&self) -> f64 {
+        let lowest = |entry: &&Trace| match (self.policy.mode, self.threshold) {
+            (Mode::Online, Some(s)) => entry.final_score(Measure::LowestGroup) >= s,
+            _ => true,
+        };
+        let weight = |entry: &Trace| match self.policy.weight.measure() {
+            Some(measure) => self.clip(entry.final_score(measure)),
+            None => 1.0,
+        };
+        self.unnamed_voters().filter(lowest).map(weight).sum()
     }
 
     /// A weight fit for voting: what rounding made negative is 0.
@@ -591,22 +680,38 @@ impl Controller {
         if !self.calibrated || self.policy.stop == Stop::Budget {
             return None;
         }
+        let filtered = self.policy.mode == Mode::Offline && self.policy.keep < 1.0;
+        if filtered && self.unnamed_voters().next().is_some() {
+            return None; // Its answer may change who is kept.
+        }
         let vote = self.vote().0;
         if vote.fallback || vote.num_voters < self.policy.min_ballots.max(1) as usize {
             return None;
         }
         match self.policy.stop {
-            Stop::Consensus if vote.share >= self.policy.consensus => Some(Reason::Consensus),
+            Stop::Consensus if self.share(&vote) >= self.policy.consensus => {
+                Some(Reason::Consensus)
+            }
             Stop::Certain if self.is_certain(&vote) => Some(Reason::Certain),
             _ => None,
         }
+    }
+
+    /// The leader's share, if all answers to come of traces that have ended go to others.
+    fn share(&self, vote: &Vote) -> f64 {
+        let unnamed = self.unnamed_weight();
+        if unnamed == 0.0 {
+            return vote.share;
+        }
+        let total: f64 = vote.ballots.iter().map(|ballot| ballot.weight).sum();
+        vote.winner().map_or(0.0, |leader| leader.weight / (total + unnamed))
     }
 
     /// Whether the leader stays ahead even if all that is outstanding goes to the runner-up.
     fn is_certain(&self, vote: &Vote) -> bool {
         let running = self.traces.iter().filter(|t| t.status.in_flight()).map(|t| self.most(t));
         let unlaunched = self.remaining() as f64 * self.most_unlaunched();
-        let outstanding: f64 = running.sum::<f64>() + unlaunched;
+        let outstanding: f64 = running.sum::<f64>() + unlaunched + self.unnamed_weight();
         let weight = |place: usize| vote.ballots.get(place).map_or(0.0, |ballot| ballot.weight);
         // The margin covers the rounding of the sums.
         outstanding > 0.0 && weight(0) - weight(1) > outstanding + 1e-9 * (weight(0) + outstanding)
@@ -632,21 +737,7 @@ impl Controller {
     }
 
     fn conclude(&mut self, reason: Reason) -> Vec<Action> {
-        let (vote, voters) = self.vote();
-        let answers: Vec<String> = vote
-            .ballots
-            .iter()
-            .filter_map(|ballot| self.answer_of(ballot.first).map(str::to_owned))
-            .collect();
-        let outcome = Outcome {
-            answer: answers.first().cloned(),
-            threshold: self.threshold.or(vote.threshold),
-            unarmed: if reason == Reason::Cancelled { None } else { self.unarmed() },
-            answers,
-            vote,
-            voters,
-            reason,
-        };
+        let outcome = self.counted(reason);
         self.outcome = Some(outcome.clone());
         let mut abort = Vec::new();
         for (trace, entry) in self.traces.iter_mut().enumerate() {
@@ -657,6 +748,26 @@ impl Controller {
         }
         let answer = Action::Answer(Box::new(outcome));
         if abort.is_empty() { vec![answer] } else { vec![Action::Abort(abort), answer] }
+    }
+
+    /// The outcome as the vote stands.
+    fn counted(&self, reason: Reason) -> Outcome {
+        let (vote, voters) = self.vote();
+        let answers: Vec<String> = vote
+            .ballots
+            .iter()
+            .filter_map(|ballot| self.answer_of(ballot.first).map(str::to_owned))
+            .collect();
+        let cut_short = matches!(reason, Reason::Cancelled | Reason::EngineDied);
+        Outcome {
+            answer: answers.first().cloned(),
+            threshold: self.threshold.or(vote.threshold),
+            unarmed: if cut_short { None } else { self.unarmed() },
+            answers,
+            vote,
+            voters,
+            reason,
+        }
     }
 
     fn unarmed(&self) -> Option<String> {

@@ -174,8 +174,8 @@ pub struct Policy {
     pub warmup: u32,
     /// How many traces may run at once; `None` for as many as there are.
     pub concurrency: Option<u32>,
-    /// Trace i is sampled with seed `seed + i`.
-    pub seed: u64,
+    /// Trace i is sampled with seed `seed + i`; with `None` the engine draws for itself.
+    pub seed: Option<u64>,
 
     /// k: log-probabilities a token.
     pub top_logprobs: u32,
@@ -215,6 +215,9 @@ pub struct Policy {
     pub stopped_vote: bool,
 }
 
+/// Seeds of all traces are below this: engines hold them in signed 64 bits.
+const MOST_SEED: u64 = 1 << 63;
+
 /// The presets' names.
 pub const PRESETS: [&str; 7] =
     ["low", "high", "offline", "paper-low", "paper-high", "official-low", "official-high"];
@@ -230,7 +233,7 @@ impl Policy {
             budget: 256,
             warmup: 16,
             concurrency: None,
-            seed: 0,
+            seed: Some(0),
             top_logprobs: 20,
             entries: Entries::TopK,
             logprob_floor: None,
@@ -288,6 +291,14 @@ impl Policy {
         self.settings().check()?;
         check_floor(self.logprob_floor)?;
         check_keep(self.keep)?;
+        if let Some(seed) = self.seed.filter(|seed| *seed > MOST_SEED - u64::from(self.budget)) {
+            let expected = format!(
+                "must be at most 2^63 - {}, so that every trace's is a signed 64-bit number, or \
+                 None for the engine to draw for itself",
+                self.budget
+            );
+            return Err(Error::setting("seed", seed, expected));
+        }
         if !(self.consensus > 0.0 && self.consensus <= 1.0) {
             let expected = "must be a share of the vote, in (0, 1]";
             return Err(Error::setting("consensus", self.consensus, expected));
@@ -387,6 +398,8 @@ mod tests {
             ("consensus", Policy { consensus: 0.0, ..low() }),
             ("max_weight", Policy { max_weight: Some(0.0), ..low() }),
             ("stop", Policy { stop: Stop::Certain, ..offline() }),
+            ("seed", Policy { seed: Some((1 << 63) - 255), ..low() }),
+            ("seed", Policy { seed: Some(u64::MAX), ..low() }),
         ];
         for (name, policy) in wrong {
             let error = policy.check().unwrap_err().to_string();

@@ -16,7 +16,7 @@ use crate::vote::Vote;
 /// What the driver is to do: one of `Launch`, `Stop`, `Abort` and `Answer`.
 #[pyclass(frozen, module = "deepconf")]
 pub enum Action {
-    /// Start these traces, trace i with seed `policy.seed + i`.
+    /// Start these traces, trace i with seed `policy.seed + i`, or with none.
     Launch { traces: Vec<u32> },
     /// Stop this trace: the group that `token` completed fell below the threshold.
     Stop { trace: u32, token: u64 },
@@ -55,7 +55,7 @@ pub struct Outcome {
     /// The threshold in force, nats; None when there was none.
     #[pyo3(get)]
     threshold: Option<f64>,
-    /// Why the run ended: "consensus", "certain", "budget" or "cancelled".
+    /// Why the run ended: "consensus", "certain", "budget", "cancelled" or "engine_died".
     #[pyo3(get)]
     reason: &'static str,
     /// Online: why nothing could have been stopped; None if something could.
@@ -107,6 +107,18 @@ impl Controller {
     }
 }
 
+/// How a trace ended.
+fn how(finish: &str) -> PyResult<Finish> {
+    match finish {
+        "finished" => Ok(Finish::End),
+        "length" => Ok(Finish::Length),
+        "aborted" => Ok(Finish::Aborted),
+        _ => Err(invalid_input(format!(
+            "finish={finish:?}: must be \"finished\", \"length\" or \"aborted\""
+        ))),
+    }
+}
+
 /// A trace's number.
 fn number(trace: &Bound<'_, PyAny>) -> PyResult<u32> {
     trace.extract().or_else(|_| whole(trace, "trace"))
@@ -139,13 +151,15 @@ impl Controller {
 
     /// Begins the run: the first traces to launch.
     fn start(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
-        actions(py, self.lock().start())
+        let first = self.lock().start();
+        actions(py, first)
     }
 
     /// The trace is being generated.
     fn launched(&self, trace: &Bound<'_, PyAny>) -> PyResult<()> {
         let trace = number(trace)?;
-        self.lock().launched(trace).map_err(raise)
+        let launched = self.lock().launched(trace);
+        launched.map_err(raise)
     }
 
     /// New tokens of a trace were scored.
@@ -168,8 +182,8 @@ impl Controller {
             Floats::Half(values) => values.call_method1("astype", ("float32",))?.extract()?,
             Floats::Double(values) => values.call_method1("astype", ("float32",))?.extract()?,
         };
-        let stop = self.lock().tokens(trace, single.as_slice()?).map_err(raise)?;
-        stop.map(|stop| action(py, stop)).transpose()
+        let stop = self.lock().tokens(trace, single.as_slice()?);
+        stop.map_err(raise)?.map(|stop| action(py, stop)).transpose()
     }
 
     /// A trace ended.
@@ -186,24 +200,60 @@ impl Controller {
         finish: &str,
         answer: Option<&str>,
     ) -> PyResult<Vec<Action>> {
+        let (trace, finish) = (number(trace)?, how(finish)?);
+        let next = self.lock().finished(trace, finish, answer);
+        actions(py, next)
+    }
+
+    /// A trace ended, and its answer is not known yet: `answered` brings it.
+    ///
+    /// It makes room for another and counts for the threshold. Until its answer is there, no vote is
+    /// settled that it could change.
+    ///
+    /// Args:
+    ///     trace: its number.
+    ///     finish: as in `finished`.
+    fn ended(
+        &self,
+        py: Python<'_>,
+        trace: &Bound<'_, PyAny>,
+        finish: &str,
+    ) -> PyResult<Vec<Action>> {
+        let (trace, finish) = (number(trace)?, how(finish)?);
+        let next = self.lock().ended(trace, finish);
+        actions(py, next)
+    }
+
+    /// What a trace that `ended` says.
+    ///
+    /// Where the run was cancelled or its engine died, the vote is counted anew with it: see
+    /// `outcome`.
+    ///
+    /// Args:
+    ///     trace: its number.
+    ///     answer: as in `finished`.
+    fn answered(
+        &self,
+        py: Python<'_>,
+        trace: &Bound<'_, PyAny>,
+        answer: Option<&str>,
+    ) -> PyResult<Vec<Action>> {
         let trace = number(trace)?;
-        let finish = match finish {
-            "finished" => Finish::End,
-            "length" => Finish::Length,
-            "aborted" => Finish::Aborted,
-            _ => {
-                return Err(invalid_input(format!(
-                    "finish={finish:?}: must be \"finished\", \"length\" or \"aborted\""
-                )));
-            }
-        };
-        actions(py, self.lock().finished(trace, finish, answer))
+        let next = self.lock().answered(trace, answer);
+        actions(py, next)
     }
 
     /// A trace was lost to an error: it never votes and is not replaced.
     fn failed(&self, py: Python<'_>, trace: &Bound<'_, PyAny>) -> PyResult<Vec<Action>> {
         let trace = number(trace)?;
-        actions(py, self.lock().failed(trace))
+        let next = self.lock().failed(trace);
+        actions(py, next)
+    }
+
+    /// Nothing can be generated any more: ends the run with the vote of what is finished.
+    fn engine_died(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
+        let next = self.lock().engine_died();
+        actions(py, Ok(next))
     }
 
     /// Ends the run now, with the vote of what is finished.
@@ -229,8 +279,9 @@ impl Controller {
     /// What came of the run; None until it is over.
     #[getter]
     fn outcome(&self, py: Python<'_>) -> PyResult<Option<Outcome>> {
-        let controller = self.lock();
-        controller.outcome().map(|outcome| Outcome::new(py, outcome)).transpose()
+        // Nothing of Python's is made while the lock is held.
+        let outcome = self.lock().outcome().cloned();
+        outcome.map(|outcome| Outcome::new(py, &outcome)).transpose()
     }
 
     /// The policy.

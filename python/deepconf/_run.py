@@ -1,0 +1,517 @@
+"""One question being answered: carries events to the `Controller` and its actions to the engine.
+
+Lives on the engine's event loop. What is the user's own, extracting answers and callbacks, and what
+may take long, comparing answers, happens aside: a trace's end is reported at once, and its answer
+when it is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepconf._aside import Aside, TookTooLong
+from deepconf._core import Action, Controller, Outcome, Policy, TraceScores, score
+from deepconf.answers import AnswerBook
+from deepconf.engines.base import Chunk, Engine, Signal
+from deepconf.errors import (
+    DeepConfError,
+    DeepConfWarning,
+    EngineDied,
+    EngineError,
+    InvalidInput,
+    RunWarning,
+    SignalNeverArmed,
+)
+from deepconf.provenance import versions
+from deepconf.result import Question, Result, Timing, Tokens, Trace
+
+__all__ = ["Run", "Task"]
+
+T = TypeVar("T")
+Finish = Literal["finished", "length", "aborted"]
+
+# Seconds. An answer found within these goes to the controller together with the trace's end.
+_SOON = 0.5
+# What extraction and comparison may still take once the run is over.
+_GRACE = 2.0
+# What callbacks may still take then.
+_CALLBACKS = 10.0
+# Extractions that hang before no more is tried.
+_HANGS = 3
+# Tokens after a stop, on average, that are worth a warning where they grow.
+_LAG = 16
+
+_numbers = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What all runs of a `DeepThink` have in common."""
+
+    engine: Engine
+    policy: Policy
+    signal: Signal
+    sampling: Mapping[str, Any] | None
+    extract: Callable[[str], str | None]
+    extract_limit: float
+    math: Literal["auto"] | bool
+    on_trace: Callable[[Trace], object] | None
+
+
+class _Record:
+    """A trace as it comes in: 4 bytes of confidence a token, and its text."""
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(64, np.float32)
+        self._scored = 0
+        self._text: list[str] = []
+        self.num_tokens = 0
+        self.answer: str | None = None
+        self.stop_token: int | None = None
+        self.error: str | None = None
+
+    def add(self, chunk: Chunk, *, scored: bool) -> None:
+        self.num_tokens += chunk.num_tokens
+        if chunk.text:
+            self._text.append(chunk.text)
+        if not scored:
+            return
+        end = self._scored + len(chunk.confidence)
+        if end > len(self._buffer):
+            grown = np.empty(max(end, 2 * len(self._buffer)), np.float32)
+            grown[: self._scored] = self._buffer[: self._scored]
+            self._buffer = grown
+        self._buffer[self._scored : end] = chunk.confidence
+        self._scored = end
+
+    def close(self) -> None:
+        """Gives back what growing took in advance."""
+        self._buffer = self._buffer[: self._scored].copy()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        return self._buffer[: self._scored]
+
+
+class Run:
+    """One question being answered."""
+
+    def __init__(self, task: Task, question: Question) -> None:
+        self.task = task
+        self.engine = task.engine
+        self.policy = task.policy
+        self.question = question
+        self.controller = Controller(task.policy)
+        self.book = AnswerBook(math=task.math)
+        self.name = f"deepconf-{next(_numbers)}"
+        self.records: list[_Record] = []
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.callbacks: set[asyncio.Task[Any]] = set()
+        self.done = asyncio.Event()
+        self.over: asyncio.Future[Any]  # Done when `done` is set: to wait for beside others.
+        self.prompt: Any = None
+        self.defect: BaseException | None = None
+        self.death: EngineDied | None = None
+        self.moments: dict[str, float] = {}
+        self.complaints: dict[str, str] = {}
+        self.warnings: list[DeepConfWarning] = []
+        self.hangs = 0
+        self.extracting = Aside(f"{self.name}-answers")
+        self.calling = Aside(f"{self.name}-on_trace")
+
+    # ---- from the question to the result -----------------------------------------------------
+
+    async def think(self) -> Result:
+        """The result; `EngineDied` carries it where the engine is gone."""
+        self.over = asyncio.ensure_future(self.done.wait())
+        try:
+            self.prompt = self.engine.prepare(self.question)
+            self.moments["start"] = time.perf_counter()
+            self.obey(self.controller.start())
+            await self.done.wait()
+            while self.tasks:
+                await asyncio.wait(self.tasks)
+            late = await self.late()
+            self.moments["end"] = time.perf_counter()
+            await self.callbacks_done()
+        finally:
+            self.over.cancel()
+            self.extracting.close()
+            self.calling.close()
+        if self.defect is not None:
+            raise self.defect
+        outcome = self.controller.outcome
+        assert outcome is not None, "the controller has answered"
+        return self.result(outcome, late)
+
+    async def cancel(self) -> None:
+        """Ends it now, with the vote of the traces that have ended."""
+        self.obey(self.controller.cancel())
+
+    def obey(self, actions: list[Action]) -> None:
+        if self.controller.threshold is not None:
+            self.moments.setdefault("threshold", time.perf_counter())
+        for action in actions:
+            match action:
+                case Action.Launch(traces):
+                    for trace in traces:
+                        self.records.append(_Record())
+                        self.spawn(self.follow(trace))
+                case Action.Abort(traces):
+                    self.spawn(self.abort(traces))
+                case Action.Answer():
+                    self.moments.setdefault("answer", time.perf_counter())
+                    self.book.hurry()
+                    self.done.set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.ended)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            # Not an engine's failure, which `follow` deals with, but a defect: do not wait on.
+            self.defect = self.defect or error
+            self.obey(self.controller.cancel())
+            self.done.set()
+
+    # ---- one trace ---------------------------------------------------------------------------
+
+    async def follow(self, trace: int) -> None:
+        """Reports one trace to the controller, from its launch to its answer."""
+        record = self.records[trace]
+        self.controller.launched(trace)
+        try:
+            too_late = self.controller.status(trace) == "aborting"
+            finish = "aborted" if too_late else await self.generate(trace, record)
+        except Exception as error:
+            # Whatever an engine raises is its trace's failure, and no other's.
+            record.error = str(error) if isinstance(error, DeepConfError) else repr(error)
+            if isinstance(error, EngineDied):
+                self.death = self.death or error
+                self.obey(self.controller.engine_died())
+            else:
+                await self.abort([trace])
+            record.close()
+            self.obey(self.controller.failed(trace))
+        else:
+            record.close()
+            await self.end(trace, record, finish)
+        self.report(trace)
+
+    async def generate(self, trace: int, record: _Record) -> Finish:
+        options = {} if self.task.sampling is None else {"sampling": self.task.sampling}
+        stream = self.engine.stream(
+            self.prompt,
+            request_id=self.request_id(trace),
+            seed=None if self.policy.seed is None else self.policy.seed + trace,
+            signal=self.task.signal,
+            **options,
+        )
+        try:
+            async for chunk in stream:
+                await self.take(trace, record, chunk)
+                if chunk.finish_reason is not None:
+                    return chunk.finish_reason
+        finally:
+            if hasattr(stream, "aclose"):  # The engine is to be at rest when the run is over.
+                await stream.aclose()
+        raise EngineError(f"the engine ended trace {trace} without saying why")
+
+    async def take(self, trace: int, record: _Record, chunk: Chunk) -> None:
+        if not len(chunk.confidence):
+            record.add(chunk, scored=False)
+            return
+        try:
+            stop = self.controller.tokens(trace, chunk.confidence)
+        except DeepConfError:
+            record.add(chunk, scored=False)  # They were generated, and cannot be scored.
+            raise
+        record.add(chunk, scored=True)
+        if stop is not None:
+            record.stop_token = stop.token
+            if chunk.finish_reason is None:
+                await self.abort([trace])
+
+    async def end(self, trace: int, record: _Record, finish: Finish) -> None:
+        """Reports the end: together with the answer if that is known soon, else ahead of it."""
+        naming = asyncio.ensure_future(self.answer_in(record))
+        try:
+            await asyncio.wait(
+                {naming, self.over}, timeout=_SOON, return_when=asyncio.FIRST_COMPLETED
+            )
+            if naming.done():
+                record.answer = naming.result()
+                self.obey(self.controller.finished(trace, finish, record.answer))
+            else:
+                self.obey(self.controller.ended(trace, finish))
+                record.answer = await naming
+                self.obey(self.controller.answered(trace, record.answer))
+        finally:
+            naming.cancel()
+
+    async def abort(self, traces: Sequence[int]) -> None:
+        # A trace that cannot be aborted runs to its end, or fails by itself.
+        with contextlib.suppress(Exception):
+            await self.engine.abort([self.request_id(trace) for trace in traces])
+
+    def request_id(self, trace: int) -> str:
+        return f"{self.name}-{trace}"
+
+    async def late(self) -> dict[int, int]:
+        """Tokens that came for aborted traces when their streams were over."""
+        aborted = {
+            self.request_id(trace): trace
+            for trace in range(len(self.records))
+            if self.controller.status(trace) in ("stopped", "aborted")
+        }
+        if not aborted or self.death is not None:
+            return {}
+        try:
+            counts = await self.engine.late_tokens(list(aborted))
+        except Exception as error:
+            self.complaints["late"] = f"tokens that came after aborts are not counted: {error!r}"
+            return {}
+        return {aborted[name]: count for name, count in counts.items() if count}
+
+    # ---- answers and callbacks ---------------------------------------------------------------
+
+    async def answer_in(self, record: _Record) -> str | None:
+        """The trace's answer by the name that all have that are the same."""
+        try:
+            if self.hangs >= _HANGS:
+                raise TookTooLong
+            limit = self.task.extract_limit
+            call = self.extracting.call(self.task.extract, record.text, limit=limit)
+            found = await self.within_grace(call)
+        except TookTooLong:
+            self.hangs += not self.done.is_set()
+            record.error = "the answer could not be extracted: extracting it takes too long"
+        except Exception as error:
+            # The user's own code: its failure must not cost the other traces.
+            record.error = f"the answer could not be extracted: {error!r}"
+        else:
+            # In turn, so that which spelling comes first is no accident.
+            return found and await self.extracting.call(self.book.canonical, found)
+        self.complaints.setdefault("answer", f"{record.error} (the first such failure)")
+        return None
+
+    async def within_grace(self, work: Coroutine[Any, Any, T]) -> T:
+        """Its result; once the run is over it has little time left."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task, self.over}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await asyncio.wait({task}, timeout=_GRACE)
+            if not task.done():
+                raise TookTooLong
+            return task.result()
+        finally:
+            task.cancel()
+
+    def report(self, trace: int) -> None:
+        if self.task.on_trace is None:
+            return
+        call = asyncio.ensure_future(self.calling.call(self.task.on_trace, self.trace(trace)))
+        self.callbacks.add(call)
+        call.add_done_callback(self.called)
+
+    def called(self, call: asyncio.Task[Any]) -> None:
+        self.callbacks.discard(call)
+        error = None if call.cancelled() else call.exception()
+        if error is not None:
+            self.complaints.setdefault(
+                "on_trace", f"on_trace failed, the first time with: {error!r}"
+            )
+
+    async def callbacks_done(self) -> None:
+        if self.callbacks:
+            await asyncio.wait(self.callbacks, timeout=_CALLBACKS)
+        if self.callbacks:
+            count = len(self.callbacks)
+            self.complaints["on_trace"] = (
+                f"on_trace is slower than the traces end: {count} calls of it were not waited for"
+            )
+            for call in self.callbacks:
+                call.cancel()
+
+    # ---- the result --------------------------------------------------------------------------
+
+    def result(self, outcome: Outcome, late: Mapping[int, int]) -> Result:
+        voters = set(outcome.voters)
+        traces = [
+            self.trace(trace, voted=trace in voters, late=late.get(trace, 0))
+            for trace in range(len(self.records))
+        ]
+        failed = [trace for trace in traces if trace.status == "failed"]
+        if failed and len(failed) == len(traces) and self.death is None:
+            raise EngineError(f"every trace failed, the first with: {failed[0].error}")
+        cut_short = outcome.reason in ("cancelled", "engine_died")
+        self.complain(traces, None if cut_short else outcome.unarmed)
+        answer = self.moments["answer"]
+        known = self.moments.get(
+            "threshold", answer if self.policy.mode == "online" else self.moments["start"]
+        )
+        result = Result(
+            question=self.question,
+            answer=outcome.answer,
+            vote=outcome.vote,
+            threshold=outcome.threshold,
+            reason=outcome.reason,
+            unarmed=None if cut_short else outcome.unarmed,
+            traces=traces,
+            tokens=_tokens(traces, self.policy, cut_short),
+            timing=Timing(
+                warmup=known - self.moments["start"],
+                sampling=answer - known,
+                drain=self.moments["end"] - answer,
+            ),
+            policy=self.policy,
+            model=self.engine.model,
+            warnings=tuple(str(warning) for warning in self.warnings),
+            metadata={
+                "model": self.engine.model,
+                "k": str(self.policy.top_logprobs),
+                "window": str(self.policy.window),
+                "seed": json.dumps(self.policy.seed),
+                "policy": json.dumps(self.policy.as_dict()),
+                "versions": json.dumps(versions()),
+            },
+        )
+        for warning in self.warnings:
+            warning.result = result
+        if self.death is not None:
+            whole = sum(trace.status in ("finished", "length", "stopped") for trace in traces)
+            raise EngineDied(
+                f"the engine died when {whole} of {self.policy.budget} traces had ended: "
+                f"{self.death}",
+                result if whole else None,
+            ) from self.death
+        return result
+
+    def trace(self, trace: int, *, voted: bool = False, late: int = 0) -> Trace:
+        record = self.records[trace]
+        confidence = record.confidence
+        end = None if record.stop_token is None else record.stop_token + 1
+        return Trace(
+            trace=trace,
+            seed=None if self.policy.seed is None else self.policy.seed + trace,
+            status=self.controller.status(trace) or "failed",
+            answer=record.answer,
+            text=record.text,
+            num_tokens=record.num_tokens + late,
+            confidence=confidence,
+            scores=self.scores(confidence[:end]),
+            stop_token=record.stop_token,
+            voted=voted,
+            error=record.error,
+        )
+
+    def scores(self, confidence: NDArray[np.float32]) -> TraceScores:
+        policy = self.policy
+        scored = functools.partial(
+            score,
+            window=policy.window,
+            tail=policy.tail,
+            bottom=policy.bottom,
+            decimals=policy.decimals,
+            threads=1,
+        )
+        try:
+            return scored([confidence])[0]
+        except InvalidInput:
+            # What came after the decision to abort has not been looked at before.
+            return scored([confidence[:0]])[0]
+
+    def complain(self, traces: Sequence[Trace], unarmed: str | None) -> None:
+        """Collects what the reader of the result must know."""
+        failed = [trace for trace in traces if trace.status == "failed"]
+        if failed:
+            self.complaints["failed"] = (
+                f"{len(failed)} of {len(traces)} traces failed, the first with: {failed[0].error}"
+            )
+        whole = [trace for trace in traces if trace.status in ("finished", "length")]
+        if whole and all(trace.answer is None for trace in whole):
+            self.complaints["no answer"] = (
+                f"none of the {len(whole)} traces that ran to their end has an answer: "
+                f"{self.looked_for()}. The last one ends with {whole[-1].text[-120:]!r}"
+            )
+        lag = _lag(traces)
+        if lag:
+            self.complaints["lag"] = lag
+        if self.book.trouble:
+            self.complaints["math"] = f"answers were not compared by algebra: {self.book.trouble}"
+        self.warnings = [RunWarning(text) for text in self.complaints.values()]
+        if unarmed is not None:
+            self.warnings.append(SignalNeverArmed(unarmed))
+
+    def looked_for(self) -> str:
+        if getattr(self.task.extract, "__name__", "") != "boxed":
+            return "the extractor given as answer= found none"
+        return (
+            r"looked for \boxed{...}, which a model writes when it is asked to: add "
+            r"'Put your final answer within \boxed{}.' to the question"
+        )
+
+
+def _lag(traces: Sequence[Trace]) -> str | None:
+    """What to say where stops take effect later and later."""
+    after = [t.num_tokens - t.stop_token - 1 for t in traces if t.stop_token is not None]
+    quarter = len(after) // 4
+    if quarter < 4:
+        return None
+    first, last = (sum(part) / quarter for part in (after[:quarter], after[-quarter:]))
+    if last < _LAG or last < 2 * first:
+        return None
+    return (
+        f"stops take effect late, and later and later: {first:.0f} tokens came after each of the "
+        f"first {quarter} stops and {last:.0f} after each of the last: this process cannot keep up "
+        "with the engine, run fewer traces at once (concurrency) or give it a core of its own"
+    )
+
+
+def _tokens(traces: Sequence[Trace], policy: Policy, cut_short: bool) -> Tokens:
+    """What was generated, beside what the whole budget without stops would have taken."""
+    first = policy.warmup if policy.mode == "online" else len(traces)
+    whole = [t.num_tokens for t in traces[:first] if t.status in ("finished", "length")]
+    kind = "warmup traces" if policy.mode == "online" else "traces"
+    failed = sum(trace.status == "failed" for trace in traces)
+    baseline = None
+    if cut_short:
+        compared_with = "nothing: the run was cut short"
+    elif failed:
+        compared_with = f"nothing: {failed} of {len(traces)} traces failed"
+    elif not whole:
+        compared_with = f"nothing: none of the {kind} ran to its end"
+    else:
+        mean = sum(whole) / len(whole)
+        baseline = policy.budget * mean
+        compared_with = (
+            f"the budget of {policy.budget} traces at {mean:.1f} tokens each, the mean of the "
+            f"{len(whole)} {kind} that ran to their end"
+        )
+    return Tokens(
+        generated=sum(trace.num_tokens for trace in traces),
+        warmup=sum(trace.num_tokens for trace in traces[: policy.warmup]),
+        after_stop=sum(t.num_tokens - t.stop_token - 1 for t in traces if t.stop_token is not None),
+        baseline=baseline,
+        compared_with=compared_with,
+    )
