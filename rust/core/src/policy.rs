@@ -174,8 +174,8 @@ pub struct Policy {
     pub warmup: u32,
     /// How many traces may run at once; `None` for as many as there are.
     pub concurrency: Option<u32>,
-    /// Trace i is sampled with seed `seed + i`.
-    pub seed: u64,
+    /// Trace i is sampled with seed `seed + i`; `None` for the engine to draw for itself.
+    pub seed: Option<u64>,
 
     /// k: log-probabilities a token.
     pub top_logprobs: u32,
@@ -215,6 +215,9 @@ pub struct Policy {
     pub stopped_vote: bool,
 }
 
+/// A seed must be below this: vLLM keeps it in 64 bits with a sign.
+const SEEDS: u64 = 1 << 63;
+
 /// The presets' names.
 pub const PRESETS: [&str; 7] =
     ["low", "high", "offline", "paper-low", "paper-high", "official-low", "official-high"];
@@ -230,7 +233,7 @@ impl Policy {
             budget: 256,
             warmup: 16,
             concurrency: None,
-            seed: 0,
+            seed: Some(0),
             top_logprobs: 20,
             entries: Entries::TopK,
             logprob_floor: None,
@@ -314,6 +317,13 @@ impl Policy {
                 return Err(Error::setting(name, 0, "must be at least 1"));
             }
         }
+        if let Some(seed) = self.seed.filter(|&seed| seed > SEEDS - u64::from(self.budget)) {
+            let expected = format!(
+                "seed + budget (here {}) must not exceed 2^63 = {SEEDS}, beyond which vLLM has no seeds",
+                self.budget
+            );
+            return Err(Error::setting("seed", seed, expected));
+        }
         match self.mode {
             Mode::Online if self.warmup == 0 => {
                 Err(Error::setting("warmup", 0, "online, at least 1 trace must set the threshold"))
@@ -375,6 +385,8 @@ mod tests {
             ("warmup", Policy { warmup: 4, ..offline() }),
             ("concurrency", Policy { concurrency: Some(0), ..low() }),
             ("top_logprobs", Policy { top_logprobs: 0, ..low() }),
+            ("seed", Policy { seed: Some(u64::MAX), ..low() }),
+            ("seed", Policy { seed: Some((1 << 63) - 255), ..low() }),
             ("window", Policy { window: 0, ..low() }),
             ("window", Policy { window: (1 << 31) + 1, ..low() }),
             ("tail", Policy { tail: 0, ..low() }),
@@ -392,6 +404,13 @@ mod tests {
             let error = policy.check().unwrap_err().to_string();
             assert!(error.starts_with(&format!("{name}=")), "{error}");
         }
+    }
+
+    #[test]
+    fn the_highest_seeds_are_those_that_vllm_has() {
+        let policy = Policy { seed: Some((1 << 63) - 256), ..Policy::preset("low").unwrap() };
+        policy.check().unwrap();
+        Policy { seed: None, ..policy }.check().unwrap();
     }
 
     #[test]

@@ -39,7 +39,7 @@ settings! {
     budget: whole;
     warmup: whole;
     concurrency: maybe(whole);
-    seed: whole;
+    seed: maybe(whole);
     top_logprobs: whole;
     entries: named(Entries::from_name);
     logprob_floor: maybe(number);
@@ -170,9 +170,9 @@ impl Policy {
         self.0.concurrency
     }
 
-    /// Trace i is sampled with seed `seed + i`.
+    /// Trace i is sampled with seed `seed + i`; None for the engine to draw for itself.
     #[getter]
-    fn seed(&self) -> u64 {
+    fn seed(&self) -> Option<u64> {
         self.0.seed
     }
 
