@@ -30,10 +30,15 @@
 //!    threshold s is the percentile 100·(1 − η) of their lowest group confidences.
 //! 2. *Sampling*: the others run under s. The first complete group below s stops its trace, which
 //!    then never votes. Offline, all traces run to their end.
-//! 3. After every trace that ends, the vote is counted: at consensus, or when the winner is certain,
-//!    what still runs is aborted.
+//! 3. After every trace that ends, and every answer that gets known, the vote is counted: at consensus,
+//!    or when the winner is certain, what still runs is aborted.
 //! 4. The answer is the weighted vote of the traces that ended by themselves and stayed at s or above;
 //!    of all that ended by themselves, where that leaves too few ballots.
+//!
+//! Naming an answer may take longer than the trace did, so an end has two steps:
+//! [`ended`](Controller::ended) frees the trace's place at once, and [`answered`](Controller::answered)
+//! lets it vote. Until then it is *unnamed*: its weight counts against the leader, whoever that is, and
+//! the budget is not spent. [`finished`](Controller::finished) is both steps in one.
 //!
 //! **Cost.** O(1) a token; O(traces) when one ends.
 
@@ -50,7 +55,7 @@ use crate::vote::{self, Rules, Vote};
 /// What the driver is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Start these traces, trace i with seed `policy.seed + i`, or with none.
+    /// Start these traces, trace i with seed `policy.seed + i`, if there is a seed.
     Launch(Vec<u32>),
     /// Stop this trace: a group fell below the threshold.
     Stop {
@@ -133,7 +138,7 @@ pub enum Reason {
     Budget,
     /// The driver cancelled it.
     Cancelled,
-    /// The engine died.
+    /// Nothing could be generated any more.
     EngineDied,
 }
 
@@ -148,6 +153,11 @@ impl Reason {
             Self::Cancelled => "cancelled",
             Self::EngineDied => "engine_died",
         }
+    }
+
+    /// Whether the run was cut short, its vote being that of what had ended.
+    fn cut_short(self) -> bool {
+        matches!(self, Self::Cancelled | Self::EngineDied)
     }
 }
 
@@ -177,7 +187,7 @@ pub struct State {
     pub phase: &'static str,
     /// How many traces have each status.
     pub traces: Vec<(&'static str, usize)>,
-    /// How many have ended, and their answer is not known yet.
+    /// Traces that ended and whose answer is not known yet.
     pub unnamed: usize,
     /// Traces of the budget not launched yet.
     pub remaining: usize,
@@ -196,7 +206,7 @@ impl fmt::Display for State {
             write!(f, ", {count} {status}")?;
         }
         if self.unnamed > 0 {
-            write!(f, ", of {} the answer to come", self.unnamed)?;
+            write!(f, " ({} unnamed)", self.unnamed)?;
         }
         write!(f, "; {} tokens", self.tokens)?;
         if let Some(s) = self.threshold {
@@ -215,8 +225,9 @@ struct Trace {
     scoring: Scoring,
     /// All tokens, scored or not.
     tokens: u64,
-    /// What it answers; `None` until that is known.
-    answer: Option<Option<u32>>,
+    /// It ended, and its answer is not known yet.
+    unnamed: bool,
+    answer: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -249,11 +260,6 @@ impl Trace {
             Scoring::Ended(scores) => measure.of(scores),
             Scoring::Live { .. } => f64::NAN,
         }
-    }
-
-    /// Whether it has ended and its answer is to come.
-    fn unnamed(&self) -> bool {
-        !self.status.in_flight() && self.status != Status::Failed && self.answer.is_none()
     }
 
     fn scored(&self) -> u64 {
@@ -353,9 +359,8 @@ impl Controller {
         }))
     }
 
-    /// A trace ended; `answer` is what it says, if anything.
-    ///
-    /// Answers are compared as strings: hand in one representative for all that are equivalent.
+    /// A trace ended; `answer` is what it says, if anything: [`ended`](Self::ended) and
+    /// [`answered`](Self::answered) in one event.
     ///
     /// # Errors
     /// [`Error::Event`] unless it was in flight.
@@ -370,10 +375,10 @@ impl Controller {
         self.advance()
     }
 
-    /// A trace ended, and its answer is not known yet: [`answered`](Self::answered) brings it.
+    /// A trace ended, and what it answers is not known yet.
     ///
-    /// It makes room for another and counts for the threshold. Until its answer is there, no vote is
-    /// settled that this answer could change, and the run does not end by its budget.
+    /// Its place is free, its scores are final, and it counts for the threshold. Until it is
+    /// [`answered`](Self::answered) it does not vote, and the run does not end for its budget.
     ///
     /// # Errors
     /// [`Error::Event`] unless it was in flight.
@@ -382,44 +387,20 @@ impl Controller {
         self.advance()
     }
 
-    /// What a trace that [`ended`](Self::ended) says, if anything; as in [`finished`](Self::finished).
+    /// What a trace that [`ended`](Self::ended) answers is known now, `None` for nothing.
     ///
-    /// Where the run was cut short, by [`cancel`](Self::cancel) or the engine's death, the vote is
-    /// counted anew with it: see [`outcome`](Self::outcome). After any other end it is too late to vote.
+    /// Answers are compared as strings: hand in one representative for all that are equivalent. Of a
+    /// run that was cut short (cancelled, or the engine died) the vote is counted anew.
     ///
     /// # Errors
-    /// [`Error::Event`] unless its answer was to come.
+    /// [`Error::Event`] unless it has ended and waits for its answer.
     pub fn answered(&mut self, trace: u32, answer: Option<&str>) -> Result<Vec<Action>> {
-        if !self.traces.get(trace as usize).is_some_and(Trace::unnamed) {
-            let expected = "only a trace that ended without an answer is still to have one";
+        if !self.traces.get(trace as usize).is_some_and(|entry| entry.unnamed) {
+            let expected = "only a trace that ended and waits for its answer can get one";
             return Err(self.misplaced("the answer", trace, expected));
         }
         self.name(trace, answer);
-        match self.outcome.as_ref().map(|outcome| outcome.reason) {
-            Some(reason @ (Reason::Cancelled | Reason::EngineDied)) => {
-                self.outcome = Some(self.counted(reason));
-                Ok(Vec::new())
-            }
-            _ => self.advance(),
-        }
-    }
-
-    fn end(&mut self, trace: u32, finish: Finish) -> Result<()> {
-        let status = match (self.status(trace), finish) {
-            (Some(Status::Aborting), _) => Status::Aborted,
-            (Some(Status::Stopping), _) => Status::Stopped,
-            (Some(Status::Running), Finish::End) => Status::Finished,
-            (Some(Status::Running), Finish::Length) => Status::Length,
-            (Some(Status::Running), Finish::Aborted) => Status::Aborted,
-            _ => return Err(self.misplaced("the end", trace, "only a trace in flight can end")),
-        };
-        self.traces[trace as usize].end(status);
-        Ok(())
-    }
-
-    fn name(&mut self, trace: u32, answer: Option<&str>) {
-        let answer = answer.map(|answer| self.answer_id(answer));
-        self.traces[trace as usize].answer = Some(answer);
+        self.advance()
     }
 
     /// A trace was lost to an error: it never votes, and is not replaced.
@@ -434,16 +415,16 @@ impl Controller {
         self.advance()
     }
 
-    /// Ends the run now, with the vote of what is finished.
+    /// Ends the run now, with the vote of what has ended.
+    ///
+    /// Nothing after the answer.
     pub fn cancel(&mut self) -> Vec<Action> {
-        if self.outcome.is_some() { Vec::new() } else { self.conclude(Reason::Cancelled) }
+        self.cut_short(Reason::Cancelled)
     }
 
-    /// Nothing can be generated any more: ends the run with the vote of what is finished.
-    ///
-    /// Traces in flight are then reported as they end, as failed or aborted.
+    /// Nothing can be generated any more: ends the run as [`cancel`](Self::cancel) does.
     pub fn engine_died(&mut self) -> Vec<Action> {
-        if self.outcome.is_some() { Vec::new() } else { self.conclude(Reason::EngineDied) }
+        self.cut_short(Reason::EngineDied)
     }
 
     /// What came of the run, once it is over.
@@ -504,7 +485,7 @@ impl Controller {
                 (None, false) => "warmup",
             },
             traces,
-            unnamed: self.traces.iter().filter(|entry| entry.unnamed()).count(),
+            unnamed: self.unnamed(),
             remaining: if self.outcome.is_some() { 0 } else { self.remaining() },
             tokens: self.num_tokens(),
             threshold: self.threshold,
@@ -520,6 +501,37 @@ impl Controller {
         self.traces.iter().filter(|entry| entry.status.in_flight()).count()
     }
 
+    fn unnamed(&self) -> usize {
+        self.traces.iter().filter(|entry| entry.unnamed).count()
+    }
+
+    fn end(&mut self, trace: u32, finish: Finish) -> Result<()> {
+        let status = match (self.status(trace), finish) {
+            (Some(Status::Aborting), _) => Status::Aborted,
+            (Some(Status::Stopping), _) => Status::Stopped,
+            (Some(Status::Running), Finish::End) => Status::Finished,
+            (Some(Status::Running), Finish::Length) => Status::Length,
+            (Some(Status::Running), Finish::Aborted) => Status::Aborted,
+            _ => return Err(self.misplaced("the end", trace, "only a trace in flight can end")),
+        };
+        let entry = &mut self.traces[trace as usize];
+        entry.end(status);
+        entry.unnamed = true;
+        Ok(())
+    }
+
+    fn name(&mut self, trace: u32, answer: Option<&str>) {
+        let answer = answer.map(|answer| self.answer_id(answer));
+        let entry = &mut self.traces[trace as usize];
+        entry.unnamed = false;
+        entry.answer = answer;
+        let votes = answer.is_some() && self.may_vote(&self.traces[trace as usize]);
+        let reason = self.outcome.as_ref().map(|outcome| outcome.reason);
+        if let Some(reason) = reason.filter(|reason| votes && reason.cut_short()) {
+            self.outcome = Some(self.count(reason));
+        }
+    }
+
     fn answer_id(&mut self, answer: &str) -> u32 {
         if let Some(&id) = self.answer_ids.get(answer) {
             return id;
@@ -531,8 +543,7 @@ impl Controller {
     }
 
     fn answer_of(&self, trace: usize) -> Option<&str> {
-        let id = self.traces[trace].answer.flatten()?;
-        Some(self.answers[id as usize].as_str())
+        self.traces[trace].answer.map(|id| self.answers[id as usize].as_str())
     }
 
     #[cold]
@@ -561,8 +572,7 @@ impl Controller {
         if launch > 0 {
             return self.launch(launch).map(|action| vec![action]);
         }
-        let waiting = self.unnamed_voters().next().is_some();
-        let over = self.in_flight() == 0 && self.remaining() == 0 && !waiting;
+        let over = self.in_flight() == 0 && self.remaining() == 0 && self.unnamed() == 0;
         Ok(if over { self.conclude(Reason::Budget) } else { Vec::new() })
     }
 
@@ -580,6 +590,7 @@ impl Controller {
                 },
             },
             tokens: 0,
+            unnamed: false,
             answer: None,
         };
         self.traces.resize(first + count, entry);
@@ -637,38 +648,20 @@ impl Controller {
         (vote, voters)
     }
 
-    /// A trace's answer, if its way of ending lets it vote.
+    /// A trace's answer, if it may vote.
     fn ballot(&self, entry: &Trace) -> Option<u32> {
-        entry.answer.flatten().filter(|_| self.may_vote(entry))
+        entry.answer.filter(|_| self.may_vote(entry))
     }
 
-    /// Whether its way of ending lets a trace vote.
+    /// Whether its way of ending lets a trace vote, once it has an answer.
     fn may_vote(&self, entry: &Trace) -> bool {
-        let ended_well = match (entry.status, self.policy.mode) {
+        let by_status = match (entry.status, self.policy.mode) {
             (Status::Finished, _) | (Status::Length, Mode::Offline) => true,
             (Status::Stopped | Status::Length, Mode::Online) => self.policy.stopped_vote,
             _ => false,
         };
         // A trace without tokens has no score and never votes.
-        ended_well && entry.scored() > 0
-    }
-
-    /// Traces that may vote once their answer is known.
-    fn unnamed_voters(&self) -> impl Iterator<Item = &Trace> {
-        self.traces.iter().filter(|entry| entry.unnamed() && self.may_vote(entry))
-    }
-
-    /// The most that answers to come of traces that have ended can add to a ballot.
-    fn unnamed_weight(&self) -> f64 {
-        let lowest = |entry: &&Trace| match (self.policy.mode, self.threshold) {
-            (Mode::Online, Some(s)) => entry.final_score(Measure::LowestGroup) >= s,
-            _ => true,
-        };
-        let weight = |entry: &Trace| match self.policy.weight.measure() {
-            Some(measure) => self.clip(entry.final_score(measure)),
-            None => 1.0,
-        };
-        self.unnamed_voters().filter(lowest).map(weight).sum()
+        by_status && entry.scored() > 0
     }
 
     /// A weight fit for voting: what rounding made negative is 0.
@@ -680,38 +673,54 @@ impl Controller {
         if !self.calibrated || self.policy.stop == Stop::Budget {
             return None;
         }
-        let filtered = self.policy.mode == Mode::Offline && self.policy.keep < 1.0;
-        if filtered && self.unnamed_voters().next().is_some() {
-            return None; // Its answer may change who is kept.
+        // An answer more would move the percentile of an offline filter.
+        if self.policy.mode == Mode::Offline && self.policy.keep < 1.0 && self.unnamed() > 0 {
+            return None;
         }
         let vote = self.vote().0;
         if vote.fallback || vote.num_voters < self.policy.min_ballots.max(1) as usize {
             return None;
         }
         match self.policy.stop {
-            Stop::Consensus if self.share(&vote) >= self.policy.consensus => {
-                Some(Reason::Consensus)
-            }
+            Stop::Consensus if self.is_consensus(&vote) => Some(Reason::Consensus),
             Stop::Certain if self.is_certain(&vote) => Some(Reason::Certain),
             _ => None,
         }
     }
 
-    /// The leader's share, if all answers to come of traces that have ended go to others.
-    fn share(&self, vote: &Vote) -> f64 {
-        let unnamed = self.unnamed_weight();
-        if unnamed == 0.0 {
-            return vote.share;
+    /// What each trace that is unnamed and would be counted adds to some ballot.
+    fn unnamed_weights(&self) -> impl Iterator<Item = f64> {
+        // Only online: an offline filter waits.
+        let kept = |entry: &Trace| {
+            self.threshold.is_none_or(|s| entry.final_score(Measure::LowestGroup) >= s)
+        };
+        let counts = move |entry: &&Trace| entry.unnamed && self.may_vote(entry) && kept(entry);
+        let measure = self.policy.weight.measure();
+        let weight =
+            move |entry: &Trace| measure.map_or(1.0, |of| self.clip(entry.final_score(of)));
+        self.traces.iter().filter(counts).map(weight)
+    }
+
+    /// Whether the leader's share is a consensus, whatever the unnamed traces answer.
+    fn is_consensus(&self, vote: &Vote) -> bool {
+        let (count, unnamed) = self
+            .unnamed_weights()
+            .fold((0_usize, 0.0), |(count, sum), weight| (count + 1, sum + weight));
+        if count == 0 {
+            return vote.share >= self.policy.consensus;
         }
+        let weight = |place: usize| vote.ballots.get(place).map_or(0.0, |ballot| ballot.weight);
         let total: f64 = vote.ballots.iter().map(|ballot| ballot.weight).sum();
-        vote.winner().map_or(0.0, |leader| leader.weight / (total + unnamed))
+        // With τ of a half or less, the runner-up could still become the leader.
+        weight(0) >= self.policy.consensus * (total + unnamed) && weight(0) - weight(1) > unnamed
     }
 
     /// Whether the leader stays ahead even if all that is outstanding goes to the runner-up.
     fn is_certain(&self, vote: &Vote) -> bool {
         let running = self.traces.iter().filter(|t| t.status.in_flight()).map(|t| self.most(t));
         let unlaunched = self.remaining() as f64 * self.most_unlaunched();
-        let outstanding: f64 = running.sum::<f64>() + unlaunched + self.unnamed_weight();
+        let unnamed: f64 = self.unnamed_weights().sum();
+        let outstanding: f64 = running.sum::<f64>() + unlaunched + unnamed;
         let weight = |place: usize| vote.ballots.get(place).map_or(0.0, |ballot| ballot.weight);
         // The margin covers the rounding of the sums.
         outstanding > 0.0 && weight(0) - weight(1) > outstanding + 1e-9 * (weight(0) + outstanding)
@@ -736,8 +745,31 @@ impl Controller {
         }
     }
 
+    fn cut_short(&mut self, reason: Reason) -> Vec<Action> {
+        if self.outcome.is_some() { Vec::new() } else { self.conclude(reason) }
+    }
+
+    /// The outcome, by the vote as it stands.
+    fn count(&self, reason: Reason) -> Outcome {
+        let (vote, voters) = self.vote();
+        let answers: Vec<String> = vote
+            .ballots
+            .iter()
+            .filter_map(|ballot| self.answer_of(ballot.first).map(str::to_owned))
+            .collect();
+        Outcome {
+            answer: answers.first().cloned(),
+            threshold: self.threshold.or(vote.threshold),
+            unarmed: if reason.cut_short() { None } else { self.unarmed() },
+            answers,
+            vote,
+            voters,
+            reason,
+        }
+    }
+
     fn conclude(&mut self, reason: Reason) -> Vec<Action> {
-        let outcome = self.counted(reason);
+        let outcome = self.count(reason);
         self.outcome = Some(outcome.clone());
         let mut abort = Vec::new();
         for (trace, entry) in self.traces.iter_mut().enumerate() {
@@ -748,26 +780,6 @@ impl Controller {
         }
         let answer = Action::Answer(Box::new(outcome));
         if abort.is_empty() { vec![answer] } else { vec![Action::Abort(abort), answer] }
-    }
-
-    /// The outcome as the vote stands.
-    fn counted(&self, reason: Reason) -> Outcome {
-        let (vote, voters) = self.vote();
-        let answers: Vec<String> = vote
-            .ballots
-            .iter()
-            .filter_map(|ballot| self.answer_of(ballot.first).map(str::to_owned))
-            .collect();
-        let cut_short = matches!(reason, Reason::Cancelled | Reason::EngineDied);
-        Outcome {
-            answer: answers.first().cloned(),
-            threshold: self.threshold.or(vote.threshold),
-            unarmed: if cut_short { None } else { self.unarmed() },
-            answers,
-            vote,
-            voters,
-            reason,
-        }
     }
 
     fn unarmed(&self) -> Option<String> {

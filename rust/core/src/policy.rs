@@ -174,7 +174,7 @@ pub struct Policy {
     pub warmup: u32,
     /// How many traces may run at once; `None` for as many as there are.
     pub concurrency: Option<u32>,
-    /// Trace i is sampled with seed `seed + i`; with `None` the engine draws for itself.
+    /// Trace i is sampled with seed `seed + i`; `None` for the engine to draw for itself.
     pub seed: Option<u64>,
 
     /// k: log-probabilities a token.
@@ -215,8 +215,8 @@ pub struct Policy {
     pub stopped_vote: bool,
 }
 
-/// Seeds of all traces are below this: engines hold them in signed 64 bits.
-const MOST_SEED: u64 = 1 << 63;
+/// A seed must be below this: vLLM keeps it in 64 bits with a sign.
+const SEEDS: u64 = 1 << 63;
 
 /// The presets' names.
 pub const PRESETS: [&str; 7] =
@@ -291,14 +291,6 @@ impl Policy {
         self.settings().check()?;
         check_floor(self.logprob_floor)?;
         check_keep(self.keep)?;
-        if let Some(seed) = self.seed.filter(|seed| *seed > MOST_SEED - u64::from(self.budget)) {
-            let expected = format!(
-                "must be at most 2^63 - {}, so that every trace's is a signed 64-bit number, or \
-                 None for the engine to draw for itself",
-                self.budget
-            );
-            return Err(Error::setting("seed", seed, expected));
-        }
         if !(self.consensus > 0.0 && self.consensus <= 1.0) {
             let expected = "must be a share of the vote, in (0, 1]";
             return Err(Error::setting("consensus", self.consensus, expected));
@@ -324,6 +316,13 @@ impl Policy {
             if value == Some(0) {
                 return Err(Error::setting(name, 0, "must be at least 1"));
             }
+        }
+        if let Some(seed) = self.seed.filter(|&seed| seed > SEEDS - u64::from(self.budget)) {
+            let expected = format!(
+                "seed + budget (here {}) must not exceed 2^63 = {SEEDS}, beyond which vLLM has no seeds",
+                self.budget
+            );
+            return Err(Error::setting("seed", seed, expected));
         }
         match self.mode {
             Mode::Online if self.warmup == 0 => {
@@ -386,6 +385,8 @@ mod tests {
             ("warmup", Policy { warmup: 4, ..offline() }),
             ("concurrency", Policy { concurrency: Some(0), ..low() }),
             ("top_logprobs", Policy { top_logprobs: 0, ..low() }),
+            ("seed", Policy { seed: Some(u64::MAX), ..low() }),
+            ("seed", Policy { seed: Some((1 << 63) - 255), ..low() }),
             ("window", Policy { window: 0, ..low() }),
             ("window", Policy { window: (1 << 31) + 1, ..low() }),
             ("tail", Policy { tail: 0, ..low() }),
@@ -398,13 +399,18 @@ mod tests {
             ("consensus", Policy { consensus: 0.0, ..low() }),
             ("max_weight", Policy { max_weight: Some(0.0), ..low() }),
             ("stop", Policy { stop: Stop::Certain, ..offline() }),
-            ("seed", Policy { seed: Some((1 << 63) - 255), ..low() }),
-            ("seed", Policy { seed: Some(u64::MAX), ..low() }),
         ];
         for (name, policy) in wrong {
             let error = policy.check().unwrap_err().to_string();
             assert!(error.starts_with(&format!("{name}=")), "{error}");
         }
+    }
+
+    #[test]
+    fn the_highest_seeds_are_those_that_vllm_has() {
+        let policy = Policy { seed: Some((1 << 63) - 256), ..Policy::preset("low").unwrap() };
+        policy.check().unwrap();
+        Policy { seed: None, ..policy }.check().unwrap();
     }
 
     #[test]

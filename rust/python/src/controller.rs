@@ -16,7 +16,7 @@ use crate::vote::Vote;
 /// What the driver is to do: one of `Launch`, `Stop`, `Abort` and `Answer`.
 #[pyclass(frozen, module = "deepconf")]
 pub enum Action {
-    /// Start these traces, trace i with seed `policy.seed + i`, or with none.
+    /// Start these traces, trace i with seed `policy.seed + i`, if there is a seed.
     Launch { traces: Vec<u32> },
     /// Stop this trace: the group that `token` completed fell below the threshold.
     Stop { trace: u32, token: u64 },
@@ -58,7 +58,8 @@ pub struct Outcome {
     /// Why the run ended: "consensus", "certain", "budget", "cancelled" or "engine_died".
     #[pyo3(get)]
     reason: &'static str,
-    /// Online: why nothing could have been stopped; None if something could.
+    /// Online: why nothing could have been stopped; None if something could, or if the run was cut
+    /// short.
     #[pyo3(get)]
     unarmed: Option<String>,
 }
@@ -102,13 +103,19 @@ impl Outcome {
 pub struct Controller(Mutex<controller::Controller>);
 
 impl Controller {
+    /// Nothing of Python may be touched while this is held: what is built from it is cloned out of it
+    /// first.
     fn lock(&self) -> MutexGuard<'_, controller::Controller> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How a trace ended.
-fn how(finish: &str) -> PyResult<Finish> {
+/// A trace's number.
+fn number(trace: &Bound<'_, PyAny>) -> PyResult<u32> {
+    trace.extract().or_else(|_| whole(trace, "trace"))
+}
+
+fn finish(finish: &str) -> PyResult<Finish> {
     match finish {
         "finished" => Ok(Finish::End),
         "length" => Ok(Finish::Length),
@@ -117,11 +124,6 @@ fn how(finish: &str) -> PyResult<Finish> {
             "finish={finish:?}: must be \"finished\", \"length\" or \"aborted\""
         ))),
     }
-}
-
-/// A trace's number.
-fn number(trace: &Bound<'_, PyAny>) -> PyResult<u32> {
-    trace.extract().or_else(|_| whole(trace, "trace"))
 }
 
 fn action(py: Python<'_>, action: controller::Action) -> PyResult<Action> {
@@ -151,8 +153,8 @@ impl Controller {
 
     /// Begins the run: the first traces to launch.
     fn start(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
-        let first = self.lock().start();
-        actions(py, first)
+        let started = self.lock().start();
+        actions(py, started)
     }
 
     /// The trace is being generated.
@@ -182,11 +184,12 @@ impl Controller {
             Floats::Half(values) => values.call_method1("astype", ("float32",))?.extract()?,
             Floats::Double(values) => values.call_method1("astype", ("float32",))?.extract()?,
         };
-        let stop = self.lock().tokens(trace, single.as_slice()?);
+        let new = single.as_slice()?;
+        let stop = self.lock().tokens(trace, new);
         stop.map_err(raise)?.map(|stop| action(py, stop)).transpose()
     }
 
-    /// A trace ended.
+    /// A trace ended, and its answer is known: `ended` and `answered` in one event.
     ///
     /// Args:
     ///     trace: its number.
@@ -200,38 +203,34 @@ impl Controller {
         finish: &str,
         answer: Option<&str>,
     ) -> PyResult<Vec<Action>> {
-        let (trace, finish) = (number(trace)?, how(finish)?);
-        let next = self.lock().finished(trace, finish, answer);
-        actions(py, next)
+        let (trace, finish) = (number(trace)?, self::finish(finish)?);
+        let finished = self.lock().finished(trace, finish, answer);
+        actions(py, finished)
     }
 
-    /// A trace ended, and its answer is not known yet: `answered` brings it.
-    ///
-    /// It makes room for another and counts for the threshold. Until its answer is there, no vote is
-    /// settled that it could change.
+    /// A trace ended, and its answer is not known yet. Its place is free and its scores are final; it
+    /// counts against the leading answer, and the run does not end for its budget, until `answered`.
     ///
     /// Args:
     ///     trace: its number.
-    ///     finish: as in `finished`.
+    ///     finish: "finished" (by itself), "length" (cut) or "aborted" (as it was asked to).
     fn ended(
         &self,
         py: Python<'_>,
         trace: &Bound<'_, PyAny>,
         finish: &str,
     ) -> PyResult<Vec<Action>> {
-        let (trace, finish) = (number(trace)?, how(finish)?);
-        let next = self.lock().ended(trace, finish);
-        actions(py, next)
+        let (trace, finish) = (number(trace)?, self::finish(finish)?);
+        let ended = self.lock().ended(trace, finish);
+        actions(py, ended)
     }
 
-    /// What a trace that `ended` says.
-    ///
-    /// Where the run was cancelled or its engine died, the vote is counted anew with it: see
-    /// `outcome`.
+    /// What a trace that ended answers is known now. Of a run that was cancelled, or whose engine died,
+    /// `outcome` then gives the vote counted anew.
     ///
     /// Args:
     ///     trace: its number.
-    ///     answer: as in `finished`.
+    ///     answer: what it says, one string for all that are equivalent; None for nothing.
     fn answered(
         &self,
         py: Python<'_>,
@@ -239,27 +238,27 @@ impl Controller {
         answer: Option<&str>,
     ) -> PyResult<Vec<Action>> {
         let trace = number(trace)?;
-        let next = self.lock().answered(trace, answer);
-        actions(py, next)
+        let answered = self.lock().answered(trace, answer);
+        actions(py, answered)
     }
 
     /// A trace was lost to an error: it never votes and is not replaced.
     fn failed(&self, py: Python<'_>, trace: &Bound<'_, PyAny>) -> PyResult<Vec<Action>> {
         let trace = number(trace)?;
-        let next = self.lock().failed(trace);
-        actions(py, next)
+        let failed = self.lock().failed(trace);
+        actions(py, failed)
     }
 
-    /// Nothing can be generated any more: ends the run with the vote of what is finished.
-    fn engine_died(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
-        let next = self.lock().engine_died();
-        actions(py, Ok(next))
-    }
-
-    /// Ends the run now, with the vote of what is finished.
+    /// Ends the run now, with the vote of what has ended; nothing after the answer.
     fn cancel(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
         let cancelled = self.lock().cancel();
         actions(py, Ok(cancelled))
+    }
+
+    /// Nothing can be generated any more: ends the run as `cancel` does, for another reason.
+    fn engine_died(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
+        let died = self.lock().engine_died();
+        actions(py, Ok(died))
     }
 
     /// A trace's status: "launching", "running", "stopping", "aborting", "finished", "length",
@@ -279,7 +278,6 @@ impl Controller {
     /// What came of the run; None until it is over.
     #[getter]
     fn outcome(&self, py: Python<'_>) -> PyResult<Option<Outcome>> {
-        // Nothing of Python's is made while the lock is held.
         let outcome = self.lock().outcome().cloned();
         outcome.map(|outcome| Outcome::new(py, &outcome)).transpose()
     }

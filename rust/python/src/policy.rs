@@ -170,7 +170,7 @@ impl Policy {
         self.0.concurrency
     }
 
-    /// Trace i is sampled with seed `seed + i`; with None the engine draws for itself.
+    /// Trace i is sampled with seed `seed + i`; None for the engine to draw for itself.
     #[getter]
     fn seed(&self) -> Option<u64> {
         self.0.seed
