@@ -527,6 +527,18 @@ def test_a_run_with_a_callable_carries_on_with_that_callable_only(tmp_path: Path
         assert evaluate(recording, QUESTIONS, POLICIES, limit=1, answer=Extractor()).complete
 
 
+def test_a_compiled_expression_is_the_same_as_its_text(tmp_path: Path) -> None:
+    out = tmp_path / "run.jsonl"
+    with engine() as recording:
+        evaluate(recording, QUESTIONS, POLICIES, out, limit=1, answer=r"regex:(?i)boxed\{(.*)\}")
+        asked = sum(recording.started.values())
+        same = re.compile(r"(?i)boxed\{(.*)\}")
+        assert evaluate(recording, QUESTIONS, POLICIES, out, limit=1, answer=same).complete
+        assert sum(recording.started.values()) == asked
+        with pytest.raises(RunFileError, match="answer is"):
+            evaluate(recording, QUESTIONS, POLICIES, out, answer=re.compile(same.pattern, re.S))
+
+
 def test_suffix_and_system_are_put_round_a_question() -> None:
     chat = [{"role": "user", "content": "1+1=?"}]
     assert posed("1+1=?") == "1+1=?"

@@ -60,7 +60,13 @@ def _root(
 @guarded
 @o.common
 def think(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    question: Annotated[
+        str,
+        typer.Argument(
+            help="What to ask; behind -- where it begins with a minus and a letter.",
+            show_default=False,
+        ),
+    ],
     options: o.Common,
     policy: Annotated[
         str, typer.Option("--policy", "-p", help=f"One of {', '.join(Policy.presets())}.")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import threading
 import time
 import warnings
@@ -197,7 +198,7 @@ class Evaluation:
                 "questions_sha256": digest,
                 "system": system,
                 "suffix": suffix,
-                "answer": answer if isinstance(answer, str) else code_name(answer),
+                "answer": _answer_name(answer),
                 "math": self._math,
                 "settings": dict(settings or {}),
                 "policies": {label: policy.as_dict() for label, policy in self.policies.items()},
@@ -372,8 +373,9 @@ class Evaluation:
                 await asyncio.to_thread(self.file.append, record)
             except RunFileError as error:
                 self.unsaved.append(record)
-                self._fail(error, halt=True)
-                self._abort()
+                if len(self.unsaved) == 1:
+                    self._fail(error, halt=True)
+                    self._abort()
                 return None
         self._records.append(record)
         self._done.add((label, question.id))
@@ -502,6 +504,12 @@ def _settings(engine: Engine, sampling: Mapping[str, Any] | None) -> dict[str, A
     own = getattr(engine, "sampling", None)
     merged = {**(own if isinstance(own, Mapping) else {}), **(sampling or {})}
     return {"sampling": merged} if merged else {}
+
+
+def _answer_name(answer: Any) -> str:
+    if isinstance(answer, re.Pattern) and re.compile(answer.pattern).flags == answer.flags:
+        return f"regex:{answer.pattern}"  # As the same expression is given in words.
+    return answer if isinstance(answer, str) else code_name(answer)
 
 
 def _prompt(question: Question, system: str | None, suffix: str | None) -> Any:
