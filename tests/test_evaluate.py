@@ -654,11 +654,12 @@ def test_an_engine_that_fails_costs_one_question(tmp_path: Path) -> None:
         ) as caught:
             evaluate(recording, QUESTIONS, POLICIES, out, concurrency=1)
         assert isinstance(caught.value.__cause__, EngineError)
-        assert [record["id"] for record in caught.value.report.records] == ["q0", "q1"]
-        assert "2 of 12 questions are finished and in" in str(caught.value)
+        saved = [(record["policy"], record["id"]) for record in caught.value.report.records]
+        assert saved == [(of, q["id"]) for of in POLICIES for q in QUESTIONS if q["id"] != "q2"]
+        assert "1 more failed; 10 of 12 questions are finished and in" in str(caught.value)
     with RecordedEngine(traces) as recording:
         assert evaluate(recording, QUESTIONS, POLICIES, out).complete
-        assert sum(recording.started.values()) == 10
+        assert dict(recording.started) == {"2?": 2}
 
 
 def test_a_trace_that_fails_does_not_cost_its_question(tmp_path: Path) -> None:
@@ -776,9 +777,23 @@ def test_warnings_of_runs_are_in_the_report_and_no_errors(tmp_path: Path) -> Non
 
 
 def test_a_question_the_model_cannot_take_is_named() -> None:
-    questions = [*QUESTIONS[:2], {"id": "long", "question": "?" * 99, "answer": "1"}]
-    with engine() as recording, pytest.raises(IncompleteRun, match="question 'long', policy low: "):
-        evaluate(recording, questions, POLICIES)
+    questions = [{"id": "long", "question": "?" * 99, "answer": "1"}, *QUESTIONS[:2]]
+    for kind in (InvalidInput, KeyError):
+
+        class Picky(RecordedEngine):
+            def prepare(self, question: Any, error: Any = kind) -> Any:
+                if len(question) > 9:
+                    raise error("too long")
+                return super().prepare(question)
+
+        with (
+            Picky({f"{i}?": traces_of(i) for i in range(6)}) as recording,
+            pytest.raises(
+                IncompleteRun, match=r"question 'long', policy low: .*too long"
+            ) as caught,
+        ):
+            evaluate(recording, questions, POLICIES, concurrency=1)
+        assert len(caught.value.report.records) == 4  # The others are asked all the same.
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:

@@ -222,10 +222,9 @@ class Evaluation:
     ) -> None:
         """Runs what is missing; blocks until that is done, or cannot go on (see `failure`).
 
-        A question of which too many traces fail is left out, and the others go on. When one cannot
-        be answered at all, those in flight are brought to their end; when the engine has died or a
-        question cannot be saved, they are aborted. Either way no more are asked, and `failure` says
-        why. Ctrl-C aborts those in flight.
+        A question that cannot be answered, or of which too many traces fail, is left out, and the
+        others go on. When the engine has died or a question cannot be saved, those in flight are
+        aborted and no more are asked. `failure` says why. Ctrl-C aborts those in flight.
 
         Args:
             engine: generates for all policies.
@@ -350,7 +349,7 @@ class Evaluation:
         where = f"question {question.id!r}, policy {label}"
         try:
             result = await self._think(think, self._prompts[question.id])
-        except DeepConfError as error:
+        except Exception as error:  # An engine's `prepare` may raise what it likes.
             self._fail_question(where, error)
             return None
         if result.reason == "cancelled":
@@ -399,16 +398,18 @@ class Evaluation:
         for thinking in list(self._thinking):
             thinking.cancel()
 
-    def _fail_question(self, where: str, error: DeepConfError) -> None:
+    def _fail_question(self, where: str, error: Exception) -> None:
         """A question that came to nothing."""
         if self.interrupted:
             return
+        text = f"{where}: {error if isinstance(error, DeepConfError) else repr(error)}"
         if isinstance(error, EngineDied):
-            self._fail(EngineDied(f"{where}: {error}"), error, halt=True)
+            self._fail(EngineDied(text), error, halt=True)
             self._abort()
+        elif isinstance(error, InvalidInput):
+            self._fail(InvalidInput(text), error)
         else:
-            kind = InvalidInput if isinstance(error, InvalidInput) else EngineError
-            self._fail(kind(f"{where}: {error}"), error, halt=True)
+            self._fail(EngineError(text), error)
 
     def _fail(
         self, failure: DeepConfError, cause: Exception | None = None, *, halt: bool = False
