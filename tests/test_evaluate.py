@@ -839,7 +839,11 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
             Evaluation(**{"questions": QUESTIONS, "policies": ["low"], "model": "m", **change})
     with pytest.raises(InvalidType, match=r"policies\['x'\]"):
         Evaluation(QUESTIONS, {"x": "low"}, model="m")  # type: ignore[dict-item]
+    with pytest.raises(InvalidType, match="suffix=3: must be a string"):
+        Evaluation(QUESTIONS, ["low"], model="m", suffix=3)  # type: ignore[arg-type]
     with engine() as recording:
+        with pytest.raises(InvalidType, match=r"sampling=\[1\]: must be a mapping"):
+            evaluate(recording, QUESTIONS, POLICIES, sampling=[1])  # type: ignore[arg-type]
         with pytest.raises(InvalidInput, match="concurrency=0"):
             evaluate(recording, QUESTIONS, POLICIES, concurrency=0)
         with pytest.raises(InvalidInput, match="top_logprobs=30"):

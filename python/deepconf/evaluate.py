@@ -468,6 +468,8 @@ def evaluate(
         IncompleteRun: it could not go on, or left out a question; `report` is of what is finished,
             `__cause__` says why.
     """
+    if sampling is not None and not isinstance(sampling, Mapping):
+        raise InvalidType(f"sampling={sampling!r}: must be a mapping, such as a dict")
     evaluation = Evaluation(
         questions,
         policies,

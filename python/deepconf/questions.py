@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepconf.errors import InvalidInput
+from deepconf.errors import InvalidInput, InvalidType
 
 __all__ = ["Question", "load_questions", "posed", "read_questions"]
 
@@ -74,10 +74,14 @@ def posed(
 
     Raises:
         InvalidInput: a chat has a system message already, or ends in what no text can be added to.
+        InvalidType: `system` or `suffix` is no string.
 
     >>> posed("1+1=?", suffix="Put your final answer within a box.")
     '1+1=?\nPut your final answer within a box.'
     """
+    for name, text in (("system", system), ("suffix", suffix)):
+        if text is not None and not isinstance(text, str):
+            raise InvalidType(f"{name}={text!r}: must be a string")
     if isinstance(question, str):
         text = f"{question}\n{suffix}" if suffix else question
         if not system:
