@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import numpy as np
 import pytest
 from deepconf import Policy, _settings
 from deepconf._commands import app
-from deepconf.errors import InvalidInput, InvalidType
+from deepconf.errors import EngineDied, EngineError, InvalidInput, InvalidType
+from deepconf.evaluate import evaluate
 from recorded_engine import RecordedEngine, recorded
 from typer.testing import CliRunner, Result
 
@@ -60,6 +63,7 @@ class Stand:
     def __init__(self) -> None:
         self.engines: list[RecordedEngine] = []
         self.arguments: list[dict[str, Any]] = []
+        self.kind = RecordedEngine
         self.traces: Any = [
             recorded(9.0 + i if i % 2 else 2.0, "4" if i % 2 else "5", tokens=24 + i)
             for i in range(8)
@@ -68,7 +72,7 @@ class Stand:
     def __call__(self, model: str, **arguments: Any) -> RecordedEngine:
         print("an engine is noisy")
         self.arguments.append({"model": model, **arguments})
-        self.engines.append(RecordedEngine(self.traces, max_logprobs=100))
+        self.engines.append(self.kind(self.traces, max_logprobs=100))
         return self.engines[-1]
 
 
@@ -136,6 +140,13 @@ def test_a_missing_extra_is_one_line(package: str) -> None:
         (["--answer", "regex:("], "no regular expression"),
         (["--answer", "last"], "answer='last'"),
         (["--save", "/no/such/folder/x.parquet"], ""),
+        (["--engine-arg", "model=x"], "--engine-arg 'model': cannot be set there: it is --model"),
+        (["--engine-arg", "chat=true"], "use --chat or --no-chat"),
+        (["--engine-arg", "sampling={}"], "use --sampling"),
+        (["--engine-arg", "self=1"], "'self': cannot be set there"),
+        (["--engine-arg", "chat_template_kwargs={}"], "use --chat-template-kwargs"),
+        (["--chat-template-kwargs", "{"], "--chat-template-kwargs '{': not JSON"),
+        (["--chat-template-kwargs", "[1]"], "--chat-template-kwargs '[1]': must be a JSON object"),
     ],
 )
 def test_errors_are_one_line(stand: Stand, arguments: list[str], says: str) -> None:
@@ -315,6 +326,7 @@ def test_options_reach_the_engine(stand: Stand, tmp_path: Path) -> None:
             "model": str(model),
             "sampling": {"temperature": 0.6, "max_tokens": 99, "top_k": 20},
             "chat": False,
+            "chat_template_kwargs": {},
             "max_model_len": 64,
             "max_num_seqs": 8,
             "max_logprobs": 40,
@@ -331,6 +343,125 @@ def test_think_saves_traces(stand: Stand, tmp_path: Path) -> None:
     table = pq.read_table(path)
     assert table.num_rows == 8
     assert np.allclose(table["confidence"][1].as_py(), 10.0)
+
+
+def test_what_is_put_round_a_question_reaches_the_engine(stand: Stand) -> None:
+    box = r"Put your final answer within \boxed{}."
+    asked = {f"2+2=?\n{box}": stand.traces}
+    stand.traces = asked
+    kwargs = ["--chat-template-kwargs", '{"enable_thinking": true}']
+    common = ["--model", "m", *SMALL, "--suffix", box, "--system", "- Think.", *kwargs]
+    result = cli("think", "2+2=?", *common, "--no-math", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["question"] == [
+        {"role": "system", "content": "- Think."},
+        {"role": "user", "content": f"2+2=?\n{box}"},
+    ]
+    assert stand.arguments[0]["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-3+5=?", "--model", "m"],
+        ["--model", "m", "-3+5=?"],
+        ["--model=m", "--", "-3+5=?"],
+        ["--temperature", "-0", "-3+5=?", "-m", "m"],
+    ],
+)
+def test_a_question_may_begin_with_a_minus(stand: Stand, arguments: list[str]) -> None:
+    stand.traces = {"-3+5=?": stand.traces}
+    result = cli("think", *SMALL, *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "Answer: 4" in result.stdout
+
+
+def test_an_option_that_does_not_exist_is_no_question() -> None:
+    for wrong in ("--budgte", "-x"):
+        result = cli("think", wrong, "3", "--model", "m")
+        assert result.exit_code == 2
+        assert f"No such option: {wrong}" in result.stderr
+
+
+def test_think_says_what_to_add_when_no_trace_has_an_answer(stand: Stand) -> None:
+    stand.traces = [recorded(3.0, None)] * 8
+    result = cli("think", "2+2=?", "--model", "m", "--policy", "offline", *SMALL)
+    assert result.exit_code == 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("warning: none of the")]
+    assert len(lines) == 1
+    assert r"looked for \boxed{...}" in lines[0]
+    assert "ends with 'no idea'" in lines[0]
+    assert r"hint: --suffix 'Put your final answer within \boxed{}.'" in result.stderr
+
+
+def test_think_says_that_a_trace_failed_and_no_longer_what_was_saved(stand: Stand) -> None:
+    stand.traces = [*stand.traces[:7], recorded(9.0, "4", reason="failed")]
+    result = cli("think", "2+2=?", "--model", "m", "--policy", "offline", *SMALL)
+    assert result.exit_code == 0
+    assert "1 of 8 traces failed, the first with" in result.stderr
+    assert "saved" not in result.stdout
+
+
+class Dying(RecordedEngine):
+    """Dies in the fifth trace of the last question."""
+
+    questions = 1
+
+    async def stream(self, prompt: Any, **options: Any) -> AsyncIterator[Any]:
+        fifth = options["request_id"].endswith("-4")
+        while fifth and self.running:
+            await asyncio.sleep(0.001)
+        if fifth and sum(self.started.values()) >= self.questions:
+            raise EngineDied("the engine's process is gone")
+        async with contextlib.aclosing(super().stream(prompt, **options)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+def test_think_shows_what_was_finished_when_the_engine_dies(stand: Stand, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    stand.kind = Dying
+    path = tmp_path / "traces.parquet"
+    arguments = ["--policy", "offline", *SMALL, "--save", path]
+    result = cli("think", "2+2=?", "--model", "m", *arguments)
+    assert result.exit_code == 2
+    assert "Answer: 4" in result.stdout
+    assert "ended by  engine_died" in result.stdout
+    assert "saved" not in result.stdout
+    assert "process is gone" in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert pq.read_table(path).num_rows == 8
+    summary = json.loads(cli("think", "2+2=?", "-m", "m", *arguments, "--json").stdout)
+    assert summary["reason"] == "engine_died"
+
+
+HALF_WAY = """
+import signal, threading, time
+from recorded_engine import RecordedEngine, recorded
+def interrupt(engine):
+    while not (engine.most_running == 8 and engine.running == 4):
+        time.sleep(0.01)
+    time.sleep(0.5)  # For the ends of four traces to be told.
+    os.kill(os.getpid(), signal.SIGINT)
+def half_way(model, **arguments):
+    delays = [0.01] * 4 + [600.0] * 4
+    engine = RecordedEngine([recorded(3.0 + i, "4") for i in range(8)], delays=delays)
+    threading.Thread(target=interrupt, args=(engine,), daemon=True).start()
+    return engine
+deepconf.engines.VLLM = half_way
+"""
+
+
+def test_ctrl_c_in_think_shows_what_is_finished() -> None:
+    arguments = ["think", "2+2=?", "-m", "m", "-p", "offline", *SMALL]
+    running = process(*arguments, code=NOISY.replace("DELAY", "0.0") + HALF_WAY)
+    status, out, err = ended(running)
+    assert status == 130, err
+    assert "Answer: 4" in out
+    assert "ended by  cancelled" in out
+    assert "saved" not in out
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err
 
 
 NOISY = """
@@ -426,6 +557,105 @@ def test_eval_shows_what_it_has_when_the_engine_fails(
     assert result.exit_code == 2
     assert "offline: 1 of 3 questions finished" in result.stdout
     assert "error: question 'q1', policy offline: nothing was recorded" in result.stderr
+
+
+def test_eval_says_where_it_stands_when_the_engine_dies(
+    stand: Stand, questions: Path, tmp_path: Path
+) -> None:
+    stand.kind = type("DyingLater", (Dying,), {"questions": 3})
+    out = tmp_path / "r.jsonl"
+    arguments = ["-m", "m", "--policy", "offline", *SMALL, "--out", out, "--concurrency", 1]
+    result = cli("eval", questions, *arguments)
+    assert result.exit_code == 2
+    assert "offline: 2 of 3 questions finished" in result.stdout
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("error: question 'q2', policy offline: ")
+    assert f"2 of 3 questions are finished and in {out}: the same" in error
+    stand.kind = RecordedEngine
+    result = cli("eval", questions, *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "2 finished, 1 to do" in result.stderr
+
+
+def test_eval_goes_on_where_a_trace_fails(stand: Stand, questions: Path, tmp_path: Path) -> None:
+    stand.traces = [*stand.traces[:7], recorded(9.0, "4", reason="failed")]
+    arguments = ["-m", "m", "--policy", "offline", *SMALL, "--out", tmp_path / "r.jsonl"]
+    result = cli("eval", questions, *arguments)
+    assert result.exit_code == 2
+    assert "1 of 8 traces failed, more than max_failed=0.1 allows" in result.stderr
+    result = cli("eval", questions, *arguments, "--max-failed", 0.2)
+    assert result.exit_code == 0, result.stderr
+    assert "offline: 3 traces failed, in 3 of 3 questions" in result.stdout
+    assert cli("eval", questions, *arguments, "--max-failed", 1).exit_code == 2
+
+
+def test_eval_records_what_is_put_round_questions(
+    stand: Stand, questions: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.jsonl"
+    arguments = ["-m", "m", "--policy", "offline", *SMALL, "--out", out, "--no-math"]
+    result = cli("eval", questions, *arguments, "--suffix", "Box it.", "--system", "Think.")
+    assert result.exit_code == 0, result.stderr
+    header = json.loads(out.read_text().splitlines()[0])
+    assert (header["suffix"], header["system"], header["math"]) == ("Box it.", "Think.", False)
+    other = cli("eval", questions, *arguments)
+    assert other.exit_code == 2
+    assert "suffix is 'Box it.' there and unset here" in other.stderr
+
+
+def test_overwriting_keeps_the_run_file_until_the_engine_has_started(
+    stand: Stand, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r.jsonl"
+    arguments = ["-m", "m", "--policy", "offline", *SMALL, "--out", out]
+    assert cli("eval", questions, *arguments).exit_code == 0
+    before = out.read_bytes()
+
+    def fails(model: str, **arguments: Any) -> RecordedEngine:
+        raise EngineError("no memory")
+
+    monkeypatch.setattr("deepconf.engines.VLLM", fails)
+    result = cli("eval", questions, *arguments, "--overwrite")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert out.read_bytes() == before
+    monkeypatch.setattr("deepconf.engines.VLLM", stand)
+    assert cli("eval", questions, *arguments, "--overwrite").exit_code == 0
+    assert out.read_bytes() != before  # Times differ.
+
+
+def test_home_is_found(
+    stand: Stand, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["-m", "m", "--policy", "offline", *SMALL]
+    result = cli("eval", f"~/{questions.name}", *arguments, "--out=~/r.jsonl")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "r.jsonl").is_file()
+    pytest.importorskip("pyarrow")
+    assert cli("think", "2+2=?", *arguments, "--save=~/t.parquet").exit_code == 0
+    assert (tmp_path / "t.parquet").is_file()
+
+
+def test_the_command_line_and_python_share_a_run_file(
+    tiny_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run.jsonl"
+    arguments = ["-p", "offline", "--budget", 2, "--limit", 1, "--out", out]
+
+    @contextlib.contextmanager
+    def borrowed() -> Iterator[Any]:
+        yield tiny_engine
+
+    monkeypatch.setattr("deepconf._setup.Setup.start", lambda self, err: borrowed())
+    result = cli("eval", TINY / "questions.jsonl", "-m", TINY / "model", *arguments)
+    assert result.exit_code == 0, result.stderr
+    before = out.read_bytes()
+    found = json.loads((TINY / "deepconf.json").read_text())
+    common = {name: found[name] for name in ("window", "tail", "top_logprobs")}
+    policies = {"offline": Policy.offline(budget=2, **common)}
+    questions = TINY / "questions.jsonl"
+    assert evaluate(tiny_engine, questions, policies, out, limit=1).complete
+    assert out.read_bytes() == before
 
 
 def test_ctrl_c_ends_an_evaluation_with_its_table(questions: Path, tmp_path: Path) -> None:

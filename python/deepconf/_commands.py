@@ -8,15 +8,22 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
 import deepconf
 from deepconf import _options as o
 from deepconf._core import Policy
-from deepconf._setup import INTERRUPTED, Setup, guarded, own_stdout
-from deepconf.errors import InvalidInput, MissingExtra, RunFileError, SignalNeverArmed
+from deepconf._setup import Setup, guarded, own_stdout
+from deepconf.errors import (
+    DeepConfWarning,
+    EngineDied,
+    Interrupted,
+    InvalidInput,
+    MissingExtra,
+    RunFileError,
+)
 
 if TYPE_CHECKING:
     from deepconf.result import Result
@@ -49,34 +56,22 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(cls=o.TakesQuestion)
 @guarded
+@o.common
 def think(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
-    model: o.Model,
+    question: Annotated[
+        str,
+        typer.Argument(
+            help="What to ask; behind -- where it begins with a minus and a letter.",
+            show_default=False,
+        ),
+    ],
+    options: o.Common,
     policy: Annotated[
         str, typer.Option("--policy", "-p", help=f"One of {', '.join(Policy.presets())}.")
     ] = "low",
-    budget: o.Budget = None,
-    warmup: o.Warmup = None,
-    window: o.Window = None,
-    tail: o.Tail = None,
-    top_logprobs: o.TopLogprobs = None,
-    keep: o.Keep = None,
-    stop: o.Stop = None,
-    consensus: o.Consensus = None,
-    min_ballots: o.MinBallots = None,
-    seed: o.Seed = None,
-    set_: o.Set = [],  # noqa: B006 (typer copies it)
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    max_tokens: o.MaxTokens = None,
-    sampling: o.Sampling = [],  # noqa: B006
-    answer: o.Answer = "boxed",
-    engine_arg: o.EngineArg = [],  # noqa: B006
-    chat: o.Chat = None,
     save: Annotated[Path | None, typer.Option(help="Save the traces to this Parquet file.")] = None,
-    as_json: o.AsJson = False,
 ) -> None:
     """Answers one question by many traces, and shows how they voted.
 
@@ -86,52 +81,46 @@ def think(
     from deepconf import _render
     from deepconf.answers import extractor
     from deepconf.deepthink import DeepThink
+    from deepconf.questions import posed
 
     with own_stdout() as stdout:
         out, err = _render.console(stdout), _render.console(sys.stderr)
-        setup = Setup.make(
-            err,
-            model,
-            [policy],
-            policy={
-                "budget": budget,
-                "warmup": warmup,
-                "window": window,
-                "tail": tail,
-                "top_logprobs": top_logprobs,
-                "keep": keep,
-                "stop": stop,
-                "consensus": consensus,
-                "min_ballots": min_ballots,
-                "seed": seed,
-            },
-            explicit=set_,
-            sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
-            more_sampling=sampling,
-            engine=engine_arg,
-            chat=chat,
-        )
-        extractor(answer)  # Says at once what is wrong with it.
+        setup = Setup.make(err, options, [policy])
+        extractor(options.answer)  # Says at once what is wrong with it.
+        prompt = posed(question, system=options.system, suffix=options.suffix)
         if save is not None:
+            save = save.expanduser()
             _check_target(save)
         chosen = setup.policies[policy]
+        failure: EngineDied | Interrupted | None = None
         with setup.start(err) as engine:
             watch = _render.Watch(err, "traces")
-            driver = DeepThink(engine, chosen, answer=answer, on_trace=watch.trace)
+            driver = DeepThink(
+                engine, chosen, answer=options.answer, math=_math(options), on_trace=watch.trace
+            )
             with watch, warnings.catch_warnings():
-                warnings.simplefilter("ignore", SignalNeverArmed)  # Shown below, and in full.
+                warnings.simplefilter("ignore", DeepConfWarning)  # Shown below, and in full.
                 watch.policy(policy, 0, chosen.budget)
-                result = driver.run(question)
-            if as_json:
-                _print_json(stdout, result.summary())
-            else:
-                _render.show_result(out, result)
-                stdout.flush()
-            _render.show_warnings(err, result)
-            if save is not None:
-                _save(save, result)
-    if result.reason == "cancelled":
-        raise typer.Exit(INTERRUPTED)
+                result: Result | None
+                try:
+                    result = driver.run(prompt)
+                except (EngineDied, Interrupted) as error:
+                    result, failure = error.result, error
+            if result is not None:
+                if options.as_json:
+                    _print_json(stdout, result.summary())
+                else:
+                    _render.show_result(out, result)
+                    stdout.flush()
+                _render.show_warnings(err, result)
+                if save is not None:
+                    _save(save, result)
+    if failure is not None:
+        raise failure
+
+
+def _math(options: o.Common) -> Literal["auto"] | bool:
+    return "auto" if options.math is None else options.math
 
 
 def _check_target(path: Path) -> None:
@@ -156,6 +145,7 @@ def _save(path: Path, result: Result) -> None:
 
 @app.command("eval")
 @guarded
+@o.common
 def evaluate(
     questions: Annotated[
         Path,
@@ -165,7 +155,7 @@ def evaluate(
             show_default=False,
         ),
     ],
-    model: o.Model,
+    options: o.Common,
     policy: Annotated[
         list[str],
         typer.Option(
@@ -187,25 +177,10 @@ def evaluate(
     ] = False,
     limit: Annotated[int | None, typer.Option(help="The first so many questions only.")] = None,
     concurrency: Annotated[int, typer.Option(help="How many questions are asked at once.")] = 4,
-    budget: o.Budget = None,
-    warmup: o.Warmup = None,
-    window: o.Window = None,
-    tail: o.Tail = None,
-    top_logprobs: o.TopLogprobs = None,
-    keep: o.Keep = None,
-    stop: o.Stop = None,
-    consensus: o.Consensus = None,
-    min_ballots: o.MinBallots = None,
-    seed: o.Seed = None,
-    set_: o.Set = [],  # noqa: B006
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    max_tokens: o.MaxTokens = None,
-    sampling: o.Sampling = [],  # noqa: B006
-    answer: o.Answer = "boxed",
-    engine_arg: o.EngineArg = [],  # noqa: B006
-    chat: o.Chat = None,
-    as_json: o.AsJson = False,
+    max_failed: Annotated[
+        float,
+        typer.Option(help="The share of a question's traces that may fail, in [0, 1)."),
+    ] = 0.1,
 ) -> None:
     """Asks many questions under several policies: accuracy, tokens and time of each.
 
@@ -214,45 +189,26 @@ def evaluate(
     from options.
     """
     from deepconf import _render
-    from deepconf.answers import extractor
     from deepconf.evaluate import Evaluation
 
     with own_stdout() as stdout, contextlib.ExitStack() as stack:
         console, err = _render.console(stdout), _render.console(sys.stderr)
-        setup = Setup.make(
-            err,
-            model,
-            policy,
-            policy={
-                "budget": budget,
-                "warmup": warmup,
-                "window": window,
-                "tail": tail,
-                "top_logprobs": top_logprobs,
-                "keep": keep,
-                "stop": stop,
-                "consensus": consensus,
-                "min_ballots": min_ballots,
-                "seed": seed,
-            },
-            explicit=set_,
-            sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
-            more_sampling=sampling,
-            engine=engine_arg,
-            chat=chat,
-        )
-        extractor(answer)
+        setup = Setup.make(err, options, policy)
         if concurrency < 1:
             raise InvalidInput(f"--concurrency {concurrency}: must be at least 1")
-        target = out or Path("runs") / f"{_stem(model)}-{questions.stem}.jsonl"
+        target = out or Path("runs") / f"{_stem(options.model)}-{questions.stem}.jsonl"
         evaluation = Evaluation(
             questions,
             setup.policies,
-            model=model,
+            model=options.model,
             out=target,
             settings=setup.settings(),
             limit=limit,
-            answer=answer,
+            answer=options.answer,
+            math=_math(options),
+            system=options.system,
+            suffix=options.suffix,
+            max_failed=max_failed,
             overwrite=overwrite,
         )
         stack.callback(evaluation.close)
@@ -267,13 +223,13 @@ def evaluate(
                     evaluation.run(engine, concurrency=concurrency, progress=watch)
         finally:
             report = evaluation.report()
-            if as_json and report.records:
+            if options.as_json and report.records:
                 _print_json(stdout, report.to_dict())
             elif report.records:
                 _render.show_report(console, report)
             stdout.flush()
-        if evaluation.failure is not None:
-            raise evaluation.failure
+        if (stopped := evaluation.incomplete()) is not None:
+            raise stopped
 
 
 def _stem(model: str) -> str:

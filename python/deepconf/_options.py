@@ -1,10 +1,18 @@
-"""The options that the commands share."""
+"""The options that the commands share, written once."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
+
+__all__ = ["AsJson", "Common", "TakesQuestion", "common"]
 
 _MODEL = "The model"
 _POLICY = "The policy"
@@ -29,6 +37,31 @@ Chat = Annotated[
     typer.Option(
         "--chat/--no-chat",
         help="Put questions into the model's chat template. Default: where it has one.",
+        rich_help_panel=_MODEL,
+    ),
+]
+ChatTemplateKwargs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help="What the chat template is told, such as '{\"enable_thinking\": true}'.",
+        rich_help_panel=_MODEL,
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="A system message to begin with; makes the question a chat.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Suffix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Appended to each question, on a line of its own, e.g. 'Put your final answer within "
+        r"\boxed{}.'",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -111,5 +144,109 @@ Answer = Annotated[
         rich_help_panel=_TRACES,
     ),
 ]
+Math = Annotated[
+    bool | None,
+    typer.Option(
+        "--math/--no-math",
+        help="Whether answers that are equal by algebra are the same answer. Default: where "
+        "math-verify is installed.",
+        rich_help_panel=_TRACES,
+    ),
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command takes."""
+
+    model: Model
+    engine_arg: EngineArg = field(default_factory=list)
+    chat: Chat = None
+    chat_template_kwargs: ChatTemplateKwargs = None
+    system: System = None
+    suffix: Suffix = None
+    budget: Budget = None
+    warmup: Warmup = None
+    window: Window = None
+    tail: Tail = None
+    top_logprobs: TopLogprobs = None
+    keep: Keep = None
+    stop: Stop = None
+    consensus: Consensus = None
+    min_ballots: MinBallots = None
+    seed: Seed = None
+    set_: Set = field(default_factory=list)
+    temperature: Temperature = None
+    top_p: TopP = None
+    max_tokens: MaxTokens = None
+    sampling: Sampling = field(default_factory=list)
+    answer: Answer = "boxed"
+    math: Math = None
+    as_json: AsJson = False
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of these options that were given."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def common(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the fields of `Common` as options; it takes them as `options`."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
+    hints = get_type_hints(Common, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_default(option),
+            annotation=hints[option.name],
+        )
+        for option in dataclasses.fields(Common)
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = Common(**{option.name: given.pop(option.name) for option in shared})
+        command(**given, options=options)
+
+    every = [*own, *shared]
+    run.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+    return run
+
+
+def _default(option: dataclasses.Field[Any]) -> Any:
+    if option.default is not dataclasses.MISSING:
+        return option.default
+    if option.default_factory is not dataclasses.MISSING:
+        return option.default_factory()
+    return inspect.Parameter.empty
+
+
+class TakesQuestion(TyperCommand):
+    """A command whose argument may begin with a minus, as in `-3+5=?`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts behind `--` what cannot be an option, since none begins so."""
+        takes_value = {
+            name
+            for parameter in self.params
+            if not getattr(parameter, "is_flag", False)
+            for name in parameter.opts
+        }
+        options: list[str] = []
+        questions: list[str] = []
+        rest = iter(args)
+        for arg in rest:
+            if arg == "--":
+                questions += rest
+            elif arg[:1] == "-" and len(arg) > 1 and not arg[1:].lstrip("-")[:1].isalpha():
+                questions.append(arg)
+            else:
+                options.append(arg)
+                if arg in takes_value:
+                    options += [value for value in [next(rest, None)] if value is not None]
+        return super().parse_args(ctx, [*options, *(["--", *questions] if questions else [])])

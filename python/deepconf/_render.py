@@ -16,7 +16,7 @@ from rich.text import Text
 
 from deepconf.evaluate import Progress
 from deepconf.report import Report
-from deepconf.result import Result
+from deepconf.result import Result, Trace
 
 __all__ = ["Watch", "console", "show_report", "show_result", "show_warnings", "working"]
 
@@ -59,16 +59,19 @@ def show_result(out: Console, result: Result) -> None:
 
 def show_warnings(err: Console, result: Result) -> None:
     """Prints what the reader of a result must know."""
-    if result.unarmed is not None:
-        text = f"warning: the signal never armed: {result.unarmed}"
+    for warning in result.warnings:
+        what = "the signal never armed: " if warning == result.unarmed else ""
+        text = f"warning: {what}{warning}"
         err.print(Text(text, style="bold red"), soft_wrap=True)
     if result.vote.fallback:
         text = "warning: the filter left too few ballots and was given up: all that finished voted"
         err.print(Text(text, style="yellow"), soft_wrap=True)
-    errors = [trace.error for trace in result.traces if trace.error is not None]
-    if errors:
-        text = f"warning: {len(errors)} traces had an error, the first: {errors[0]}"
-        err.print(Text(text, style="bold red"), soft_wrap=True)
+    if result.traces and all(trace.answer is None for trace in result.traces):
+        text = (
+            "hint: --suffix 'Put your final answer within \\boxed{}.' asks for one; --answer says "
+            "where it is looked for"
+        )
+        err.print(Text(text, style="yellow"), soft_wrap=True)
 
 
 def _ballots(result: Result) -> Table:
@@ -168,9 +171,9 @@ class Watch(Progress):
         """A question is finished."""
         self._advance()
 
-    def trace(self, status: str) -> None:
+    def trace(self, trace: Trace) -> None:
         """A trace has ended."""
-        self._ended[status] += 1
+        self._ended[trace.status] += 1
         if self._unit == "traces":
             self._advance()
         if self._err.is_terminal:

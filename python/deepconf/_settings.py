@@ -12,11 +12,19 @@ from typing import Any
 from deepconf._core import Policy
 from deepconf.errors import InvalidInput
 
-__all__ = ["Defaults", "build", "find", "pairs"]
+__all__ = ["Defaults", "build", "engine_args", "find", "json_object", "pairs"]
 
 FILE = "deepconf.json"
 # What an offline policy has no use for: it stops nothing and runs to the end of its budget.
 _ONLINE = ("warmup", "stop")
+# What an engine takes that is no argument of vLLM's, and how to say it here.
+_NOT_VLLM = {
+    "model": "it is --model",
+    "self": "there is no such argument",
+    "sampling": "use --sampling, or the object sampling in deepconf.json",
+    "chat": "use --chat or --no-chat",
+    "chat_template_kwargs": "use --chat-template-kwargs",
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,36 @@ def pairs(given: Iterable[str], option: str) -> dict[str, Any]:
         if not equals or not name.strip():
             raise InvalidInput(f"{option} {pair!r}: must be NAME=VALUE")
         found[name.strip().replace("-", "_")] = _value(value.strip())
+    return found
+
+
+def engine_args(defaults: Defaults, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine arguments of the settings file and of `--engine-arg`, which wins.
+
+    Raises:
+        InvalidInput: one is no argument of vLLM's, and has an option of its own.
+    """
+    for place, names in (("--engine-arg", given), (f"{defaults.path}: engine", defaults.engine)):
+        for name in names:
+            if name in _NOT_VLLM:
+                raise InvalidInput(f"{place} {name!r}: cannot be set there: {_NOT_VLLM[name]}")
+    return {**defaults.engine, **given}
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any]:
+    """A JSON object given as an option; empty where it was not given.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{option} {text!r}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{option} {text!r}: must be a JSON object")
     return found
 
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TextIO
@@ -20,11 +20,25 @@ from deepconf.errors import DeepConfError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deepconf._options import Common
     from deepconf.engines import VLLM
 
 __all__ = ["INTERRUPTED", "Setup", "guarded", "own_stdout"]
 
 P = ParamSpec("P")
+
+_POLICY = (
+    "budget",
+    "warmup",
+    "window",
+    "tail",
+    "top_logprobs",
+    "keep",
+    "stop",
+    "consensus",
+    "min_ballots",
+    "seed",
+)
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -87,42 +101,44 @@ class Setup:
     sampling: dict[str, Any]
     engine: dict[str, Any]
     chat: bool | None
+    chat_template_kwargs: dict[str, Any]
 
     @classmethod
-    def make(
-        cls,
-        err: Console,
-        model: str,
-        names: Sequence[str],
-        *,
-        policy: Mapping[str, Any],
-        explicit: list[str],
-        sampling: Mapping[str, Any],
-        more_sampling: list[str],
-        engine: list[str],
-        chat: bool | None,
-    ) -> Setup:
+    def make(cls, err: Console, options: Common, names: Sequence[str]) -> Setup:
         """From options, with the model's settings file for what they leave out."""
-        defaults = _settings.find(model)
+        defaults = _settings.find(options.model)
         if defaults.path is not None:
             err.print(f"settings from {_short(defaults.path)}: {defaults}", soft_wrap=True)
+        explicit = _settings.pairs(options.set_, "--set")
+        policy = options.given(*_POLICY)
         return cls(
-            model=model,
-            policies=_settings.build(
-                names, defaults.policy, _given(policy), _settings.pairs(explicit, "--set")
-            ),
+            model=options.model,
+            policies=_settings.build(names, defaults.policy, policy, explicit),
             sampling={
                 **defaults.sampling,
-                **_given(sampling),
-                **_settings.pairs(more_sampling, "--sampling"),
+                **options.given("temperature", "top_p", "max_tokens"),
+                **_settings.pairs(options.sampling, "--sampling"),
             },
-            engine={**defaults.engine, **_settings.pairs(engine, "--engine-arg")},
-            chat=chat,
+            engine=_settings.engine_args(
+                defaults, _settings.pairs(options.engine_arg, "--engine-arg")
+            ),
+            chat=options.chat,
+            chat_template_kwargs=_settings.json_object(
+                options.chat_template_kwargs, "--chat-template-kwargs"
+            ),
         )
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same for results to go together, beside the policies."""
-        return {"sampling": self.sampling, "engine": self.engine, "chat": self.chat}
+        """What the engine's `settings` will be, before it has started."""
+        from deepconf.engines.vllm import settings_of
+
+        found: dict[str, Any] = settings_of(
+            sampling=self.sampling,
+            chat=self._chat(),
+            chat_template_kwargs=self.chat_template_kwargs,
+            engine_args=self._arguments(),
+        )
+        return found
 
     @contextlib.contextmanager
     def start(self, err: Console) -> Iterator[VLLM]:
@@ -132,21 +148,26 @@ class Setup:
 
         # Its warnings are about how it was built, and hide ours.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        arguments = dict(self.engine)
-        most = max(policy.top_logprobs for policy in self.policies.values())
-        if most > 20:  # What vLLM allows by default.
-            arguments.setdefault("max_logprobs", most)
-        chat: Literal["auto", True, False] = "auto" if self.chat is None else self.chat
         with working(err, f"starting vLLM on {self.model}"):
-            engine = VLLM(self.model, sampling=self.sampling, chat=chat, **arguments)
+            engine = VLLM(
+                self.model,
+                sampling=self.sampling,
+                chat=self._chat(),
+                chat_template_kwargs=self.chat_template_kwargs,
+                **self._arguments(),
+            )
         try:
             yield engine
         finally:
             engine.close()
 
+    def _chat(self) -> Literal["auto", True, False]:
+        return "auto" if self.chat is None else self.chat
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+    def _arguments(self) -> dict[str, Any]:
+        most = max(policy.top_logprobs for policy in self.policies.values())
+        # What vLLM allows by default.
+        return {"max_logprobs": most, **self.engine} if most > 20 else dict(self.engine)
 
 
 def _short(path: Path) -> Path:

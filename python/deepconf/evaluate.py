@@ -15,33 +15,48 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deepconf._core import Policy
-from deepconf.answers import AnswerBook
+from deepconf.answers import AnswerBook, extractor
 from deepconf.deepthink import DeepThink
 from deepconf.engines.base import Engine, result_of
 from deepconf.errors import (
     DeepConfError,
+    DeepConfWarning,
+    EngineDied,
     EngineError,
     InvalidInput,
     InvalidType,
+    MissingExtra,
     RunFileError,
-    SignalNeverArmed,
+    RunWarning,
 )
-from deepconf.provenance import fingerprint, versions
-from deepconf.questions import Question, load_questions, read_questions
+from deepconf.provenance import code_name, fingerprint, versions
+from deepconf.questions import Question, load_questions, posed, read_questions
 from deepconf.report import Report, summarise
-from deepconf.result import Result
+from deepconf.result import Result, Trace
 from deepconf.runs import RunFile
 
-__all__ = ["Evaluation", "IncompleteRun", "Progress", "Question", "evaluate", "load_questions"]
+if TYPE_CHECKING:
+    from deepconf.deepthink import Thinking
+
+__all__ = [
+    "Evaluation",
+    "IncompleteRun",
+    "Progress",
+    "ProgressWarning",
+    "Question",
+    "evaluate",
+    "load_questions",
+]
 
 
 class IncompleteRun(DeepConfError, RuntimeError):
@@ -52,17 +67,52 @@ class IncompleteRun(DeepConfError, RuntimeError):
         super().__init__(message)
 
 
+class ProgressWarning(RunWarning):
+    """A `Progress` that failed; where warnings are errors, `report` is what was reckoned."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        self.report = report
+        super().__init__(message)
+
+
 class Progress:
-    """Told how an evaluation goes; override what is of interest."""
+    """Told how an evaluation goes; override what is of interest.
+
+    What it raises does not disturb the evaluation: the first is warned of at the end.
+    """
 
     def policy(self, label: str, done: int, total: int) -> None:
         """A policy's turn: so many of its questions are done already."""
 
     def question(self, record: Mapping[str, Any]) -> None:
-        """A question is finished."""
+        """A question is finished, and saved where there is a run file."""
 
-    def trace(self, status: str) -> None:
-        """A trace has ended; called on the engine's thread."""
+    def trace(self, trace: Trace) -> None:
+        """A trace has ended; called on a thread of its own."""
+
+
+class _Guarded(Progress):
+    """Tells another, and keeps what it raises first."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self.complaint: str | None = None
+
+    def policy(self, label: str, done: int, total: int) -> None:
+        self._tell("policy", label, done, total)
+
+    def question(self, record: Mapping[str, Any]) -> None:
+        self._tell("question", record)
+
+    def trace(self, trace: Trace) -> None:
+        self._tell("trace", trace)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        try:
+            getattr(self._inner, what)(*arguments)
+        except Exception as error:
+            if self.complaint is None:
+                self.complaint = f"progress.{what} failed, the first time with: {error!r}"
 
 
 class Evaluation:
@@ -73,17 +123,28 @@ class Evaluation:
         policies: names of presets, or policies by any label.
         model: its name or folder, as the run file has it.
         out: the run file; None to keep nothing.
-        settings: what else must be the same for results to go together, such as `sampling`.
+        settings: what of the engine's settings results depend on, as `Engine.settings(sampling)`
+            says.
+        sampling: parameters of this run, over those of the engine.
         limit: the first so many questions only.
-        answer: as in `DeepThink`.
-        overwrite: starts the run file anew.
+        answer: as in `DeepThink`. With `out`, a callable must have something to be told by, see
+            `deepconf.provenance.code_name`.
+        math: as in `DeepThink`; marking follows it too.
+        system: a system message, put before every question.
+        suffix: appended to every question, see `deepconf.questions.posed`.
+        max_failed: the share of a question's traces that may fail, in [0, 1). With more of them
+            the question is not saved, and is asked again when the run is carried on.
+        overwrite: starts the run file anew, once there is an engine.
 
     Attributes:
-        failure: what stopped the run, None if nothing did.
+        failure: what stopped the run or kept a question from being saved, None if nothing did.
+        complaint: what a `Progress` raised first, None if nothing.
         interrupted: whether it was told to stop.
+        unsaved: records that were finished and could not be written to the run file.
 
     Raises:
-        InvalidInput: questions or policies are wrong.
+        InvalidInput: questions, policies or another argument are wrong.
+        MissingExtra: `math=True` and math-verify is not installed.
         RunFileError: see `RunFile`.
     """
 
@@ -95,32 +156,55 @@ class Evaluation:
         model: str,
         out: str | Path | None = None,
         settings: Mapping[str, Any] | None = None,
+        sampling: Mapping[str, Any] | None = None,
         limit: int | None = None,
         answer: Any = "boxed",
+        math: Literal["auto"] | bool = "auto",
+        system: str | None = None,
+        suffix: str | None = None,
+        max_failed: float = 0.1,
         overwrite: bool = False,
     ) -> None:
         if limit is not None and limit < 1:
             raise InvalidInput(f"limit={limit}: must be at least 1")
+        if isinstance(max_failed, bool) or not isinstance(max_failed, int | float):
+            raise InvalidType(f"max_failed={max_failed!r}: must be a number in [0, 1)")
+        if not 0.0 <= max_failed < 1.0:
+            raise InvalidInput(f"max_failed={max_failed}: must be in [0, 1)")
+        extractor(answer)  # Says at once what is wrong with it.
         every, digest = read_questions(questions)
         self.model = model
         self.questions = every[:limit]
         self.policies = _named(policies)
         self.failure: DeepConfError | None = None
+        self.complaint: str | None = None
         self.interrupted = False
-        self._answer = answer
-        self._halt = False
-        self._thinking: dict[asyncio.Task[Result], asyncio.AbstractEventLoop] = {}
-        header = {
-            "model": model,
-            "model_fingerprint": fingerprint(model),
-            "questions_sha256": digest,
-            "answer": answer if isinstance(answer, str) else _name(answer),
-            "math": importlib.util.find_spec("math_verify") is not None,
-            "settings": dict(settings or {}),
-            "policies": {label: policy.as_dict() for label, policy in self.policies.items()},
-            "versions": versions(),
+        self._prompts = {
+            question.id: _prompt(question, system, suffix) for question in self.questions
         }
-        self.file = None if out is None else RunFile(out, header, overwrite=overwrite)
+        self._answer = answer
+        self._math = _math(math)
+        self._sampling = None if sampling is None else dict(sampling)
+        self._max_failed = max_failed
+        self._halt = False
+        self._failures = 0
+        self.unsaved: list[dict[str, Any]] = []
+        self._thinking: set[Thinking] = set()
+        self.file: RunFile | None = None
+        if out is not None:
+            header = {
+                "model": model,
+                "model_fingerprint": fingerprint(model),
+                "questions_sha256": digest,
+                "system": system,
+                "suffix": suffix,
+                "answer": _answer_name(answer),
+                "math": self._math,
+                "settings": dict(settings or {}),
+                "policies": {label: policy.as_dict() for label, policy in self.policies.items()},
+                "versions": versions(),
+            }
+            self.file = RunFile(out, header, overwrite=overwrite)
         self._records = [] if self.file is None else list(self.file.records)
         self._done = {(record["policy"], record["id"]) for record in self._records}
 
@@ -138,8 +222,9 @@ class Evaluation:
     ) -> None:
         """Runs what is missing; blocks until that is done, or cannot go on (see `failure`).
 
-        When a question cannot be answered or saved, those in flight are brought to their end, and
-        `failure` says why there are no more. Ctrl-C aborts those in flight.
+        A question that cannot be answered, or of which too many traces fail, is left out, and the
+        others go on. When the engine has died or a question cannot be saved, those in flight are
+        aborted and no more are asked. `failure` says why. Ctrl-C aborts those in flight.
 
         Args:
             engine: generates for all policies.
@@ -148,31 +233,68 @@ class Evaluation:
 
         Raises:
             InvalidInput: the engine cannot give what a policy asks for.
+            RunFileError: the run file could not be started anew.
             KeyboardInterrupt: after Ctrl-C, once the engine is at rest.
         """
         if concurrency < 1:
             raise InvalidInput(f"concurrency={concurrency}: must be at least 1")
-        progress = progress or Progress()
+        guarded = _Guarded(progress or Progress())
         thinkers = {
-            label: DeepThink(engine, policy, answer=self._answer, on_trace=progress.trace)
+            label: DeepThink(
+                engine,
+                policy,
+                answer=self._answer,
+                math=self._math,
+                sampling=self._sampling,
+                on_trace=guarded.trace,
+            )
             for label, policy in self.policies.items()
         }
-        with warnings.catch_warnings():
-            # The report says so, once for each policy.
-            warnings.simplefilter("ignore", SignalNeverArmed)
-            self._wait(self._run(thinkers, concurrency, progress))
+        if self.file is not None:
+            self.file.begin()
+        try:
+            with warnings.catch_warnings():
+                # The report says so, once for each policy.
+                warnings.simplefilter("ignore", DeepConfWarning)
+                self._wait(self._run(thinkers, concurrency, guarded))
+        finally:
+            self.complaint = self.complaint or guarded.complaint
 
     def interrupt(self) -> None:
         """Aborts what is being generated, from any thread; `run` then returns."""
         self.interrupted = self._halt = True
-        for task, loop in list(self._thinking.items()):
-            loop.call_soon_threadsafe(task.cancel)
+        self._abort()
 
     def report(self) -> Report:
-        """The report of what is finished."""
+        """The report of what is finished, and saved where there is a run file."""
         ids = [question.id for question in self.questions]
         name = Path(self.model).name or self.model
-        return summarise(name, ids, self.policies, self._records)
+        report = summarise(name, ids, self.policies, self._records)
+        if self.complaint is not None:
+            report.notes.append(self.complaint)
+        return report
+
+    def incomplete(self) -> IncompleteRun | None:
+        """What to raise where something stopped the run, None otherwise.
+
+        It says how much is finished, where, and what was lost.
+        """
+        if self.failure is None:
+            return None
+        missing = len(self.missing())
+        total = len(self.questions) * len(self.policies)
+        parts = [str(self.failure).rstrip(".")]
+        if self._failures > 1:
+            parts.append(f"{self._failures - 1} more failed")
+        if self.unsaved:
+            names = ", ".join(f"{record['id']!r} ({record['policy']})" for record in self.unsaved)
+            parts.append(f"finished but not saved: {names}")
+        standing = f"{total - missing} of {total} questions are finished"
+        if self.file is not None:
+            standing += f" and in {self.file.path}: the same call or command carries on"
+        error = IncompleteRun("; ".join([*parts, standing]), self.report())
+        error.__cause__ = self.failure
+        return error
 
     def close(self) -> None:
         """Closes the run file."""
@@ -194,9 +316,10 @@ class Evaluation:
         threading.Thread(target=body, name="deepconf-evaluate", daemon=True).start()
         try:
             result_of(done)
-        except KeyboardInterrupt:
-            self.interrupt()
-            result_of(done)
+        except BaseException:
+            if not done.done():
+                self.interrupt()
+                result_of(done)
             raise
 
     async def _run(
@@ -223,45 +346,75 @@ class Evaluation:
     async def _ask(self, think: DeepThink, label: str, question: Question) -> dict[str, Any] | None:
         """One question from its prompt to its line in the file; None if it came to nothing."""
         started = time.time()
-        task = asyncio.ensure_future(think.arun(question.question))
-        self._thinking[task] = asyncio.get_running_loop()
-        if self.interrupted:
-            task.cancel()
         where = f"question {question.id!r}, policy {label}"
         try:
-            result = await task
-        except DeepConfError as error:
-            if not self.interrupted:
-                kind = InvalidInput if isinstance(error, InvalidInput) else EngineError
-                self._fail(kind(f"{where}: {error}"), error)
+            result = await self._think(think, self._prompts[question.id])
+        except Exception as error:  # An engine's `prepare` may raise what it likes.
+            self._fail_question(where, error)
             return None
-        except asyncio.CancelledError:
-            if not self.interrupted:
-                raise
-            return None
-        finally:
-            del self._thinking[task]
         if result.reason == "cancelled":
             return None
         lost = [trace.error for trace in result.traces if trace.status == "failed"]
-        if lost:
+        if len(lost) > self._max_failed * len(result.traces):
             # Not what the policy would have answered: to be asked again another time.
-            what = f"{where}: {len(lost)} of {len(result.traces)} traces failed, the first with"
-            self._fail(EngineError(f"{what}: {lost[0]}"), halt=False)
+            self._fail(
+                EngineError(
+                    f"{where}: {len(lost)} of {len(result.traces)} traces failed, more than "
+                    f"max_failed={self._max_failed:g} allows, the first with: {lost[0]}"
+                )
+            )
             return None
-        record = await asyncio.to_thread(_record, label, question, result, started, time.time())
-        self._records.append(record)
-        self._done.add((label, question.id))
+        record = await asyncio.to_thread(
+            _record, label, question, result, started, time.time(), self._math
+        )
         if self.file is not None:
             try:
                 await asyncio.to_thread(self.file.append, record)
             except RunFileError as error:
-                self._fail(error)
+                self.unsaved.append(record)
+                if len(self.unsaved) == 1:
+                    self._fail(error, halt=True)
+                    self._abort()
+                return None
+        self._records.append(record)
+        self._done.add((label, question.id))
         return record
 
+    async def _think(self, think: DeepThink, prompt: Any) -> Result:
+        thinking = think.start(prompt)
+        self._thinking.add(thinking)
+        try:
+            if self.interrupted:
+                thinking.cancel()
+            return await thinking
+        except DeepConfWarning as warning:  # Another thread may have made them errors.
+            if warning.result is None:
+                raise
+            return warning.result
+        finally:
+            self._thinking.discard(thinking)
+
+    def _abort(self) -> None:
+        for thinking in list(self._thinking):
+            thinking.cancel()
+
+    def _fail_question(self, where: str, error: Exception) -> None:
+        """A question that came to nothing."""
+        if self.interrupted:
+            return
+        text = f"{where}: {error if isinstance(error, DeepConfError) else repr(error)}"
+        if isinstance(error, EngineDied):
+            self._fail(EngineDied(text), error, halt=True)
+            self._abort()
+        elif isinstance(error, InvalidInput):
+            self._fail(InvalidInput(text), error)
+        else:
+            self._fail(EngineError(text), error)
+
     def _fail(
-        self, failure: DeepConfError, cause: Exception | None = None, *, halt: bool = True
+        self, failure: DeepConfError, cause: Exception | None = None, *, halt: bool = False
     ) -> None:
+        self._failures += 1
         if self.failure is None or (halt and not self._halt):
             self.failure = failure
             self.failure.__cause__ = cause
@@ -275,9 +428,13 @@ def evaluate(
     out: str | Path | None = None,
     concurrency: int = 4,
     *,
+    sampling: Mapping[str, Any] | None = None,
     limit: int | None = None,
     answer: str | Callable[[str], str | None] = "boxed",
-    settings: Mapping[str, Any] | None = None,
+    math: Literal["auto"] | bool = "auto",
+    system: str | None = None,
+    suffix: str | None = None,
+    max_failed: float = 0.1,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -289,10 +446,15 @@ def evaluate(
         policies: names of presets, or policies by any label.
         out: the run file: carries on with what is finished there. None to keep nothing.
         concurrency: how many questions are asked at once.
+        sampling: parameters of this run, over those of the engine.
         limit: the first so many questions only.
-        answer: as in `DeepThink`.
-        settings: what else must be the same for results to go together; the engine's sampling
-            parameters, where it tells them, when None.
+        answer: as in `DeepThink`. With `out`, a callable must have something to be told by, see
+            `deepconf.provenance.code_name`.
+        math: as in `DeepThink`; marking follows it too.
+        system: a system message, put before every question.
+        suffix: appended to every question, see `deepconf.questions.posed`.
+        max_failed: the share of a question's traces that may fail, in [0, 1). With more of them
+            the question is not saved, and is asked again when the run is carried on.
         overwrite: starts the run file anew.
         progress: told how it goes.
 
@@ -301,30 +463,73 @@ def evaluate(
 
     Raises:
         InvalidInput: questions or policies are wrong, or the engine cannot give what they ask for.
+        MissingExtra: `math=True` and math-verify is not installed.
         RunFileError: the run file cannot be used.
-        IncompleteRun: it could not go on; `report` is of what is finished, `__cause__` says why.
+        IncompleteRun: it could not go on, or left out a question; `report` is of what is finished,
+            `__cause__` says why.
     """
-    if settings is None:
-        sampling = getattr(engine, "sampling", None)
-        settings = {"sampling": sampling} if isinstance(sampling, dict) else {}
+    if sampling is not None and not isinstance(sampling, Mapping):
+        raise InvalidType(f"sampling={sampling!r}: must be a mapping, such as a dict")
     evaluation = Evaluation(
         questions,
         policies,
         model=engine.model,
         out=out,
-        settings=settings,
+        settings=_settings(engine, sampling),
+        sampling=sampling,
         limit=limit,
         answer=answer,
+        math=math,
+        system=system,
+        suffix=suffix,
+        max_failed=max_failed,
         overwrite=overwrite,
     )
     try:
         evaluation.run(engine, concurrency=concurrency, progress=progress)
     finally:
         evaluation.close()
+    if (stopped := evaluation.incomplete()) is not None:
+        raise stopped
     report = evaluation.report()
-    if evaluation.failure is not None:
-        raise IncompleteRun(str(evaluation.failure), report) from evaluation.failure
+    if evaluation.complaint is not None:
+        warnings.warn(ProgressWarning(evaluation.complaint, report), stacklevel=2)
     return report
+
+
+def _settings(engine: Engine, sampling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the engine says that results depend on; its sampling parameters where it says nothing.
+
+    Engines of others may be written after an older protocol.
+    """
+    if hasattr(engine, "settings"):
+        return engine.settings(sampling)
+    own = getattr(engine, "sampling", None)
+    merged = {**(own if isinstance(own, Mapping) else {}), **(sampling or {})}
+    return {"sampling": merged} if merged else {}
+
+
+def _answer_name(answer: Any) -> str:
+    if isinstance(answer, re.Pattern) and re.compile(answer.pattern).flags == answer.flags:
+        return f"regex:{answer.pattern}"  # As the same expression is given in words.
+    return answer if isinstance(answer, str) else code_name(answer)
+
+
+def _prompt(question: Question, system: str | None, suffix: str | None) -> Any:
+    try:
+        return posed(question.question, system=system, suffix=suffix)
+    except InvalidInput as error:
+        raise InvalidInput(f"question {question.id!r}: {error}") from error
+
+
+def _math(math: Literal["auto"] | bool) -> bool:
+    """Whether answers are compared by algebra."""
+    if math not in ("auto", True, False):
+        raise InvalidInput(f'math={math!r}: must be "auto", True or False')
+    installed = importlib.util.find_spec("math_verify") is not None
+    if math is True and not installed:
+        raise MissingExtra("math", "math-verify")
+    return installed if math == "auto" else bool(math)
 
 
 def _named(policies: Sequence[str] | Mapping[str, Policy]) -> dict[str, Policy]:
@@ -345,15 +550,11 @@ def _named(policies: Sequence[str] | Mapping[str, Policy]) -> dict[str, Policy]:
     return named
 
 
-def _name(answer: Any) -> str:
-    return f"{getattr(answer, '__module__', '?')}.{getattr(answer, '__qualname__', repr(answer))}"
-
-
 def _record(
-    label: str, question: Question, result: Result, started: float, ended: float
+    label: str, question: Question, result: Result, started: float, ended: float, math: bool
 ) -> dict[str, Any]:
     """A finished question as plain JSON values, its traces and its answer marked right or wrong."""
-    book = AnswerBook()
+    book = AnswerBook(math=math)
     gold = book.canonical(question.answer)
     answers = {trace.answer for trace in result.traces if trace.answer is not None}
     right = {answer: book.canonical(answer) == gold for answer in sorted(answers)}

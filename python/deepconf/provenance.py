@@ -1,16 +1,23 @@
-"""Where results come from: which model, and which versions of what they depend on."""
+"""Where results come from: which model, which code, and which versions of what they depend on."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import platform
+import re
+import types
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from deepconf._core import __version__
+from deepconf.errors import InvalidInput
 
-__all__ = ["fingerprint", "versions"]
+__all__ = ["code_name", "fingerprint", "versions"]
+
+_PLAIN = str | bytes | int | float | complex | None | types.EllipsisType
 
 
 def fingerprint(model: str) -> str | None:
@@ -46,3 +53,94 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+def code_name(function: Any) -> str:
+    """A name for a callable that is the same in another process, and another for other code.
+
+    A function's is where it stands and a hash of its code, constants, defaults and closure; a
+    partial's that of its function with its arguments. A callable object says what it is by an
+    attribute `name` or `__name__`. What a function finds in its module's globals is not looked at.
+
+    Raises:
+        InvalidInput: there is nothing to tell it by.
+
+    >>> code_name(len)
+    'builtins.len'
+    """
+    return _value(function, ())
+
+
+def _name(value: Any, above: tuple[int, ...]) -> str:
+    if id(value) in above:  # A function in its own closure.
+        return f"^{len(above) - above.index(id(value))}"
+    if len(above) > 100:
+        raise InvalidInput(f"{value!r} goes too deep to be told from another")
+    above = (*above, id(value))
+    match value:
+        case types.FunctionType():
+            parts = [_code(value.__code__, above)]
+            cells = [_held(cell) for cell in value.__closure__ or ()]
+            parts += [
+                _value(part, above) for part in (value.__defaults__, value.__kwdefaults__, cells)
+            ]
+            digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+            return f"{value.__module__}.{value.__qualname__}#{digest}"
+        case types.MethodType():
+            owner = value.__self__
+            return f"{_name(value.__func__, above)} of {_name(owner, above)}"
+        case functools.partial():
+            given = _value((value.args, value.keywords), above)
+            return f"partial {_name(value.func, above)} {given}"
+        case type():
+            return f"{value.__module__}.{value.__qualname__}"
+        case types.BuiltinFunctionType():
+            owner = value.__self__
+            if owner is None or isinstance(owner, types.ModuleType):
+                return f"{value.__module__}.{value.__qualname__}"
+            return f"{value.__name__} of {_value(owner, above)}"
+    if isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
+        return f"{type(value).__qualname__} {_name(value.__wrapped__, above)}"
+    for attribute in ("name", "__name__"):
+        name = getattr(value, attribute, None)
+        if isinstance(name, str) and name:
+            return f"{type(value).__module__}.{type(value).__qualname__} {name}"
+    raise InvalidInput(
+        f"{value!r} has nothing to be told by when the run is carried on: give it an attribute "
+        f"`name` that changes with what it does, or use a function"
+    )
+
+
+def _code(code: types.CodeType, above: tuple[int, ...]) -> str:
+    constants = [
+        _code(c, above) if isinstance(c, types.CodeType) else _value(c, above)
+        for c in code.co_consts
+    ]
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_argcount, code.co_flags)
+    return "\0".join([code.co_code.hex(), *constants, repr(names)])
+
+
+def _held(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # It was not set yet.
+        return "unset"
+
+
+def _value(value: Any, above: tuple[int, ...]) -> str:
+    """A value in words that are the same in every process."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, re.Pattern):
+        return f"re {value.pattern!r} {value.flags}"
+    if id(value) in above:
+        return f"^{len(above) - above.index(id(value))}"
+    inside = (*above, id(value))
+    if isinstance(value, list | tuple):
+        return f"({', '.join(_value(item, inside) for item in value)})"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(_value(item, inside) for item in value))}}}"
+    if isinstance(value, dict):
+        items = (f"{_value(k, inside)}: {_value(v, inside)}" for k, v in value.items())
+        return f"{{{', '.join(sorted(items))}}}"
+    return _name(value, above)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepconf.errors import InvalidInput
+from deepconf.errors import InvalidInput, InvalidType
 
-__all__ = ["Question", "load_questions", "read_questions"]
+__all__ = ["Question", "load_questions", "posed", "read_questions"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def load_questions(path: str | Path) -> list[Question]:
     Raises:
         InvalidInput: a line is broken; the message names the file, the line and what is wrong.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -59,6 +59,52 @@ def load_questions(path: str | Path) -> list[Question]:
     return questions
 
 
+def posed(
+    question: str | Sequence[Mapping[str, Any]],
+    *,
+    system: str | None = None,
+    suffix: str | None = None,
+) -> str | list[dict[str, Any]]:
+    r"""A question as it is asked.
+
+    Args:
+        question: a string, or chat messages.
+        system: a system message to begin with, which makes a string a chat.
+        suffix: appended to the question, the last message of a chat, on a line of its own.
+
+    Raises:
+        InvalidInput: a chat has a system message already, or ends in what no text can be added to.
+        InvalidType: `system` or `suffix` is no string.
+
+    >>> posed("1+1=?", suffix="Put your final answer within a box.")
+    '1+1=?\nPut your final answer within a box.'
+    """
+    for name, text in (("system", system), ("suffix", suffix)):
+        if text is not None and not isinstance(text, str):
+            raise InvalidType(f"{name}={text!r}: must be a string")
+    if isinstance(question, str):
+        text = f"{question}\n{suffix}" if suffix else question
+        if not system:
+            return text
+        return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    messages = [dict(message) for message in question]
+    if system:
+        if messages and messages[0].get("role") == "system":
+            raise InvalidInput(
+                f"system={system!r}: the question begins with a system message of its own"
+            )
+        messages.insert(0, {"role": "system", "content": system})
+    if suffix:
+        last = messages[-1] if messages else {}
+        if not isinstance(last.get("content"), str):
+            raise InvalidInput(
+                f"suffix={suffix!r}: cannot be appended to the last message of the question, "
+                f"{last!r}: its content must be a string"
+            )
+        last["content"] += f"\n{suffix}"
+    return messages
+
+
 def read_questions(
     questions: str | Path | Iterable[Question | Mapping[str, Any]],
 ) -> tuple[list[Question], str]:
@@ -75,7 +121,7 @@ def read_questions(
     """
     if isinstance(questions, str | Path):
         every = load_questions(questions)
-        return every, hashlib.sha256(Path(questions).read_bytes()).hexdigest()
+        return every, hashlib.sha256(Path(questions).expanduser().read_bytes()).hexdigest()
     every = [
         item if isinstance(item, Question) else _question(item, str(at), f"questions[{at}]")
         for at, item in enumerate(questions)

@@ -45,7 +45,8 @@ class Row:
     tokens: float | None
     """Tokens generated for all of them."""
     against_offline: float | None
-    """Tokens beside the offline policy's on the same questions: -0.5 is half of them."""
+    """Tokens beside the offline policy's on the same questions, but for those in which a trace
+    failed: -0.5 is half of them."""
     seconds: float | None
     """How long a policy's questions took; None for a vote over traces that were there."""
     fallback: int
@@ -204,7 +205,13 @@ class _Traces:
     def __init__(self, records: list[dict[str, Any]], policy: Policy) -> None:
         self.policy = policy
         self.records = records
-        traces = [(at, trace) for at, record in enumerate(records) for trace in _traces(record)]
+        # One that failed is no trace of the model's: it counts neither as wrong nor as short.
+        traces = [
+            (at, trace)
+            for at, record in enumerate(records)
+            for trace in _traces(record)
+            if trace["status"] != "failed"
+        ]
         self.question = np.array([at for at, _ in traces], np.int64)
         self.right = np.array([bool(trace["correct"]) for _, trace in traces], np.bool_)
         self.scores: dict[str, NDArray[np.float64]] = {
@@ -223,7 +230,7 @@ class _Traces:
         sizes = np.bincount(self.question, minlength=len(self.records))
         hits = np.bincount(self.question, weights=self.right, minlength=len(self.records))
         alone = sum(
-            record["result"]["tokens"]["generated"] / size
+            (record["result"]["tokens"]["generated"] - _lost_tokens(record)) / size
             for record, size in zip(self.records, sizes, strict=True)
         )
         one = self._row("pass@1", "trace", float(np.mean(hits / sizes)), float(alone), 0)
@@ -267,7 +274,12 @@ class _Traces:
 def _policy_row(label: str, of: Mapping[str, Record], offline: Mapping[str, Record]) -> Row:
     if not of:
         return Row(label, "policy", 0, None, None, None, None, 0)
-    both = [name for name in of if name in offline]
+    # Where traces failed, tokens are missing that nobody saved.
+    both = [
+        name
+        for name in of
+        if name in offline and not _failed(of[name]) and not _failed(offline[name])
+    ]
     base = sum(offline[name]["result"]["tokens"]["generated"] for name in both)
     tokens = sum(of[name]["result"]["tokens"]["generated"] for name in both)
     return Row(
@@ -308,6 +320,20 @@ def _notes(
         for label, of in by_policy.items()
         if len(of) < asked
     ]
+    for label, of in by_policy.items():
+        failed = [count for record in of.values() if (count := _failed(record))]
+        if failed:
+            notes.append(
+                f"{label}: {sum(failed)} {'trace' if sum(failed) == 1 else 'traces'} failed, in "
+                f"{len(failed)} of {len(of)} questions, whose tokens are compared with nothing"
+            )
+    for label, of in by_policy.items():
+        silent = sum(_silent(record) for record in of.values())
+        if silent:
+            notes.append(
+                f"{label}: in {silent} of {len(of)} questions no trace had an answer: does the "
+                f"prompt ask for one in the form that is looked for? (suffix=, --suffix)"
+            )
     given_up = [f"{row.method}: {row.fallback}/{row.questions}" for row in rows if row.fallback]
     if given_up:
         notes.append(
@@ -321,12 +347,41 @@ def _notes(
                 f"{label}: in {len(unarmed)} of {len(of)} questions the signal never armed: "
                 f"{unarmed[0]}"
             )
+        others = [first for record in of.values() if (first := _other_warning(record))]
+        if others:
+            notes.append(
+                f"{label}: {len(others)} of {len(of)} questions came with a warning, the first: "
+                f"{others[0]}"
+            )
     return notes
 
 
 def _traces(record: Record) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = record["result"]["traces"]
     return traces
+
+
+def _other_warning(record: Record) -> str | None:
+    """The first warning that no other note is about."""
+    result = record["result"]
+    told = {result["unarmed"]}
+    for warning in result.get("warnings", ()):
+        about_failed = _failed(record) and "traces failed" in warning
+        if warning not in told and not about_failed and not _silent(record):
+            return str(warning)
+    return None
+
+
+def _silent(record: Record) -> bool:
+    return all(trace["answer"] is None for trace in _traces(record))
+
+
+def _failed(record: Record) -> int:
+    return sum(trace["status"] == "failed" for trace in _traces(record))
+
+
+def _lost_tokens(record: Record) -> int:
+    return sum(trace["num_tokens"] for trace in _traces(record) if trace["status"] == "failed")
 
 
 def _score(trace: Mapping[str, Any], measure: str) -> float:

@@ -8,6 +8,7 @@ was working on and no others. Opening the file again carries on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -17,12 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from deepconf.errors import RunFileError
+from deepconf.errors import InvalidInput, MissingExtra, RunFileError
 
 __all__ = ["FORMAT", "RunFile"]
 
-FORMAT = 1
-"""The number in the first line, `{"deepconf_run": 1, ...}`."""
+FORMAT = 2
+"""The number in the first line, `{"deepconf_run": 2, ...}`."""
 
 _START = b'{"deepconf_run": '
 # What a first line may say otherwise without the results being another run's.
@@ -30,22 +31,30 @@ _FREE = ("deepconf_run", "versions", "policies")
 # A child that is forked while a file is open must not hold its lock when this process is gone.
 _OPEN: weakref.WeakSet[RunFile] = weakref.WeakSet()
 _ADVICE = "choose another --out, or --overwrite"
+# What `flock` says where there are no such locks; anything else is a fault.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
 class RunFile:
     """A run file, open for reading and appending, locked against other processes.
 
+    On a file system without locks a file beside it, `PATH.lock`, says who is writing; one that was
+    left by a process of this machine that is gone counts for nothing.
+
     Args:
         path: where it is or is to be; missing folders are made.
         header: what is run, as JSON values: `model`, `policies` and whatever else must be the same
             for results to go together.
-        overwrite: starts anew where the file holds another run, or this one.
+        overwrite: starts anew where the file holds another run, or this one. What is there is kept
+            until `begin`.
 
     Attributes:
         records: the lines there are, in order; `append` adds to them.
         torn: bytes of an unfinished last line that were dropped.
 
     Raises:
+        InvalidInput: the header is no JSON.
+        MissingExtra: the file system has no locks, and filelock is not installed.
         RunFileError: it cannot be read or written, is no run file, holds another run, is damaged,
             or is open elsewhere.
     """
@@ -53,17 +62,31 @@ class RunFile:
     def __init__(
         self, path: str | Path, header: Mapping[str, Any], *, overwrite: bool = False
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.header = dict(header)
+        _check_json(self.header)
         self.records: list[dict[str, Any]] = []
         self.torn = 0
+        self._anew = False
+        self._lock_file: Any = None
         self._fd = self._open()
         _OPEN.add(self)
         try:
-            self._begin(overwrite)
+            self._take_up(overwrite)
         except BaseException:
             self.close()
             raise
+
+    def begin(self) -> None:
+        """With `overwrite`, lets go of what is there; to be called when work can start.
+
+        Raises:
+            RunFileError: it cannot be written.
+        """
+        if self._anew:
+            self._truncate(0)
+            self._write({"deepconf_run": FORMAT, **self.header})
+            self._anew = False
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line; when this returns, the line is on the disk.
@@ -71,6 +94,7 @@ class RunFile:
         Raises:
             RunFileError: it could not be written; the file is then as it was.
         """
+        self.begin()
         self._write(record)
         self.records.append(dict(record))
 
@@ -79,6 +103,9 @@ class RunFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if self._lock_file is not None:
+            self._lock_file.release()
+            self._lock_file = None
 
     def __enter__(self) -> RunFile:
         return self
@@ -110,18 +137,43 @@ class RunFile:
         try:
             import fcntl
         except ImportError:  # No advisory locks on this platform.
+            self._lock_beside()
             return
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunFileError(
-                f"{self.path}: another process is writing this run file: wait for it, or choose "
-                f"another --out"
-            ) from error
-        except OSError:  # A file system without locks.
-            return
+            raise self._taken() from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise self._error("cannot be locked", error) from error
+            if self._regular:
+                self._lock_beside()
 
-    def _begin(self, overwrite: bool) -> None:
+    def _lock_beside(self) -> None:
+        """Locks by a file that says who we are, where the file system has no locks."""
+        try:
+            from filelock import SoftFileLock, Timeout
+        except ImportError as error:
+            raise MissingExtra("cli", "filelock") from error
+        beside = f"{self.path}.lock"
+        lock = SoftFileLock(beside, timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise self._taken(
+                f" ({' '.join(str(error).split())} If that process is gone, delete {beside})"
+            ) from error
+        except OSError as error:
+            raise self._error("cannot be locked", error) from error
+        self._lock_file = lock
+
+    def _taken(self, more: str = "") -> RunFileError:
+        return RunFileError(
+            f"{self.path}: another process is writing this run file{more}: wait for it, or choose "
+            f"another --out"
+        )
+
+    def _take_up(self, overwrite: bool) -> None:
         """Reads what is there, or writes the first line."""
         content = self._read() if self._regular else b""
         if content and not content.startswith(_START) and not _START.startswith(content):
@@ -132,10 +184,10 @@ class RunFile:
         self.torn = len(content) - whole
         lines = content[:whole].splitlines()
         if overwrite or len(lines) <= 1:
-            # Where nothing has finished, nothing can be lost.
             self.torn = 0
-            self._truncate(0)
-            self._write({"deepconf_run": FORMAT, **self.header})
+            self._anew = True
+            if len(lines) <= 1:  # Nothing has finished, so nothing can be lost.
+                self.begin()
             return
         parsed = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
         if parsed[0].get("deepconf_run") != FORMAT:
@@ -222,11 +274,28 @@ class RunFile:
 
 def _close_after_fork() -> None:
     for file in list(_OPEN):
+        file._lock_file = None  # It is the parent's, who has not let go of it.
         file.close()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_after_fork)
+
+
+def _check_json(value: Any, name: str = "") -> None:
+    """Raises `InvalidInput` that names what cannot be written as JSON."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InvalidInput(f"{name} has the key {key!r}: must be a string")
+            _check_json(item, f"{name}.{key}" if name else key)
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            _check_json(item, f"{name}[{place}]")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise InvalidInput(
+            f"{name} is {value!r}: must be a JSON value, since the run file says what was run"
+        )
 
 
 def _same_weights(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
