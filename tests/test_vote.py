@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
+import subprocess
+import sys
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
