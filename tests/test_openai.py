@@ -118,7 +118,7 @@ def test_one_entry_at_some_position_is_no_confidence(entries: Any) -> None:
     response = chat()["choices"][0]["logprobs"]
     response["content"][1]["top_logprobs"] = response["content"][1]["top_logprobs"][:1]
     response["content"][1]["token"] = "a"
-    with pytest.raises(InvalidInput, match="position 1 has 1 entry, so k=1: .*lowest where"):
+    with pytest.raises(InvalidInput, match=r"position 1 has 1 entry, so k=1: .*lowest where"):
         confidences(response, entries=entries)
 
 

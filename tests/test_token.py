@@ -90,7 +90,7 @@ def test_known_values() -> None:
 
 def test_a_single_entry_is_no_confidence_and_has_no_entropy() -> None:
     column = [[-3.0], [0.0]]
-    with pytest.raises(InvalidInput, match="k=1: must be at least 2: .*lowest where the model is"):
+    with pytest.raises(InvalidInput, match=r"k=1: must be at least 2: .*lowest where the model is"):
         token_confidence(column)
     assert token_entropy(column).tolist() == [0.0, 0.0]
 
