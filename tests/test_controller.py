@@ -238,3 +238,44 @@ def test_a_cancelled_run_is_not_called_unarmed() -> None:
     controller.cancel()
     assert controller.outcome is not None
     assert controller.outcome.unarmed is None
+
+
+def test_an_unnamed_end_counts_against_the_leader_until_its_answer_is_known() -> None:
+    controller = started(POLICY.replace(budget=4, weight="majority", consensus=0.75, keep=1.0))
+    for trace in range(4):
+        controller.tokens(trace, [5.0, 5.0])
+    assert [controller.finished(trace, "finished", "a") for trace in (0, 1)] == [[], []]
+    assert [controller.ended(trace, "finished") for trace in (2, 3)] == [[], []]
+    assert "4 finished (2 unnamed)" in str(controller)
+    (answer,) = controller.answered(2, "a")
+    assert isinstance(answer, Action.Answer)
+    assert (answer.outcome.reason, answer.outcome.voters) == ("consensus", [0, 1, 2])
+    assert controller.answered(3, "b") == []
+    assert controller.outcome is not None
+    assert controller.outcome.voters == [0, 1, 2]
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "engine_died"])
+def test_a_run_cut_short_counts_answers_that_come_later(reason: str) -> None:
+    controller = started(POLICY.replace(budget=4))
+    controller.tokens(0, [5.0, 5.0])
+    assert controller.ended(0, "finished") == []
+    controller.cancel() if reason == "cancelled" else controller.engine_died()
+    assert controller.engine_died() == []
+    assert controller.answered(0, "7") == []
+    assert controller.failed(1) == []
+    assert controller.finished(2, "aborted") == []
+    assert controller.outcome is not None
+    assert (controller.outcome.reason, controller.outcome.answer) == (reason, "7")
+
+
+def test_only_an_unnamed_trace_gets_an_answer_and_it_cannot_fail() -> None:
+    controller = started()
+    with pytest.raises(EventError, match="the answer of trace 0, which is running"):
+        controller.answered(0, "7")
+    controller.ended(0, "finished")
+    with pytest.raises(EventError, match="the failure of trace 0, which is finished"):
+        controller.failed(0)
+    controller.answered(0, None)
+    with pytest.raises(EventError, match="the answer of trace 0, which is finished"):
+        controller.answered(0, "7")

@@ -19,7 +19,7 @@ def by_softmax(logits: np.ndarray, k: int) -> np.ndarray:
 
 @given(
     n=st.integers(0, 5),
-    vocabulary=st.integers(1, 3_000),
+    vocabulary=st.integers(2, 3_000),
     part=st.floats(0, 1),
     scale=st.floats(0.01, 50),
     kind=st.sampled_from([np.float16, np.float32, np.float64]),
@@ -28,7 +28,7 @@ def by_softmax(logits: np.ndarray, k: int) -> np.ndarray:
 def test_it_is_the_softmax(
     n: int, vocabulary: int, part: float, scale: float, kind: type, seed: int
 ) -> None:
-    k = 1 + int(part * (vocabulary - 1))
+    k = 2 + int(part * (vocabulary - 2))
     random = np.random.default_rng(seed)
     logits = random.normal(0, scale, (n, vocabulary)).astype(kind)
     found = logits_confidence(logits, k)
@@ -82,8 +82,9 @@ def test_a_value_that_cannot_be_is_named(bad: float, column: int) -> None:
     [
         (np.zeros(5), 2, InvalidInput, r"logits has shape \[5\]"),
         (np.zeros((2, 5), np.int32), 2, InvalidType, "logits has dtype int32"),
-        (np.zeros((2, 5)), 0, InvalidInput, "k=0: must be between 1 and the 5"),
-        (np.zeros((2, 5)), 6, InvalidInput, "k=6: must be between 1 and the 5"),
+        (np.zeros((2, 5)), 0, InvalidInput, "k=0: must be at least 2"),
+        (np.zeros((2, 5)), 1, InvalidInput, "k=1: must be at least 2: minus the log-probability"),
+        (np.zeros((2, 5)), 6, InvalidInput, "k=6: must be between 2 and the 5"),
         (np.zeros((2, 5)), -1, InvalidInput, "k=-1"),
         (np.zeros((2, 5)), 1.5, InvalidType, "k=1.5"),
     ],

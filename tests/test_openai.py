@@ -113,10 +113,20 @@ def test_what_is_wrong_is_named(response: Any, error: type[Exception], says: str
         confidences(response, k=3)
 
 
+@pytest.mark.parametrize("entries", ["topk", "returned"])
+def test_one_entry_at_some_position_is_no_confidence(entries: Any) -> None:
+    response = chat()["choices"][0]["logprobs"]
+    response["content"][1]["top_logprobs"] = response["content"][1]["top_logprobs"][:1]
+    response["content"][1]["token"] = "a"
+    with pytest.raises(InvalidInput, match=r"position 1 has 1 entry, so k=1: .*lowest where"):
+        confidences(response, entries=entries)
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(InvalidInput, match="k=4"):
         confidences(chat(), k=4)
-    with pytest.raises(InvalidInput, match="k=0: must be at least 1"):
-        confidences(chat(), k=0)
+    for k in (0, 1):
+        with pytest.raises(InvalidInput, match=f"k={k}: must be at least 2"):
+            confidences(chat(), k=k)
     with pytest.raises(InvalidInput, match="entries='top'"):
         confidences(chat(), entries="top")  # type: ignore[arg-type]

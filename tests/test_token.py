@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 RNG = np.random.default_rng(3)
 TABLE = np.log(RNG.dirichlet(np.ones(20), 50))
 
-tables = st.integers(1, 9).flatmap(
+tables = st.integers(2, 9).flatmap(
     lambda k: st.lists(st.lists(st.floats(-60, 0), min_size=k, max_size=k), min_size=1, max_size=12)
 )
 
@@ -88,9 +88,10 @@ def test_known_values() -> None:
     np.testing.assert_allclose(token_entropy([[half, half], [-9.0, -9.0]]), math.log(2), rtol=1e-6)
 
 
-def test_a_single_entry_is_its_own_confidence_and_has_no_entropy() -> None:
+def test_a_single_entry_is_no_confidence_and_has_no_entropy() -> None:
     column = [[-3.0], [0.0]]
-    assert token_confidence(column).tolist() == [3.0, 0.0]
+    with pytest.raises(InvalidInput, match=r"k=1: must be at least 2: .*lowest where the model is"):
+        token_confidence(column)
     assert token_entropy(column).tolist() == [0.0, 0.0]
 
 
@@ -109,22 +110,32 @@ def test_the_floor_raises_what_lies_below_it(function: Function, definition: Fun
 
 NOT_FINITE = "logprobs holds {} at row 1, column 0: every value must be finite"
 BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    ([[-1.0], [-np.inf]], {}, InvalidInput, NOT_FINITE.format("-inf") + ".*set logprob_floor"),
-    ([[-1.0], [np.nan]], {}, InvalidInput, NOT_FINITE.format("NaN")),
-    ([[-1.0], [np.nan]], {"logprob_floor": -5}, InvalidInput, NOT_FINITE.format("NaN")),
-    ([[-1.0], [np.inf]], {"logprob_floor": -5}, InvalidInput, NOT_FINITE.format("inf")),
+    (
+        [[-1.0, -9.0], [-np.inf, -9.0]],
+        {},
+        InvalidInput,
+        NOT_FINITE.format("-inf") + ".*set logprob_floor",
+    ),
+    ([[-1.0, -9.0], [np.nan, -9.0]], {}, InvalidInput, NOT_FINITE.format("NaN")),
+    ([[-1.0, -9.0], [np.nan, -9.0]], {"logprob_floor": -5}, InvalidInput, NOT_FINITE.format("NaN")),
+    ([[-1.0, -9.0], [np.inf, -9.0]], {"logprob_floor": -5}, InvalidInput, NOT_FINITE.format("inf")),
     ([[-1.0], [-1.0, -2.0]], {}, InvalidInput, "logprobs: NumPy makes no array of it"),
     ([-1.0, -2.0], {}, InvalidInput, r"shape \[2\] and dtype float64: must be \[n_tokens, k\]"),
     (np.zeros((2, 2, 2)), {}, InvalidInput, r"shape \[2, 2, 2\]"),
     (np.zeros((3, 0)), {}, InvalidInput, "k=0: a row needs at least one"),
     (np.ones((2, 2), int), {}, InvalidType, "logprobs has dtype int64"),
     ([["a"]], {}, InvalidType, "logprobs has dtype <U1"),
-    ([[-1.0]], {"logprob_floor": 1.0}, InvalidInput, "logprob_floor=1: must be a finite negative"),
-    ([[-1.0]], {"logprob_floor": -np.inf}, InvalidInput, "logprob_floor=-inf"),
-    ([[-1.0]], {"logprob_floor": np.nan}, InvalidInput, "logprob_floor=NaN"),
-    ([[-1.0]], {"threads": 0}, InvalidInput, "threads=0"),
-    ([[-1.0]], {"threads": -1}, InvalidInput, "threads=-1: out of range"),
-    ([[-1.0]], {"threads": "2"}, InvalidType, "threads=2 is a <class 'str'>"),
+    (
+        [[-1.0, -9.0]],
+        {"logprob_floor": 1.0},
+        InvalidInput,
+        "logprob_floor=1: must be a finite negative",
+    ),
+    ([[-1.0, -9.0]], {"logprob_floor": -np.inf}, InvalidInput, "logprob_floor=-inf"),
+    ([[-1.0, -9.0]], {"logprob_floor": np.nan}, InvalidInput, "logprob_floor=NaN"),
+    ([[-1.0, -9.0]], {"threads": 0}, InvalidInput, "threads=0"),
+    ([[-1.0, -9.0]], {"threads": -1}, InvalidInput, "threads=-1: out of range"),
+    ([[-1.0, -9.0]], {"threads": "2"}, InvalidType, "threads=2 is a <class 'str'>"),
 ]
 
 

@@ -454,7 +454,7 @@ def test_confidences_says_what_is_wrong(tiny_engine: VLLM) -> None:
     output = raw(tiny_engine, 7, 3)
     with pytest.raises(InvalidInput, match="entries='top': must be 'topk' or 'returned'"):
         confidences(output, entries="top")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match="k=0: must be at least 1"):
+    with pytest.raises(InvalidInput, match="k=0: must be at least 2"):
         confidences(output, k=0)
     with pytest.raises(InvalidInput, match="k=5"):
         confidences(output, k=5)

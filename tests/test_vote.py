@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
+import subprocess
+import sys
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -273,3 +276,23 @@ def test_a_weight_whose_sums_could_not_be_told_is_refused(weight: float) -> None
 def test_negative_counts_are_refused(name: str) -> None:
     with pytest.raises(InvalidInput, match=f"{name}=-1: out of range, or negative"):
         vote_many(["q"], ["a"], **{name: -1})
+
+
+FORKED_VOTE = """
+import os, signal
+import numpy as np
+from deepconf import vote
+
+answers, scores = ["a", "b"] * 50_000, np.arange(100_000.0)
+expected = repr(vote(answers, keep=0.5, scores=scores))
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if repr(vote(answers, keep=0.5, scores=scores)) == expected else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_filters_many_rows() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED_VOTE], check=True, timeout=60)

@@ -186,7 +186,7 @@ fn streaming(bench: &mut Bench<'_>, data: &[f32]) {
 
 fn tokens(bench: &mut Bench<'_>, data: &[f32]) {
     let logprobs = traces::logprobs(data.len() / 2 / 20, 20, 11);
-    for k in [1, 5, 20, 21] {
+    for k in [2, 5, 20, 21] {
         let rows = logprobs.len() / k;
         let table = Table::new(&logprobs[..rows * k], k).expect("whole rows");
         oracle::check_confidences(&logprobs, k, &table.confidence(None).expect("finite"));

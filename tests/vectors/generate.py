@@ -172,7 +172,7 @@ def token_case(
 
 def token_cases() -> list[Json]:
     return [
-        token_case("one entry", [[-0.5], [0.0]]),
+        token_case("two entries", [[-0.5, -3.0], [0.0, -40.0]]),
         token_case("a peaked row is surer than a flat one",
                    [[-0.125, -6.0, -7.0, -8.0], [-1.25, -1.25, -1.5, -1.625]]),
         token_case("five entries", [[-0.5, -1.5, -3.0, -4.0, -6.0]]),

@@ -34,13 +34,16 @@ def confidences(
         float32 `[num_tokens]`, nats; ready for `deepconf.score`.
 
     Raises:
-        InvalidInput: the response carries no log-probabilities, or fewer than k.
+        InvalidInput: the response carries no log-probabilities, fewer than k, or one a token.
         InvalidType: it is no such response.
     """
     if entries not in ("topk", "returned"):
         raise InvalidInput(f"entries={entries!r}: must be 'topk' or 'returned'")
-    if k is not None and k < 1:
-        raise InvalidInput(f"k={k}: must be at least 1, or None for all that there are")
+    if k is not None and k < 2:
+        raise InvalidInput(
+            f"k={k}: must be at least 2 (minus the log-probability of the likeliest token alone is "
+            "lowest where the model is surest; the paper takes 20), or None for all that there are"
+        )
     choices = _field(response, "choices")
     if choices is not None:
         if len(choices) != 1:

@@ -338,8 +338,11 @@ def confidences(
     """
     if entries not in ("topk", "returned"):
         raise InvalidInput(f"entries={entries!r}: must be 'topk' or 'returned'")
-    if k is not None and k < 1:
-        raise InvalidInput(f"k={k}: must be at least 1, or None for all that there are")
+    if k is not None and k < 2:
+        raise InvalidInput(
+            f"k={k}: must be at least 2 (minus the log-probability of the likeliest token alone is "
+            "lowest where the model is surest; the paper takes 20), or None for all that there are"
+        )
     completions = getattr(output, "outputs", None)
     if completions is not None:
         if len(completions) != 1:

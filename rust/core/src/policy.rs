@@ -19,7 +19,7 @@
 
 use crate::error::{Error, Result};
 use crate::group::StreamSettings;
-use crate::token::check_floor;
+use crate::token::{check_floor, check_k};
 use crate::trace::{Scores, Settings};
 use crate::vote::check_keep;
 
@@ -177,7 +177,7 @@ pub struct Policy {
     /// Trace i is sampled with seed `seed + i`; `None` for the engine to draw for itself.
     pub seed: Option<u64>,
 
-    /// k: log-probabilities a token.
+    /// k: log-probabilities a token, at least 2.
     pub top_logprobs: u32,
     /// Which of them make a token confidence.
     pub entries: Entries,
@@ -307,16 +307,13 @@ impl Policy {
     }
 
     fn check_counts(&self) -> Result<()> {
-        let at_least_one = [
-            ("budget", Some(self.budget)),
-            ("concurrency", self.concurrency),
-            ("top_logprobs", Some(self.top_logprobs)),
-        ];
+        let at_least_one = [("budget", Some(self.budget)), ("concurrency", self.concurrency)];
         for (name, value) in at_least_one {
             if value == Some(0) {
                 return Err(Error::setting(name, 0, "must be at least 1"));
             }
         }
+        check_k("top_logprobs", self.top_logprobs as usize)?;
         if let Some(seed) = self.seed.filter(|&seed| seed > SEEDS - u64::from(self.budget)) {
             let expected = format!(
                 "seed + budget (here {}) must not exceed 2^63 = {SEEDS}, beyond which vLLM has no seeds",
@@ -385,6 +382,7 @@ mod tests {
             ("warmup", Policy { warmup: 4, ..offline() }),
             ("concurrency", Policy { concurrency: Some(0), ..low() }),
             ("top_logprobs", Policy { top_logprobs: 0, ..low() }),
+            ("top_logprobs", Policy { top_logprobs: 1, ..low() }),
             ("seed", Policy { seed: Some(u64::MAX), ..low() }),
             ("seed", Policy { seed: Some((1 << 63) - 255), ..low() }),
             ("window", Policy { window: 0, ..low() }),

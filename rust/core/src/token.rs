@@ -2,7 +2,8 @@
 //!
 //! Token confidence (equation 2 of the paper) is `C = −(1/k) · Σ log p` over the k most likely
 //! tokens. It is *higher* when the model is surer: a peaked distribution pushes the alternatives
-//! far down. Log-probabilities are raw, in nats: before temperature, penalties and masks.
+//! far down. With k = 1 there are no alternatives and it would be *lower* when the model is surer, so
+//! that is refused. Log-probabilities are raw, in nats: before temperature, penalties and masks.
 //!
 //! ```
 //! use deepconf_core::token::{self, Table};
@@ -153,7 +154,6 @@ impl<T: Sample> simd::Work for Confidences<'_, T> {
         let Self { values, k, floor, scores } = self;
         // The usual numbers: loops that the compiler knows the length of.
         match (floor, k) {
-            (None, 1) => fill_rows::<T, 1>(values, scores),
             (None, 5) => fill_rows::<T, 5>(values, scores),
             (None, 10) => fill_rows::<T, 10>(values, scores),
             (None, 20) => fill_rows::<T, 20>(values, scores),
@@ -182,8 +182,9 @@ impl<'a, T: Sample> Table<'a, T> {
     /// The confidence of each token, `[n]`, in nats. `floor` raises smaller entries, −∞ included.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] naming row and column.
+    /// [`Error::NotFinite`] naming row and column; [`Error::Setting`] when rows have one entry.
     pub fn confidence(&self, floor: Option<f64>) -> Result<Vec<f32>> {
+        check_k("k", self.k)?;
         self.map(floor, |values, k, floor, scores| {
             simd::widest(Confidences { values, k, floor, scores })
         })
@@ -209,10 +210,11 @@ impl<'a, T: Sample> Table<'a, T> {
     /// among the `top` most likely it needs a `floor`, as for [`confidence`](Self::confidence).
     ///
     /// # Errors
-    /// [`Error::NotFinite`] naming row and column; [`Error::Setting`] when `top` is not in 1..=k.
+    /// [`Error::NotFinite`] naming row and column; [`Error::Setting`] when `top` is not in 2..=k.
     pub fn logits_confidence(&self, top: usize, floor: Option<f64>) -> Result<Vec<f32>> {
-        if !(1..=self.k).contains(&top) {
-            let expected = format!("must be between 1 and the {} logits of a row", self.k);
+        check_k("k", top)?;
+        if top > self.k {
+            let expected = format!("must be between 2 and the {} logits of a row", self.k);
             return Err(Error::setting("k", top, expected));
         }
         check_floor(floor)?;
@@ -398,6 +400,19 @@ fn exp(x: f32) -> f32 {
     series * f32::from_bits(exponent)
 }
 
+/// Why one log-probability a token is no confidence.
+pub const ONE_IS_TOO_FEW: &str = "must be at least 2: minus the log-probability of the likeliest \
+    token alone is lowest where the model is surest, so it would rank traces the wrong way round; \
+    ask for 20, as the paper does";
+
+/// Checks how many of the most likely tokens make a token confidence; `name` is what it is called.
+///
+/// # Errors
+/// [`Error::Setting`] when there are fewer than two.
+pub fn check_k(name: &'static str, k: usize) -> Result<()> {
+    if k < 2 { Err(Error::setting(name, k, ONE_IS_TOO_FEW)) } else { Ok(()) }
+}
+
 /// Checks a floor for log-probabilities.
 ///
 /// # Errors
@@ -429,7 +444,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_the_oracle(k in 1_usize..24, rows in 0_usize..40, seed in prop::collection::vec(-30.0_f32..0.0, 960)) {
+        fn agrees_with_the_oracle(k in 2_usize..24, rows in 0_usize..40, seed in prop::collection::vec(-30.0_f32..0.0, 960)) {
             let values = &seed[..rows * k];
             let table = Table::new(values, k).unwrap();
             let (confidence, entropy) = (table.confidence(None).unwrap(), table.entropy(None).unwrap());
@@ -460,13 +475,13 @@ mod tests {
     proptest! {
         #[test]
         fn logits_agree_with_the_oracle(
-            vocabulary in 1_usize..700,
+            vocabulary in 2_usize..700,
             rows in 1_usize..4,
             part in 0.0_f64..1.0,
             scale in 0.01_f32..40.0,
             seed in prop::collection::vec(-1.0_f32..1.0, 2_100),
         ) {
-            let k = 1 + ((vocabulary - 1) as f64 * part) as usize;
+            let k = 2 + ((vocabulary - 2) as f64 * part) as usize;
             let logits: Vec<f32> = seed[..rows * vocabulary].iter().map(|l| l * scale).collect();
             let table = Table::new(&logits, vocabulary).unwrap();
             let confidences = table.logits_confidence(k, None).unwrap();
@@ -503,16 +518,15 @@ mod tests {
             [([0.0, f32::NAN], "NaN at row 0, column 1"), ([f32::INFINITY, 0.0], "inf at row 0")]
         {
             let message =
-                Table::new(&wrong, 2).unwrap().logits_confidence(1, None).unwrap_err().to_string();
+                Table::new(&wrong, 2).unwrap().logits_confidence(2, None).unwrap_err().to_string();
             assert!(message.contains(place), "{message}");
         }
-        assert!(Table::new(&[MASKED; 3], 3).unwrap().logits_confidence(1, Some(-9.0)).is_err());
-        for k in [0, 5] {
+        assert!(Table::new(&[MASKED; 3], 3).unwrap().logits_confidence(2, Some(-9.0)).is_err());
+        for (k, expected) in
+            [(0, "at least 2"), (1, "at least 2: minus the"), (5, "between 2 and the 4 logits")]
+        {
             let message = table.logits_confidence(k, None).unwrap_err().to_string();
-            assert!(
-                message.starts_with(&format!("k={k}: must be between 1 and the 4")),
-                "{message}"
-            );
+            assert!(message.starts_with(&format!("k={k}: must be {expected}")), "{message}");
         }
     }
 
@@ -552,6 +566,9 @@ mod tests {
             (Table::new(&uniform, 8).unwrap().entropy(None).unwrap()[0] - 8.0_f32.ln()).abs()
                 < 1e-6
         );
-        assert_eq!(Table::new(&[-3.0_f32], 1).unwrap().entropy(None).unwrap(), [0.0]);
+        let column = Table::new(&[-3.0_f32], 1).unwrap();
+        assert_eq!(column.entropy(None).unwrap(), [0.0]);
+        let message = column.confidence(None).unwrap_err().to_string();
+        assert!(message.starts_with("k=1: must be at least 2: minus the log-prob"), "{message}");
     }
 }

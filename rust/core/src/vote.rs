@@ -59,8 +59,8 @@ pub use many::{Votes, vote_columns, vote_many};
 
 use crate::error::{Error, Place, Result};
 
-/// How many rows one thread looks through at a time.
-const CHUNK: usize = 1 << 16;
+/// How many rows one thread looks through at a time. No more than these keep to the caller's thread.
+pub const CHUNK: usize = 1 << 16;
 
 /// How a vote is taken.
 #[derive(Clone, Copy, Debug)]

@@ -84,9 +84,9 @@ fn window_one_and_windows_beyond_everything() {
 }
 
 #[test]
-fn one_log_probability_a_token() {
+fn one_log_probability_a_token_is_no_confidence() {
     let table = Table::new(&[-0.5_f32, -3.0, 0.0], 1).unwrap();
-    assert_eq!(table.confidence(None).unwrap(), [0.5, 3.0, 0.0]);
+    assert!(table.confidence(None).unwrap_err().to_string().starts_with("k=1: must be at least 2"));
     assert_eq!(table.entropy(None).unwrap(), [0.0, 0.0, 0.0]);
 }
 

@@ -1,12 +1,24 @@
 //! Log-probabilities as vLLM and OpenAI-style servers return them, straight to token confidences.
 
-use deepconf_core::token::{check_floor, confidence};
+use deepconf_core::token::{ONE_IS_TOO_FEW, check_floor, check_k, confidence};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
 use crate::error::{invalid_input, invalid_type, raise};
+
+fn check(k: Option<usize>, floor: Option<f64>) -> PyResult<()> {
+    check_floor(floor).and(k.map_or(Ok(()), |k| check_k("k", k))).map_err(raise)
+}
+
+/// That there is one log-probability a token, as a row shows.
+fn one_is_too_few(position: usize, entries: usize) -> PyErr {
+    let entries = if entries == 1 { "1 entry".into() } else { format!("{entries} entries") };
+    invalid_input(format!(
+        "logprobs at position {position} has {entries}, so k=1: {ONE_IS_TOO_FEW}"
+    ))
+}
 
 fn checked(py: Python<'_>, confidences: Vec<f32>) -> PyResult<Bound<'_, PyArray1<f32>>> {
     if let Some(row) = confidences.iter().position(|c| !c.is_finite()) {
@@ -29,7 +41,7 @@ fn checked(py: Python<'_>, confidences: Vec<f32>) -> PyResult<Bound<'_, PyArray1
 ///     logprobs: the entries of n rows one after the other, nats.
 ///     ends: `[n]`, where each row ends.
 ///     ranks: the rank of each entry, counted from 1.
-///     k: how many of the most likely tokens count; None for as many as there are.
+///     k: how many of the most likely tokens count, at least 2; None for as many as there are.
 ///     returned: whether a sampled token whose rank is beyond k counts too.
 ///     floor: raises smaller log-probabilities to this.
 ///
@@ -45,7 +57,7 @@ pub fn flat_confidences<'py>(
     returned: bool,
     floor: Option<f64>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    check_floor(floor).map_err(raise)?;
+    check(k, floor)?;
     let mut values =
         logprobs.iter().map(|item| item.extract::<f64>()).collect::<PyResult<Vec<_>>>()?;
     if ranks.len() != values.len() || ends.last().copied().unwrap_or(0) != values.len() {
@@ -70,10 +82,16 @@ pub fn flat_confidences<'py>(
             highest
         }
     };
+    let widths = starts().zip(&ends).map(|(start, &end)| end.saturating_sub(start));
+    if let Some((position, entries)) = widths.enumerate().min_by_key(|&(_, width)| width)
+        && k == 1
+    {
+        return Err(one_is_too_few(position, entries));
+    }
     let mut confidences = Vec::with_capacity(ends.len());
     for (row, (start, &end)) in starts().zip(&ends).enumerate() {
         let width = end.saturating_sub(start);
-        if k == 0 || !(width == k || width == k + 1) {
+        if !(width == k || width == k + 1) {
             return Err(invalid_input(format!(
                 "logprobs at position {row} has {width} entries: must be the sampled token and the \
                  k={k} most likely"
@@ -92,7 +110,7 @@ pub fn flat_confidences<'py>(
 ///
 /// Args:
 ///     rows: n dicts from token id to an object with a `logprob`, nats.
-///     k: how many of the most likely tokens count; None for the shortest row's length.
+///     k: how many of the most likely tokens count, at least 2; None for the shortest row's length.
 ///     returned: whether to take every entry instead.
 ///     floor: raises smaller log-probabilities to this.
 ///
@@ -106,7 +124,7 @@ pub fn dict_confidences<'py>(
     returned: bool,
     floor: Option<f64>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    check_floor(floor).map_err(raise)?;
+    check(k, floor)?;
     let py = rows.py();
     let logprob = intern!(py, "logprob");
     let mut table = Table::default();
@@ -133,7 +151,7 @@ pub fn dict_confidences<'py>(
 ///     logprobs: of chat completions, with `content`: n entries with `token`, `logprob` and
 ///         `top_logprobs`, a list of such entries. Or of completions, with `top_logprobs`: n dicts
 ///         from token to log-probability.
-///     k: how many of the most likely tokens count; None for the shortest row's length.
+///     k: how many of the most likely tokens count, at least 2; None for the shortest row's length.
 ///     returned: whether to take every entry instead, the sampled token's too.
 ///     floor: raises smaller log-probabilities to this.
 ///
@@ -147,7 +165,7 @@ pub fn openai_confidences<'py>(
     returned: bool,
     floor: Option<f64>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    check_floor(floor).map_err(raise)?;
+    check(k, floor)?;
     let py = logprobs.py();
     let mut table = Table::default();
     if let Some(content) = field(logprobs, intern!(py, "content"))? {
@@ -238,14 +256,17 @@ impl Table {
         floor: Option<f64>,
     ) -> PyResult<Bound<'_, PyArray1<f32>>> {
         let Self { mut entries, ends } = self;
-        let shortest = ends.windows(2).map(|end| end[1] - end[0]).min().unwrap_or(1);
-        let k = k.unwrap_or(shortest);
-        if k == 0 || shortest < k {
-            let position = ends.windows(2).position(|end| end[1] - end[0] == shortest);
+        let widths = ends.windows(2).map(|end| end[1] - end[0]).enumerate();
+        let Some((position, shortest)) = widths.min_by_key(|&(_, width)| width) else {
+            return checked(py, Vec::new());
+        };
+        if k.is_none() && shortest == 1 {
+            return Err(one_is_too_few(position, shortest));
+        }
+        let k = k.unwrap_or(shortest).max(2);
+        if shortest < k {
             return Err(invalid_input(format!(
-                "logprobs at position {} has {shortest} entries: at least k={} are needed",
-                position.unwrap_or_default(),
-                k.max(1)
+                "logprobs at position {position} has {shortest} entries: at least k={k} are needed"
             )));
         }
         let mut confidences = Vec::with_capacity(ends.len() - 1);

@@ -176,7 +176,7 @@ impl Policy {
         self.0.seed
     }
 
-    /// k: log-probabilities a token.
+    /// k: log-probabilities a token, at least 2.
     #[getter]
     fn top_logprobs(&self) -> u32 {
         self.0.top_logprobs

@@ -20,7 +20,7 @@ use crate::pool;
 ///     float32 `[n]`, nats.
 ///
 /// Raises:
-///     InvalidInput: not a table, or an entry is not finite (its row and column are named).
+///     InvalidInput: not a table, k < 2, or an entry is not finite (its row and column are named).
 ///     InvalidType: not floating-point numbers.
 #[pyfunction]
 #[pyo3(signature = (logprobs, *, logprob_floor=None, threads=None))]
@@ -63,7 +63,7 @@ pub fn token_entropy<'py>(
 /// Args:
 ///     logits: `[n, vocabulary]` float32, float64 or float16, before temperature and penalties. -inf is a
 ///         token that cannot come.
-///     k: how many of the most likely tokens count.
+///     k: how many of the most likely tokens count, at least 2.
 ///     logprob_floor: raises smaller log-probabilities to this; needed where fewer than k tokens are
 ///         possible.
 ///     threads: how many to use; None for all cores.

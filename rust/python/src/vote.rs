@@ -176,7 +176,11 @@ pub fn vote<'py>(
         min_ballots,
         over_all: false,
     };
-    let vote = core::vote_column(&*answers.keys()?, &rules).map_err(raise)?;
+    let keys = answers.keys()?;
+    let work = || core::vote_column(&*keys, &rules);
+    // Many rows are checked in parallel, which needs a pool of this process; few are not worth one.
+    let vote = if keys.rows() > core::CHUNK { pool::run(py, None, work)? } else { work() };
+    let vote = vote.map_err(raise)?;
     Vote::new(py, &vote, |ballot| answers.value(py, ballot.first).ok())
 }
 
