@@ -283,3 +283,133 @@ fn a_wrong_policy_is_refused() {
     let error = Controller::new(Policy { warmup: 5, ..policy() }).unwrap_err().to_string();
     assert!(error.starts_with("warmup=5: must not exceed the budget of 4"), "{error}");
 }
+#[test]
+fn an_end_may_come_before_its_answer() {
+    let mut controller = started(policy());
+    for trace in 0..2 {
+        controller.launched(trace).unwrap();
+        controller.tokens(trace, &[4.0, 4.0]).unwrap();
+    }
+    assert_eq!(controller.ended(0, Finish::End).unwrap(), []);
+    assert_eq!(controller.status(0), Some(Status::Finished));
+    assert!(controller.state().to_string().contains("1 finished, 1 running, of 1 the answer to"));
+    // The threshold needs no answers.
+    assert_eq!(controller.ended(1, Finish::End).unwrap(), [Action::Launch(vec![2, 3])]);
+    assert!(controller.threshold().is_some());
+    for trace in 2..4 {
+        controller.launched(trace).unwrap();
+        controller.tokens(trace, &[5.0, 5.0]).unwrap();
+        assert_eq!(controller.ended(trace, Finish::End).unwrap(), []);
+    }
+    // All have ended, and the run waits for what they say.
+    assert_eq!(controller.answered(3, Some("b")).unwrap(), []);
+    assert_eq!(controller.answered(0, Some("a")).unwrap(), []);
+    assert_eq!(controller.answered(2, Some("b")).unwrap(), []);
+    let actions = controller.answered(1, None).unwrap();
+    let [Action::Answer(outcome)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((outcome.reason, outcome.answer.as_deref()), (Reason::Budget, Some("b")));
+    assert_eq!(outcome.voters, [0, 2, 3]);
+}
+
+#[test]
+fn an_answer_that_is_not_to_come_is_refused() {
+    let mut controller = sampling();
+    controller.ended(2, Finish::End).unwrap();
+    controller.answered(2, None).unwrap();
+    controller.tokens(3, &[9.0, 9.0]).unwrap();
+    for (trace, says) in [(0, "finished"), (2, "finished"), (3, "running"), (9, "unknown")] {
+        let before = format!("{controller:?}");
+        let error = controller.answered(trace, Some("new")).unwrap_err();
+        assert!(matches!(error, Error::Event { .. }), "{error}");
+        let expected = format!("the answer of trace {trace}, which is {says}");
+        assert!(error.to_string().starts_with(&expected), "{error}");
+        assert_eq!(format!("{controller:?}"), before);
+    }
+    assert!(controller.failed(2).is_err());
+}
+
+/// Six traces offline, all of which end with the same confidence and without an answer.
+fn unnamed(stop: Stop, keep: f64) -> Controller {
+    let offline = Policy::preset("offline").unwrap();
+    let weight = deepconf_core::policy::Weight::Majority;
+    let mut controller = started(Policy {
+        budget: 6,
+        window: 2,
+        keep,
+        stop,
+        weight,
+        min_ballots: 2,
+        consensus: 0.6,
+        concurrency: Some(5),
+        ..offline
+    });
+    for trace in 0..5 {
+        controller.launched(trace).unwrap();
+        controller.tokens(trace, &[5.0, 5.0]).unwrap();
+    }
+    for trace in 0..4 {
+        controller.ended(trace, Finish::End).unwrap();
+    }
+    controller
+}
+
+#[test]
+fn answers_to_come_count_against_a_consensus() {
+    let mut controller = unnamed(Stop::Consensus, 1.0);
+    assert_eq!(controller.answered(0, Some("a")).unwrap(), []);
+    assert_eq!(controller.answered(1, Some("a")).unwrap(), []); // 2 of 4, as it may be
+    let actions = controller.answered(2, Some("a")).unwrap(); // 3 of 4, whatever the last one says
+    let Some(Action::Answer(outcome)) = actions.last() else { panic!("{actions:?}") };
+    assert_eq!((outcome.reason, outcome.voters.len()), (Reason::Consensus, 3));
+    // Too late to vote.
+    assert_eq!(controller.answered(3, Some("a")).unwrap(), []);
+    assert_eq!(controller.outcome().unwrap().voters.len(), 3);
+}
+
+#[test]
+fn answers_to_come_count_for_the_runner_up() {
+    let mut controller = unnamed(Stop::Certain, 1.0);
+    for trace in 0..3 {
+        assert_eq!(controller.answered(trace, Some("a")).unwrap(), []);
+    }
+    // 3 against 1 that is unnamed, 1 that runs and 1 to be launched, then against two.
+    let actions = controller.answered(3, None).unwrap();
+    let Some(Action::Answer(outcome)) = actions.last() else { panic!("{actions:?}") };
+    assert_eq!((outcome.reason, outcome.answer.as_deref()), (Reason::Certain, Some("a")));
+}
+
+#[test]
+fn a_filter_waits_for_the_answers_that_may_change_it() {
+    let mut controller = unnamed(Stop::Consensus, 0.9);
+    for trace in 0..3 {
+        assert_eq!(controller.answered(trace, Some("a")).unwrap(), []);
+    }
+    assert_eq!(controller.answered(3, Some("a")).unwrap().len(), 2);
+    assert_eq!(controller.outcome().unwrap().reason, Reason::Consensus);
+}
+
+#[test]
+fn what_had_ended_votes_when_the_run_is_cut_short() {
+    type End = fn(&mut Controller) -> Vec<Action>;
+    let ends: [(Reason, End); 2] =
+        [(Reason::Cancelled, Controller::cancel), (Reason::EngineDied, Controller::engine_died)];
+    for (reason, end) in ends {
+        let mut controller = sampling();
+        controller.tokens(2, &[9.0, 9.0]).unwrap();
+        controller.ended(2, Finish::End).unwrap();
+        let actions = end(&mut controller);
+        let [Action::Abort(aborted), Action::Answer(outcome)] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        assert_eq!((aborted.as_slice(), outcome.reason), (&[3][..], reason));
+        assert_eq!(outcome.voters, [0, 1]);
+        assert_eq!(controller.answered(2, Some("b")).unwrap(), []);
+        let outcome = controller.outcome().unwrap();
+        assert_eq!((outcome.reason, outcome.voters.as_slice()), (reason, &[0, 1, 2][..]));
+        assert_eq!(outcome.answer.as_deref(), Some("b"));
+        // What was in flight is reported as it ends; there is no other end.
+        assert_eq!(controller.failed(3).unwrap(), []);
+        assert_eq!((controller.cancel(), controller.engine_died()), (vec![], vec![]));
+        assert_eq!(controller.outcome().unwrap().reason, reason);
+    }
+}
