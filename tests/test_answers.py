@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,8 +103,6 @@ def test_boxed_is_linear(text: Callable[[int], str]) -> None:
 
 
 def timed(function: Callable[[str], Any], argument: str) -> float:
-    import time
-
     started = time.process_time()
     function(argument)
     return time.process_time() - started
@@ -361,7 +361,7 @@ def test_thousands_of_traces_cost_few_comparisons() -> None:
             assert book.canonical(number) == number
             assert book.canonical(number.removesuffix(".0")) == number
         assert book.canonical("No idea") == "No idea"
-    assert book.comparisons == 4 + 3 + 2 + 1 + 5 * len(numbers)
+    assert book.comparisons == 0
     assert book.timeouts == 0
 
 
@@ -387,11 +387,11 @@ def test_a_comparison_that_hangs_times_out_and_the_next_one_works() -> None:
     assert book.canonical("7+x") == "7+x"
     assert book.canonical("7") == "7"
     assert book.canonical(HANGS) == HANGS
-    assert book.timeouts == 2
+    assert book.timeouts == 1
     for n in range(20):
         assert book.canonical(f"x+{n}+1") == ("7+x" if n == 6 else f"x+{n}+1")
     assert book.canonical(f"${HANGS}$") == HANGS
-    assert book.timeouts == 2
+    assert book.timeouts == 1
 
 
 def test_an_answer_that_hangs_does_so_once_even_if_it_came_first() -> None:
@@ -510,9 +510,9 @@ def test_an_answer_is_marked_without_regard_to_the_others() -> None:
 def test_512_different_formulas_are_named_in_seconds() -> None:
     book = AnswerBook(math=True)
     formulas = [rf"\frac{{x^{n % 7 + 2}+{n}}}{{{n % 5 + 2}}}" for n in range(512)]
-    started = __import__("time").monotonic()
+    started = time.monotonic()
     assert [book.canonical(formula) for formula in formulas] == formulas
-    assert __import__("time").monotonic() - started < 60
+    assert time.monotonic() - started < 60
     assert book.trouble is None
 
 
@@ -527,7 +527,7 @@ def test_hurrying_ends_a_comparison_that_hangs() -> None:
 
 def test_a_pattern_that_backtracks_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "_MATCHING", 0.5)
-    with pytest.raises(InvalidInput, match="took more than 0.5 s"):
+    with pytest.raises(InvalidInput, match=r"took more than 0\.5 s"):
         extractor("regex:(a+)+$")("a" * 40 + "b")
 
 
@@ -546,3 +546,73 @@ def test_a_helper_that_does_not_start_is_no_secret(monkeypatch: pytest.MonkeyPat
     assert book.trouble is not None
     assert "does not start" in book.trouble
     pool.close()
+
+
+# ---- the helper processes ------------------------------------------------------------------------
+
+
+def python(where: Path, script: str) -> subprocess.Popen[str]:
+    (where / "queue.py").write_text("raise SystemExit('the wrong queue')")
+    (where / "sub").mkdir()
+    (where / "sub" / "script.py").write_text(script)
+    env = {**os.environ, "PYTHONPATH": str(Path(answers.__file__).parent.parent)}
+    arguments = [sys.executable, "sub/script.py"]
+    return subprocess.Popen(arguments, cwd=where, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_script_without_a_main_guard_beside_a_file_named_queue(tmp_path: Path) -> None:
+    script = (
+        "print('once')\nfrom deepconf.answers import same\nprint(same('1+x', 'x+1', math=True))"
+    )
+    with python(tmp_path, script) as process:
+        assert process.communicate(timeout=60)[0].split() == ["once", "True"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_helper_that_spins_dies_with_its_parent(tmp_path: Path) -> None:
+    script = """
+import time
+from deepconf import _helpers
+_helpers.run("deepconf._equivalence:profile", "x", limit=60).result()
+for _ in range(2):
+    _helpers.run("deepconf._helpers:last_match", "(a+)+$", 0, 0, "a" * 60 + "b", limit=600)
+time.sleep(2)
+print(*[h._process.pid for h in _helpers._Pool.shared().helpers if h._process], flush=True)
+time.sleep(600)
+"""
+    with python(tmp_path, script) as process:
+        assert process.stdout is not None
+        helpers = process.stdout.readline().split()
+        assert helpers
+        process.kill()
+    end = time.monotonic() + 3
+    while any(Path("/proc", pid).exists() for pid in helpers) and time.monotonic() < end:
+        time.sleep(0.05)
+    left = [pid for pid in helpers if Path("/proc", pid, "cmdline").exists()]
+    assert [pid for pid in left if Path("/proc", pid, "cmdline").read_bytes()] == []
+
+
+def test_a_helper_that_is_killed_is_replaced() -> None:
+    pool = _helpers._Pool.shared()
+    future = _helpers.run("time:sleep", 1, limit=60)
+    time.sleep(0.5)
+    for helper in pool.helpers:
+        if helper._process is not None:
+            helper._process.kill()
+    assert future.result(timeout=60) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_has_helpers_of_its_own() -> None:
+    assert same("x+1", "1+x", math=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            right = same("x+2", "2+x", math=True)
+            _helpers._Pool.shared().close()
+        except BaseException:
+            right = False
+        os._exit(0 if right else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert same("x+3", "3+x", math=True)
