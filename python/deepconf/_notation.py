@@ -82,7 +82,7 @@ _REPLACED = [
     (re.compile(r"([\^_])\s*\{\s*(\w)\s*\}(?!\w)"), r"\1\2"),
     (re.compile(r"\s+"), " "),
 ]
-_DEGREES = re.compile(r"(?<=[\d}])\s?(?:°|degrees?)$")
+_DEGREES = re.compile(r"([-+]?[\d.,/]*(?:\\frac\{\d+\}\{\d+\})?)(?<=[\d}])\s?(?:°|degrees?)")
 _COUNTED = re.compile(r"([\d.,]+)\s?dollars?", re.IGNORECASE)
 _SPACE = re.compile(r" (?=\W)|(?<=\W) (?=.)")
 _UNIT_SPACE = re.compile(r"(?<=\d) (?=[^\W\d_])(?!(?:and|or)\b)")
@@ -136,7 +136,8 @@ def _normalised_once(answer: str) -> str:
         answer = pattern.sub(replacement, answer)
     spaced = answer.strip()
     answer = _MONEY.sub(r"\1", _SPACE.sub("", spaced))
-    answer = _DEGREES.sub("", answer)
+    if degrees := _DEGREES.fullmatch(answer):
+        answer = degrees[1]
     if counted := _COUNTED.fullmatch(answer):
         answer = counted[1]
     if _SPACED_GROUPS.fullmatch(answer):
