@@ -1,24 +1,35 @@
 r"""Answers: finding them in texts, and telling which are the same.
 
-Two answers are the same when their normalised strings are equal, when both are numbers of one
-value, or, with math-verify (extra `math`), when they are mathematically equal. So 0.5, 1/2 and
-\frac12 share a ballot.
+Two answers are the same when
+
+1. their normalised strings are equal (words of three letters or more in any case); or
+2. both are numbers of one value, exactly: 0.5, 1/2, 50%, and a percentage also as it stands; or
+3. both show themselves to be mathematics, every token of both, and algebra (extra `math`) finds
+   them equal, exactly: a decimal is no root.
+
+Units, dates, times, identifiers, number bases and the case of letters are kept. Where it is in
+doubt they differ: a wrong split costs a vote, a wrong merge makes a wrong answer right.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.util
+import math as _math
+import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from deepconf._equivalence import Comparer
-from deepconf.errors import InvalidInput, InvalidType, MissingExtra
+from deepconf import _helpers
+from deepconf._notation import folded, is_formula, normalise, rational
+from deepconf.errors import DeepConfError, InvalidInput, InvalidType, MissingExtra
 
-__all__ = ["AnswerBook", "Extractor", "boxed", "extractor", "normalise", "same"]
+__all__ = ["AnswerBook", "Extractor", "boxed", "extractor", "marks", "normalise", "same"]
 
 Extractor = Callable[[str], "str | None"]
 
@@ -46,15 +57,24 @@ def boxed(text: str) -> str | None:
         if token["open"]:
             opened.append(token.end())
         elif token["bare"]:
-            found = token["bare"]
+            found = token["bare"] if _says(token["bare"]) else found
         elif token["brace"] == "{":
             opened.append(None)
         elif token["brace"] == "}" and opened:
             start = opened.pop()
             # A box around a box that is complete already says the same.
             if start is not None and not _BOX_START.search(text, start, token.start()):
-                found = text[start : token.start()]
+                inside = text[start : token.start()]
+                found = inside if _says(inside) else found  # An empty box does not beat a real one.
     return (found or "").strip() or None
+
+
+_EMPTY = re.compile(r"\\(?:text|mathrm|textbf|mathbf)(?![a-zA-Z])|[\s{}$~]")
+
+
+def _says(inside: str) -> bool:
+    """Whether anything is left of a box's content without its wrapping."""
+    return bool(_EMPTY.sub("", inside[:1_000]))
 
 
 _BOX_START = re.compile(r"\\(?:boxed|fbox)\b")
@@ -98,131 +118,31 @@ def extractor(spec: Any) -> Extractor:
     return checked
 
 
+_MATCHING = 5.0
+
+
 def _matcher(pattern: re.Pattern[str]) -> Extractor:
     group: str | int = "answer" if "answer" in pattern.groupindex else min(pattern.groups, 1)
 
     def last(text: str) -> str | None:
-        found = None
-        for match in pattern.finditer(text):
-            found = match[group]
+        # One that backtracks holds the interpreter, so it runs where it can be killed; package
+        # `regex` has a time limit, but reads some patterns otherwise than `re`.
+        call = "deepconf._helpers:last_match"
+        flags = pattern.flags & ~re.DEBUG
+        try:
+            found = _helpers.run(
+                call, pattern.pattern, flags, group, text, limit=_MATCHING
+            ).result()
+        except _helpers.TimedOut:
+            raise InvalidInput(
+                f"answer={pattern.pattern!r}: the regular expression took more than "
+                f"{_MATCHING:g} s on a text of {len(text)} characters; it must not backtrack so"
+            ) from None
+        except _helpers.Unavailable as error:
+            raise DeepConfError(f"answer={pattern.pattern!r} cannot be applied: {error}") from error
         return (found or "").strip() or None
 
     return last
-
-
-# ---- normalisation ----------------------------------------------------------------------------
-
-_REPLACED = [
-    (re.compile(r"[−–]"), "-"),
-    (re.compile(r",\s*\\[,;: ]"), ", "),
-    (
-        re.compile(
-            r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;:]|\\(?:displaystyle|limits)(?![a-zA-Z])"
-        ),
-        "",
-    ),
-    (re.compile(r"\\ |~|\\q?quad(?![a-zA-Z])"), " "),
-    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
-    (re.compile(r"\\frac\s*(\d)\s*(\d)(?!\d)"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\sqrt\s*(\d)(?!\d)"), r"\\sqrt{\1}"),
-    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°"), ""),
-    (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\(?:cdot|times)\s*"), "*"),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\s+"), " "),
-]
-_SPACE = re.compile(r" (?=\W)|(?<=\W) (?=.)")
-_SPACED_COMMA = re.compile(r" ,\s*|, ")
-_WRAPPED = re.compile(
-    r"\$+(?P<dollars>(?:\\\$|[^$])+)\$+"
-    r"|\\\((?P<inline>(?:(?!\\[()]).)+)\\\)|\\\[(?P<display>(?:(?!\\[\[\]]).)+)\\\]"
-    r"|\\(?:text|textbf|mathrm|mathbf|mathit|operatorname)\s*\{(?P<text>[^{}]*)\}"
-    r"|\(\s*(?P<choice>[A-Za-z])\s*\)|\*\*(?P<bold>[^*]+)\*\*",
-    re.DOTALL,
-)
-_MONEY = re.compile(r"([+-]?)\\?\$(?=[\d.,]+$)")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_DECIMAL = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d*)(?:\.(?P<part>\d*))?")
-
-
-def normalise(answer: str) -> str:
-    r"""One string for the usual ways to write an answer; never the same for different values.
-
-    Removes delimiters and spacing commands, writes fractions one way, and numbers without a plus
-    sign, a dollar sign, separators, or zeros that say nothing. Case is kept.
-
-    >>> normalise("$ 1,234.50 $"), normalise(r"\dfrac12"), normalise(r"\text{(B)}")
-    ('1234.5', '\\frac{1}{2}', 'B')
-    """
-    previous = None
-    while answer != previous:
-        previous = answer
-        answer = _normalised_once(answer)
-    return answer
-
-
-def _normalised_once(answer: str) -> str:
-    answer = answer.strip()
-    if len(answer) > 1:
-        answer = answer.removesuffix(".")
-    while (wrapped := _WRAPPED.fullmatch(answer)) and wrapped.lastgroup:
-        answer = wrapped[wrapped.lastgroup].strip()
-    for pattern, replacement in _REPLACED:
-        answer = pattern.sub(replacement, answer)
-    spaced = answer.strip()
-    answer = _MONEY.sub(r"\1", _SPACE.sub("", spaced))
-    if _GROUPED.fullmatch(answer):
-        if _SPACED_COMMA.search(spaced):
-            return _SPACED_COMMA.sub(", ", spaced)  # 1, 234 are two numbers, and 1,234 is one.
-        answer = answer.replace(",", "")
-    number = _DECIMAL.fullmatch(answer)
-    if number and (number["whole"] or number["part"]):
-        whole = number["whole"].lstrip("0") or "0"
-        part = (number["part"] or "").rstrip("0")
-        digits = f"{whole}.{part}" if part else whole
-        negative = number["sign"] == "-" and digits != "0"
-        answer = f"-{digits}" if negative else digits
-    return answer.strip()
-
-
-_RATIONAL = re.compile(
-    r"(?P<sign>-?)(?:(?P<decimal>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)"
-    r"|(?:(?P<whole>\d+)(?: (?=\d)|(?=\\)))?"
-    r"(?:\\frac\{(?P<a>-?\d+)\}\{(?P<b>-?\d+)\}|(?P<c>\d+)/(?P<d>\d+)))"
-)
-
-
-def _rational(answer: str) -> Fraction | None:
-    """The value of a normalised whole number, decimal, simple fraction or mixed number."""
-    match = _RATIONAL.fullmatch(answer)
-    if match is None or len(answer) > 1_000:
-        return None
-    if match["decimal"]:
-        value = Fraction(match["decimal"])
-    else:
-        above, below = int(match["a"] or match["c"]), int(match["b"] or match["d"])
-        whole = int(match["whole"] or 0)
-        if below == 0 or (match["whole"] and (above < 0 or below < 0)):
-            return None
-        value = whole + Fraction(above, below)
-    return -value if match["sign"] else value
-
-
-_TEXT = re.compile(r"[^\d\\$=^_+*/<>|{}\[\]]*")
-_WORD = re.compile(r"[^\W\d_]{3,}")
-_SYMBOL = re.compile(
-    "and|arc(sin|cos|tan)|(sin|cos|tan)h?|cot|csc|sec|exp|log|sqrt|gcd|lcm|max|min|mod|inf(inity)?",
-    re.IGNORECASE,
-)
-
-
-def _is_text(answer: str) -> bool:
-    """Whether a normalised answer is words rather than a formula.
-
-    To algebra, words are products of letters: BAC would be CAB.
-    """
-    words = _WORD.findall(answer) if _TEXT.fullmatch(answer) else []
-    return any(_SYMBOL.fullmatch(word) is None for word in words)
 
 
 # ---- equivalence ------------------------------------------------------------------------------
@@ -230,20 +150,39 @@ def _is_text(answer: str) -> bool:
 
 @dataclass
 class _Class:
-    """Answers that are the same."""
+    """Formulas and numbers that are the same."""
 
     representative: str
-    value: Fraction | None
-    formula: bool
-    hangs: bool | None = None
+    normal: str
+    name: str
+    values: list[float]
+
+
+_PROFILES: dict[str, Future[Any]] = {}
+_MOST_PROFILES = 20_000
+
+
+def _profile(normal: str, limit: float) -> Future[Any]:
+    """What the algebra knows of a formula; asked once for all books."""
+    known = _PROFILES.get(normal)
+    if known is None or known.cancelled() or (known.done() and known.exception()):
+        if len(_PROFILES) >= _MOST_PROFILES:
+            _PROFILES.clear()
+        known = _helpers.run("deepconf._equivalence:profile", normal, limit=limit)
+        _PROFILES[normal] = known
+    return known
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_PROFILES.clear)  # Some will be answered in the parent only.
 
 
 class AnswerBook:
     r"""Gives every answer the first one seen that is the same.
 
-    Thousands of answers cost few comparisons: an answer is looked up as it stands, then normalised,
-    then by its value if it is a number, or without regard to case if it is words; only formulas are
-    compared by math-verify, with one representative of each class.
+    An answer is looked up as it stands, then normalised, then by its value if it is a number.
+    Formulas are read once, by a helper process, and compared by algebra only with those that have
+    their shape, and their values at fixed points.
 
     A percentage is the same as the first plain number seen that it may stand for: 50\% as 50, or as
     0.5, and never makes these two the same.
@@ -251,15 +190,14 @@ class AnswerBook:
     Args:
         math: "auto" to use math-verify where it is installed, True to insist, False for strings and
             numbers only.
-        timeout: seconds a comparison may take; one that takes longer counts as different. An answer
-            on which comparisons hang is soon left out of them.
+        timeout: seconds the algebra may take to read an answer, or to compare two; what takes
+            longer counts as different.
 
     Raises:
         MissingExtra: `math=True` and math-verify is not installed.
         InvalidInput: a timeout that is not above 0.
 
-    Comparisons are made with representatives only, since "mathematically equal" as a program
-    decides it is not always transitive. Safe under threads.
+    Safe under threads; the result depends on the order of the calls alone.
     """
 
     def __init__(self, *, math: Literal["auto"] | bool = "auto", timeout: float = 5.0) -> None:
@@ -273,27 +211,33 @@ class AnswerBook:
         self._math = installed if math == "auto" else bool(math)
         self._timeout = timeout
         self._lock = threading.Lock()
+        self._hurried = False
         self._known: dict[str, str] = {}
         self._values: dict[Fraction, str] = {}
         self._percentages: dict[Fraction, str] = {}
         self._texts: dict[str, str] = {}
-        self._classes: list[_Class] = []
+        self._classes: dict[str, list[_Class]] = {}
         self.comparisons = 0
-        """How many comparisons math-verify was asked for."""
+        """How many pairs the algebra was asked to compare."""
         self.timeouts = 0
-        """How many of them took too long."""
+        """How often it took too long."""
+        self.trouble: str | None = None
+        """Why the algebra failed, where it did; the answers concerned count as different."""
 
     def canonical(self, answer: str | None) -> str | None:
         """The representative of an answer; None for None and blanks.
 
-        May take `timeout` seconds, and a few times as long when it meets the first answer that
-        hangs.
+        May take `timeout` seconds to read it, and as long again for each comparison.
         """
         stripped = (answer or "").strip()
         if not stripped:
             return None
         with self._lock:
             return self._known.get(stripped) or self._place(stripped)
+
+    def hurry(self) -> None:
+        """From now on nothing waits for algebra: answers are named by string and value."""
+        self._hurried = True
 
     def _place(self, answer: str) -> str:
         normal = normalise(answer)
@@ -304,14 +248,15 @@ class AnswerBook:
         return found
 
     def _looked_up(self, answer: str, normal: str) -> str:
-        if _is_text(normal):
-            return self._texts.setdefault(normal.casefold(), answer)
-        percentage = _rational(normal.removesuffix("%")) if normal.endswith("%") else None
+        words = folded(normal)
+        if words is not None:
+            return self._texts.setdefault(words, answer)
+        percentage = rational(normal.removesuffix("%")) if normal.endswith("%") else None
         if percentage is not None:
             return self._percentage(answer, percentage)
-        value = _rational(normal)
+        value = rational(normal)
         if value is None:
-            return self._compared(_Class(answer, None, True))
+            return self._formula(answer, normal)
         found = self._values.get(value)
         if found is None:
             meant = (p for p in (value, 100 * value) if p in self._percentages)
@@ -319,7 +264,7 @@ class AnswerBook:
             if percentage is not None:
                 found = self._percentages.pop(percentage)
             else:
-                found = self._compared(_Class(answer, value, False))
+                found = self._number(answer, value)
             self._values[value] = found
         return found
 
@@ -327,38 +272,99 @@ class AnswerBook:
         for value in (percentage, percentage / 100):
             if value in self._values:
                 return self._values[value]
-        found = self._compared(_Class(answer, percentage / 100, False))
+        found = self._number(answer, percentage / 100)
         return self._percentages.setdefault(percentage, found)
 
-    def _compared(self, new: _Class) -> str:
-        """The representative of the class that math-verify puts it in, or of a new one."""
-        hung = 0
-        for other in list(self._classes) if self._math else []:
-            if not (new.formula or other.formula):
+    def _number(self, answer: str, value: Fraction) -> str:
+        try:
+            values = [float(value), 0.0]
+        except OverflowError:
+            return answer  # Beyond what floats tell apart: equal to other numbers only.
+        fraction = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+        return self._compared(_Class(answer, fraction, "", values), "", number=True)
+
+    def _formula(self, answer: str, normal: str) -> str:
+        if not self._math or self._hurried or not is_formula(normal):
+            return answer
+        profile = self._answered(_profile(normal, self._timeout))
+        if profile is None:
+            return answer
+        name, shape, values = profile
+        return self._compared(_Class(answer, normal, name, values), shape)
+
+    def _compared(self, new: _Class, shape: str, *, number: bool = False) -> str:
+        """The representative of the class that algebra puts it in, or of a new one."""
+        bucket = self._classes.setdefault(shape, [])
+        for other in bucket if self._math else []:
+            if number and other.normal.startswith("\\frac{") and rational(other.normal) is not None:
                 continue  # Both are numbers, and their values differ.
-            verdict = self._verdict(other.representative, new.representative)
-            if verdict:
-                return other.representative
-            if verdict is None and self._hangs(other):
-                self._classes.remove(other)
-            elif verdict is None:
-                hung += 1
-                if hung == 2 or self._hangs(new):
-                    return new.representative  # In no class: nothing is compared with it again.
-        self._classes.append(new)
+            if _near(new, other) and not self._hurried:
+                self.comparisons += 1
+                call = "deepconf._equivalence:equal"
+                pair = _helpers.run(call, other.normal, new.normal, limit=self._timeout)
+                if self._answered(pair):
+                    return other.representative
+        bucket.append(new)
         return new.representative
 
-    def _verdict(self, a: str, b: str) -> bool | None:
-        self.comparisons += 1
-        verdict = Comparer.shared().same(a, b, self._timeout)
-        self.timeouts += verdict is None
-        return verdict
+    def _answered(self, future: Future[Any]) -> Any:
+        """What a helper says; None when it says nothing, or there is no more time to wait."""
+        while not self._hurried:
+            try:
+                # In short turns, so that Ctrl-C and `hurry` get through.
+                return future.result(timeout=0.1)
+            except _helpers.TimedOut:
+                self.timeouts += 1
+                return None
+            except _helpers.Failed:
+                return None  # What cannot be understood equals nothing but itself.
+            except _helpers.Unavailable as error:
+                self.trouble = str(error)
+                return None
+            except (TimeoutError, concurrent.futures.TimeoutError):
+                continue
+        future.cancel()
+        return None
 
-    def _hangs(self, one: _Class) -> bool:
-        """Whether it is to blame for a comparison that took too long: beside a number it hangs."""
-        if one.hangs is None:
-            one.hangs = one.formula and self._verdict(one.representative, "0.123456789") is None
-        return one.hangs
+
+def _near(a: _Class, b: _Class) -> bool:
+    if a.name and b.name and a.name != b.name:
+        return False
+    return len(a.values) == len(b.values) and all(
+        _math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
+        for x, y in zip(a.values, b.values, strict=True)
+    )
+
+
+_MARKS: dict[tuple[str, str, bool], bool] = {}
+
+
+def marks(
+    answers: Iterable[str],
+    gold: str,
+    *,
+    math: Literal["auto"] | bool = "auto",
+    timeout: float = 5.0,
+) -> dict[str, bool]:
+    """Whether each answer is the same as the gold answer.
+
+    Each is compared with the gold answer alone: what the others say does not matter.
+    """
+    found = {}
+    for answer in dict.fromkeys(answers):
+        book = AnswerBook(math=math, timeout=timeout)
+        key = (gold, answer, book._math)
+        if key not in _MARKS:
+            first = book.canonical(gold)
+            right = first is not None and book.canonical(answer) == first
+            if book.trouble or book.timeouts:
+                found[answer] = right  # It may be otherwise next time.
+                continue
+            if len(_MARKS) >= _MOST_PROFILES:
+                _MARKS.clear()
+            _MARKS[key] = right
+        found[answer] = _MARKS[key]
+    return found
 
 
 def same(a: str, b: str, *, math: Literal["auto"] | bool = "auto", timeout: float = 5.0) -> bool:

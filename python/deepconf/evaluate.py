@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deepconf._core import Policy
-from deepconf.answers import AnswerBook, extractor
+from deepconf.answers import extractor, marks
 from deepconf.deepthink import DeepThink
 from deepconf.engines.base import Engine, result_of
 from deepconf.errors import (
@@ -554,10 +554,8 @@ def _record(
     label: str, question: Question, result: Result, started: float, ended: float, math: bool
 ) -> dict[str, Any]:
     """A finished question as plain JSON values, its traces and its answer marked right or wrong."""
-    book = AnswerBook(math=math)
-    gold = book.canonical(question.answer)
     answers = {trace.answer for trace in result.traces if trace.answer is not None}
-    right = {answer: book.canonical(answer) == gold for answer in sorted(answers)}
+    right = marks(sorted(answers), question.answer, math=math)
     summary = result.summary()
     for trace in summary["traces"]:
         trace["correct"] = right.get(trace["answer"], False)

@@ -227,6 +227,8 @@ struct Trace {
     tokens: u64,
     /// It ended, and its answer is not known yet.
     unnamed: bool,
+    /// Ended when the run was over already: too late to vote.
+    late: bool,
     answer: Option<u32>,
 }
 
@@ -514,9 +516,10 @@ impl Controller {
             (Some(Status::Running), Finish::Aborted) => Status::Aborted,
             _ => return Err(self.misplaced("the end", trace, "only a trace in flight can end")),
         };
+        let late = self.outcome.is_some();
         let entry = &mut self.traces[trace as usize];
         entry.end(status);
-        entry.unnamed = true;
+        (entry.unnamed, entry.late) = (true, late);
         Ok(())
     }
 
@@ -591,6 +594,7 @@ impl Controller {
             },
             tokens: 0,
             unnamed: false,
+            late: false,
             answer: None,
         };
         self.traces.resize(first + count, entry);
@@ -661,7 +665,7 @@ impl Controller {
             _ => false,
         };
         // A trace without tokens has no score and never votes.
-        by_status && entry.scored() > 0
+        by_status && !entry.late && entry.scored() > 0
     }
 
     /// A weight fit for voting: what rounding made negative is 0.
