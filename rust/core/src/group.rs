@@ -23,6 +23,9 @@ use crate::fixed;
 use crate::token::Sample;
 use crate::trace::{Scores, Settings, check_confidence, score_quantised};
 
+/// The most slots that a [`BatchScorer`] has.
+pub const MAX_SLOTS: usize = 1 << 20;
+
 /// What a trace is followed with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StreamSettings {
@@ -304,8 +307,11 @@ impl BatchScorer {
     /// `slots` scorers with one setting each; the bottom-group score is not kept.
     ///
     /// # Errors
-    /// As [`TraceScorer::new`].
+    /// As [`TraceScorer::new`], and for more slots than [`MAX_SLOTS`].
     pub fn new(slots: usize, settings: StreamSettings) -> Result<Self> {
+        if slots > MAX_SLOTS {
+            return Err(Error::setting("slots", slots, format!("must be {MAX_SLOTS} at the most")));
+        }
         let rules = Rules::new(StreamSettings { bottom: None, ..settings })?;
         Ok(Self { rules, slots: vec![Followed::NOTHING; slots] })
     }

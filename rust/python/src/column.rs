@@ -63,7 +63,8 @@ impl<'py> Column<'py> {
             Some(to_pylist) => &to_pylist.call0()?,
             None => value,
         };
-        let room = value.len().unwrap_or_default();
+        // A hint, and not to be believed: a length may be anything.
+        let room = value.len().unwrap_or_default().min(1 << 16);
         let mut texts = LargeStringBuilder::with_capacity(room, 8 * room);
         let mut items = python.try_iter().map_err(|_| wrong())?;
         while let Some(item) = items.next().transpose()? {

@@ -1,5 +1,7 @@
 //! Python values as slices, with errors that say which argument is wrong and how.
 
+use std::fmt::Display;
+
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type};
 use arrow_array::{Array, ArrayRef};
@@ -35,11 +37,7 @@ pub fn array<'py>(value: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, 
         }
         return Ok(array.clone());
     }
-    let numpy = value.py().import("numpy")?;
-    let array = numpy
-        .call_method1("asarray", (value,))
-        .map_err(|error| invalid_input(format!("{name}: NumPy makes no array of it ({error})")))?;
-    let array: Bound<'py, PyUntypedArray> = array.cast_into()?;
+    let array = as_array(value, name)?;
     // A list of whole numbers is an array of integers to NumPy, though nobody chose that type.
     if array.dtype().kind() == b'i' && !value.hasattr("dtype")? {
         return Ok(array.call_method1("astype", ("float64",))?.cast_into()?);
@@ -47,19 +45,29 @@ pub fn array<'py>(value: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, 
     Ok(array)
 }
 
-/// `value` as a contiguous array of type `T` and one dimension; copied only if it is not one yet.
+/// What NumPy makes of `value`.
+fn as_array<'py>(value: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let array = value.py().import("numpy")?.call_method1("asarray", (value,));
+    let array = array
+        .map_err(|error| invalid_input(format!("{name}: NumPy makes no array of it ({error})")))?;
+    Ok(array.cast_into()?)
+}
+
+/// `value` as a contiguous, aligned array of type `T` and one dimension; copied only if it is not one
+/// yet.
 pub fn contiguous<'py, T: Element>(
     array: &Bound<'py, PyUntypedArray>,
 ) -> PyResult<PyReadonlyArray1<'py, T>> {
     let py = array.py();
     if let Ok(column) = array.cast::<PyArray1<T>>()
         && column.is_contiguous()
+        && column.is_aligned()
     {
         return Ok(column.try_readonly()?);
     }
     let numpy = py.import("numpy")?;
     // One dimension even for tables: rows one after the other.
-    let flat = numpy.call_method1("ascontiguousarray", (array, dtype::<T>(py)))?;
+    let flat = numpy.call_method1("require", (array, dtype::<T>(py), ("C", "A")))?;
     flat.call_method1("reshape", (-1,))?.extract()
 }
 
@@ -132,9 +140,9 @@ pub fn integers<'py>(
     value: &Bound<'py, PyAny>,
     name: &str,
 ) -> PyResult<PyReadonlyArray1<'py, i64>> {
-    let array = match value.cast::<PyUntypedArray>() {
+    let array: Bound<'py, PyUntypedArray> = match value.cast::<PyUntypedArray>() {
         Ok(array) => array.clone(),
-        Err(_) => value.py().import("numpy")?.call_method1("asarray", (value,))?.cast_into()?,
+        Err(_) => as_array(value, name)?,
     };
     let kind = array.dtype().kind();
     if array.ndim() != 1 || !(matches!(kind, b'i' | b'u') || array.len() == 0) {
@@ -179,10 +187,14 @@ pub fn arrow(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Option<Vec<ArrayR
     if !(value.hasattr("__arrow_c_array__")? || value.hasattr("__arrow_c_stream__")?) {
         return Ok(None);
     }
+    let wrong =
+        |error: &dyn Display| invalid_input(format!("{name}: not an Arrow array ({error})"));
     let chunked = value.extract::<AnyArray>().and_then(|any| Ok(any.into_chunked_array()?));
-    let (chunks, _) = chunked
-        .map_err(|error| invalid_input(format!("{name}: not an Arrow array ({error})")))?
-        .into_inner();
+    let (chunks, _) = chunked.map_err(|error| wrong(&error))?.into_inner();
+    for chunk in &chunks {
+        // The import believes what it is told: here offsets, views and UTF-8 are looked at.
+        chunk.to_data().validate_full().map_err(|error| wrong(&error))?;
+    }
     Ok(Some(chunks))
 }
 

@@ -137,7 +137,7 @@ impl TraceScorer {
 /// Follows many traces, one decode step of the whole batch a call.
 ///
 /// Args:
-///     slots: how many traces can be followed at once.
+///     slots: how many traces can be followed at once, 1,048,576 at the most.
 ///     window: w, tokens in a group.
 ///     tail: t, tokens in the tail.
 ///     threshold: s, in nats, for all slots; None never stops.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use deepconf_core::token::Sample;
 use deepconf_core::trace::{self, Settings};
-use numpy::{PyArray1, PyArrayMethods, PyUntypedArrayMethods};
+use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyTuple};
@@ -49,15 +49,15 @@ impl Scores {
         if !(0..len).contains(&at) {
             return Err(PyIndexError::new_err(format!("trace {trace} of {len}")));
         }
-        let at = at as usize;
-        let of = |column: &Py<PyArray1<f64>>| column.bind(py).readonly().as_slice().map(|c| c[at]);
+        // By NumPy's own look-up: a column that was given may have any layout, and may be resized.
+        let of = |column: &Py<PyArray1<f64>>| column.bind(py).as_any().get_item(at)?.extract();
         Ok(TraceScores(trace::Scores {
             mean: of(&self.mean)?,
             lowest_group: of(&self.lowest_group)?,
             bottom_group: of(&self.bottom_group)?,
             tail: of(&self.tail)?,
-            num_tokens: self.num_tokens.bind(py).readonly().as_slice()?[at] as u64,
-            short: self.short.bind(py).readonly().as_slice()?[at],
+            num_tokens: self.num_tokens.bind(py).as_any().get_item(at)?.extract()?,
+            short: self.short.bind(py).as_any().get_item(at)?.is_truthy()?,
         }))
     }
 
@@ -71,14 +71,23 @@ impl Scores {
 
     #[new]
     fn new(
+        py: Python<'_>,
         mean: Py<PyArray1<f64>>,
         lowest_group: Py<PyArray1<f64>>,
         bottom_group: Py<PyArray1<f64>>,
         tail: Py<PyArray1<f64>>,
         num_tokens: Py<PyArray1<i64>>,
         short: Py<PyArray1<bool>>,
-    ) -> Self {
-        Self { mean, lowest_group, bottom_group, tail, num_tokens, short }
+    ) -> PyResult<Self> {
+        let columns = [&mean, &lowest_group, &bottom_group, &tail];
+        let [mean_len, lowest, bottom, tail_len] = columns.map(|column| column.bind(py).len());
+        let others = [lowest, bottom, tail_len, num_tokens.bind(py).len(), short.bind(py).len()];
+        if others.iter().any(|&len| len != mean_len) {
+            return Err(invalid_input(format!(
+                "the columns have {mean_len}, then {others:?} entries: must be one a trace in each"
+            )));
+        }
+        Ok(Self { mean, lowest_group, bottom_group, tail, num_tokens, short })
     }
 
     fn __getnewargs__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
