@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf.errors import InvalidInput, InvalidType
+from deepconf.errors import EngineError, InvalidInput, InvalidType
 
-__all__ = ["Chunk", "Engine", "Signal", "as_messages", "result_of"]
+__all__ = ["ENGINE_THREADS", "Chunk", "Engine", "Signal", "as_messages", "result_of"]
 
 T = TypeVar("T")
+
+ENGINE_THREADS: WeakSet[threading.Thread] = WeakSet()
+"""Threads of engines' event loops, on which nothing may wait for an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,13 @@ def result_of(future: Future[T]) -> T:
 
     A plain `future.result()` is deaf to it where a library, such as polars, has put in a signal
     handler that does not interrupt system calls.
+
+    Raises:
+        EngineError: on an engine's own thread, such as in `on_trace`, where it would wait for ever.
     """
+    if threading.current_thread() in ENGINE_THREADS:
+        future.cancel()
+        raise EngineError("an engine's own thread cannot wait for a run: await arun(), or return")
     while not wait([future], timeout=0.2).done:
         pass
     return future.result()
