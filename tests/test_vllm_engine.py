@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
 import os
@@ -22,7 +23,7 @@ import pytest
 from conftest import TINY
 from deepconf.engines import VLLM, Chunk, Signal
 from deepconf.engines.base import result_of
-from deepconf.engines.vllm import confidences, settings_of
+from deepconf.engines.vllm import _FREE, confidences, settings_of
 from deepconf.errors import (
     DeepConfError,
     EngineError,
@@ -414,6 +415,13 @@ def test_settings_hold_what_results_depend_on() -> None:
         settings_of(engine_args={"hf_overrides": lambda config: config})
 
 
+def test_what_is_left_out_of_settings_is_vllms() -> None:
+    pytest.importorskip("vllm", exc_type=ModuleNotFoundError)
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    assert {field.name for field in dataclasses.fields(AsyncEngineArgs)} >= _FREE
+
+
 def test_settings_of_an_engine_are_as_it_was_given_them(tiny_engine: VLLM) -> None:
     given = json.loads((TINY / "deepconf.json").read_text())["sampling"]
     assert tiny_engine.settings() == settings_of(sampling=given)
@@ -474,7 +482,7 @@ def test_parts_that_are_no_text_are_refused(tiny_engine: VLLM) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
     words = {"type": "text", "text": "1+2=?"}
     for content in ([words, image], [image], [3], {"type": "text"}, 3):
-        with pytest.raises(InvalidInput, match="message 0 of the question, part .* only text"):
+        with pytest.raises(InvalidInput, match=r"message 0 of the question, part .* only text"):
             tiny_engine.prepare([{"role": "user", "content": content}])
 
 

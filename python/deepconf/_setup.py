@@ -167,7 +167,18 @@ class Setup:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for results to go together, beside the policies."""
-        return {"sampling": self.sampling, "engine": self.engine, "chat": self.chat}
+        from deepconf.engines.vllm import settings_of
+
+        arguments = dict(self.engine)
+        return settings_of(
+            sampling=self.sampling,
+            chat=self._chat(),
+            chat_template_kwargs=arguments.pop("chat_template_kwargs", None),
+            engine_args=arguments,
+        )
+
+    def _chat(self) -> Literal["auto", True, False]:
+        return "auto" if self.chat is None else self.chat
 
     @contextlib.contextmanager
     def start(self, err: Console) -> Iterator[VLLM]:
@@ -181,9 +192,8 @@ class Setup:
         most = max(policy.top_logprobs for policy in self.policies.values())
         if most > 20:  # What vLLM allows by default.
             arguments.setdefault("max_logprobs", most)
-        chat: Literal["auto", True, False] = "auto" if self.chat is None else self.chat
         with working(err, f"starting vLLM on {self.model}"):
-            engine = VLLM(self.model, sampling=self.sampling, chat=chat, **arguments)
+            engine = VLLM(self.model, sampling=self.sampling, chat=self._chat(), **arguments)
         try:
             yield engine
         finally:

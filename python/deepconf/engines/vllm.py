@@ -64,20 +64,28 @@ _FINISH: dict[str, Literal["finished", "length", "aborted"]] = {
 # Engine arguments that change how fast results come, and not what they are. Any other matters.
 _FREE = frozenset(
     """
-    logprobs_mode max_logprobs gpu_memory_utilization kv_cache_memory_bytes
-    num_gpu_blocks_override max_num_seqs max_num_batched_tokens max_num_partial_prefills
-    max_long_partial_prefills long_prefill_token_threshold enable_chunked_prefill
-    enable_prefix_caching block_size tensor_parallel_size pipeline_parallel_size
-    data_parallel_size data_parallel_size_local data_parallel_rank data_parallel_start_rank
-    data_parallel_address data_parallel_rpc_port data_parallel_backend data_parallel_hybrid_lb
-    data_parallel_external_lb distributed_executor_backend nnodes node_rank master_addr
-    master_port device_ids max_parallel_loading_workers disable_custom_all_reduce enforce_eager
-    compilation_config cudagraph_capture_sizes max_cudagraph_capture_size swap_space
-    cpu_offload_gb kv_offloading_size kv_offloading_backend stream_interval async_scheduling
-    disable_log_stats enable_log_requests disable_log_requests aggregate_engine_logging
-    show_hidden_metrics_for_version otlp_traces_endpoint collect_detailed_traces logging_config
-    profiler_config shutdown_timeout download_dir use_tqdm_on_load hf_token renderer_num_workers
-    max_num_queued_reqs max_num_queued_tokens
+    aggregate_engine_logging async_scheduling block_size collect_detailed_traces
+    compilation_config cpu_distributed_timeout_seconds cpu_offload_gb cpu_offload_params
+    cudagraph_capture_sizes cudagraph_metrics data_parallel_address data_parallel_backend
+    data_parallel_external_lb data_parallel_hybrid_lb data_parallel_multi_port_external_lb
+    data_parallel_rank data_parallel_rpc_port data_parallel_size data_parallel_size_local
+    data_parallel_start_rank decode_context_parallel_size device_ids disable_custom_all_reduce
+    disable_log_stats distributed_executor_backend distributed_timeout_seconds download_dir
+    enable_chunked_prefill enable_eplb enable_expert_parallel enable_flashinfer_autotune
+    enable_log_requests enable_mfu_metrics enable_prefix_caching enable_sleep_mode enforce_eager
+    eplb_config gpu_memory_utilization hf_token jit_monitor_mode jit_monitor_verbose
+    kv_cache_memory_bytes kv_cache_metrics kv_cache_metrics_sample kv_offloading_backend
+    kv_offloading_size log_config_file log_level logging_config logprobs_mode
+    long_prefill_token_threshold master_addr master_port max_cpu_loras max_cudagraph_capture_size
+    max_logprobs max_num_active_seqs max_num_batched_tokens max_num_queued_reqs
+    max_num_queued_tokens max_num_scheduled_tokens max_num_seqs max_parallel_loading_workers
+    nnodes node_rank num_gpu_blocks_override numa_bind numa_bind_cpus numa_bind_nodes
+    offload_backend offload_group_size offload_num_in_group offload_params offload_prefetch_step
+    optimization_level otlp_traces_endpoint performance_mode pipeline_parallel_size
+    prefill_context_parallel_size profiler_config ray_workers_use_nsight renderer_num_workers
+    safetensors_load_strategy safetensors_prefetch_block_size safetensors_prefetch_num_threads
+    served_model_name show_hidden_metrics_for_version shutdown_timeout stream_interval
+    tensor_parallel_size use_tqdm_on_load
     """.split()  # noqa: SIM905 (a list of them would be a line each)
 )
 
