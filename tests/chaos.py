@@ -1,10 +1,10 @@
 """Chaos: an evaluation on a real vLLM that is killed, starved and damaged, again and again.
 
-`python tests/chaos.py --minutes 60 --seed 0` (`make soak`) goes on for an hour; `test_chaos.py` plays a
-few rounds. A round starts `deepconf eval` on a run file, strikes at a random moment, and looks at what
-is left: no process, and a file in which every line but the last is whole. Between rounds the file's
-end may be damaged as a crash would. At last one run goes to its end, and every figure of the report
-is reckoned anew from the file.
+`python tests/chaos.py --minutes 60 --seed 0` (`make soak`) goes on for an hour; `test_chaos.py`
+plays a few rounds. A round starts `deepconf eval` on a run file, strikes at a random moment, and
+looks at what is left: no process, and a file in which every line but the last is whole. Between
+rounds the file's end may be damaged as a crash would. At last one run goes to its end, and every
+figure of the report is reckoned anew from the file.
 """
 
 from __future__ import annotations

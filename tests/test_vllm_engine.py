@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ import signal as signals
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +22,16 @@ import numpy as np
 import pytest
 from conftest import TINY
 from deepconf.engines import VLLM, Chunk, Signal
-from deepconf.engines.vllm import confidences
-from deepconf.errors import EngineError, InvalidInput, InvalidType, MissingExtra
+from deepconf.engines.base import result_of
+from deepconf.engines.vllm import _FREE, confidences, settings_of
+from deepconf.errors import (
+    DeepConfError,
+    EngineError,
+    InvalidInput,
+    InvalidType,
+    MissingExtra,
+    RunWarning,
+)
 
 QUESTION = json.loads((TINY / "questions.jsonl").read_text().splitlines()[0])["question"]
 WAIT = 120
@@ -30,16 +41,21 @@ WAIT = 120
 
 async def follow(
     engine: VLLM,
-    seed: int = 0,
+    seed: int | None = 0,
     signal: Signal = Signal(10),  # noqa: B008
     *,
     name: str | None = None,
     each: Callable[[int, Chunk], Awaitable[None]] | None = None,
+    sampling: dict[str, Any] | None = None,
 ) -> list[Chunk]:
     """All chunks of one trace."""
     chunks: list[Chunk] = []
     stream = engine.stream(
-        engine.prepare(QUESTION), request_id=name or f"seed-{seed}", seed=seed, signal=signal
+        engine.prepare(QUESTION),
+        request_id=name or f"seed-{seed}",
+        seed=seed,
+        signal=signal,
+        sampling=sampling,
     )
     async for chunk in stream:
         chunks.append(chunk)
@@ -299,6 +315,192 @@ def test_a_stream_that_is_left_is_aborted(tiny_engine: VLLM) -> None:
         return tiny_engine._llm.get_num_unfinished_requests()
 
     assert tiny_engine.submit(leave()).result(WAIT) == 0
+
+
+# ---- tokens after an abort -----------------------------------------------------------------------
+
+
+def test_tokens_that_come_after_an_abort_are_counted(
+    tiny_engine: VLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = tiny_engine._llm.output_processor
+    counting, came = processor.process_outputs, {"tokens": 0}
+
+    def lagging(outputs: Any, *args: Any, **options: Any) -> Any:
+        time.sleep(0.06)
+        came["tokens"] += sum(len(output.new_token_ids) for output in outputs)
+        return counting(outputs, *args, **options)
+
+    monkeypatch.setattr(processor, "process_outputs", lagging)
+    names = [f"late-{i}" for i in range(8)]
+    options = {"max_tokens": 300, "ignore_eos": True}
+
+    async def abort_all() -> tuple[int, dict[str, int], dict[str, int]]:
+        tasks = [
+            asyncio.ensure_future(follow(tiny_engine, i, name=name, sampling=options))
+            for i, name in enumerate(names)
+        ]
+        await asyncio.sleep(1.5)
+        await tiny_engine.abort(names)
+        traces = await asyncio.gather(*tasks)
+        late = await tiny_engine.late_tokens(names)
+        return sum(map(tokens, traces)), late, await tiny_engine.late_tokens(names)
+
+    seen, late, again = tiny_engine.submit(abort_all()).result(WAIT)
+    assert set(late) <= set(names)
+    assert 0 < sum(late.values()) == came["tokens"] - seen
+    assert again == {}
+    assert not tiny_engine._aborted
+    assert not tiny_engine._late
+
+
+def test_a_request_that_nobody_aborted_has_no_late_tokens(tiny_engine: VLLM) -> None:
+    run(tiny_engine, name="whole")
+    assert tiny_engine.submit(tiny_engine.late_tokens(["whole", "none"])).result(WAIT) == {}
+
+
+def test_a_vllm_that_is_not_as_expected_is_said(tiny_engine: VLLM) -> None:
+    engine = object.__new__(VLLM)
+    engine._llm = SimpleNamespace(output_processor=SimpleNamespace(request_states=[]))
+    with pytest.warns(RunWarning, match="after an abort are not counted"):
+        engine._count_late_tokens()
+
+
+# ---- a run's own sampling, and settings ----------------------------------------------------------
+
+
+def test_sampling_of_a_run_goes_over_that_of_the_engine(tiny_engine: VLLM) -> None:
+    whole = text(run(tiny_engine))
+    chunks = run(tiny_engine, sampling={"max_tokens": 9})
+    assert (text(chunks), chunks[-1].finish_reason) == (whole[:9], "length")
+    assert text(run(tiny_engine)) == whole
+    tiny_engine.check(Signal(5), {"max_tokens": 9})
+    for wrong, says in [
+        ({"seed": 1}, r"sampling\['seed'\] cannot be set"),
+        ({"temprature": 1.0}, "near it: temperature"),
+        ({"temperature": 9.0}, "temperature must be in"),
+        ({"stop_token_ids": [99]}, "stop_token_ids.*99"),
+    ]:
+        with pytest.raises(InvalidInput, match=says):
+            tiny_engine.check(Signal(5), wrong)
+
+
+def test_without_a_seed_the_engine_draws_for_itself(tiny_engine: VLLM) -> None:
+    drawn = {text(run(tiny_engine, None)) for _ in range(4)}
+    assert len(drawn) > 1
+
+
+def test_a_seed_that_vllm_cannot_take_fails_its_trace_alone(tiny_engine: VLLM) -> None:
+    with pytest.raises(DeepConfError):
+        run(tiny_engine, 2**64)
+    assert text(run(tiny_engine))
+
+
+def test_settings_hold_what_results_depend_on() -> None:
+    free = {"gpu_memory_utilization": 0.8, "tensor_parallel_size": 8, "max_num_seqs": 4}
+    base = settings_of(sampling={"top_p": 0.9})
+    assert settings_of(sampling={"top_p": 0.9}, engine_args=free) == base
+    for other in (
+        settings_of(sampling={"top_p": 0.8}),
+        settings_of(sampling={"top_p": 0.9}, chat=False),
+        settings_of(sampling={"top_p": 0.9}, chat_template_kwargs={"enable_thinking": False}),
+        settings_of(sampling={"top_p": 0.9}, engine_args={"dtype": "bfloat16"}),
+        settings_of(sampling={"top_p": 0.9}, engine_args={"something_new": 1}),
+    ):
+        assert other != base
+    found = settings_of(engine_args={"tokenizer": Path("t"), "logits_processors": [Path], "a": {1}})
+    assert json.loads(json.dumps(found)) == found
+    assert found["engine"]["logits_processors"] == ["pathlib:Path"]
+    with pytest.raises(InvalidInput, match=r"engine_args\['hf_overrides'\]="):
+        settings_of(engine_args={"hf_overrides": lambda config: config})
+
+
+def test_what_is_left_out_of_settings_is_vllms() -> None:
+    pytest.importorskip("vllm", exc_type=ModuleNotFoundError)
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    assert {field.name for field in dataclasses.fields(AsyncEngineArgs)} >= _FREE
+
+
+def test_settings_of_an_engine_are_as_it_was_given_them(tiny_engine: VLLM) -> None:
+    given = json.loads((TINY / "deepconf.json").read_text())["sampling"]
+    assert tiny_engine.settings() == settings_of(sampling=given)
+    assert tiny_engine.settings({"top_k": 5}) == settings_of(sampling={**given, "top_k": 5})
+
+
+# ---- as a large model needs it -------------------------------------------------------------------
+
+
+def test_vllm_takes_its_own_batch_sizes(tiny_engine: VLLM) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    _, sequences = EngineArgs.get_batch_defaults(1)
+    scheduler = tiny_engine._llm.vllm_config.scheduler_config
+    assert scheduler.max_num_seqs == sequences[UsageContext.LLM_CLASS] > 128
+
+
+def test_a_budget_beyond_the_cache_is_said(tiny_engine: VLLM) -> None:
+    prompt = tiny_engine.prepare(QUESTION)
+    assert tiny_engine.misfit(64, prompt) is None
+    said = tiny_engine.misfit(10**7, prompt)
+    assert said is not None
+    fit = int(said.split("concurrency=")[1].split()[0])
+    assert tiny_engine.misfit(fit, prompt) is None
+    assert tiny_engine.misfit(fit + 1, prompt)
+    assert tiny_engine.misfit(fit + 1, prompt, {"max_tokens": 1}) is None
+
+
+def test_the_heap_is_frozen_while_an_engine_is_up(tiny_engine: VLLM) -> None:
+    assert gc.get_freeze_count() > 100_000
+    assert gc.isenabled()
+
+
+# ---- chat ----------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_that_formats_chats_in_code_is_used(
+    tiny_engine: VLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.renderers.deepseek_v32 import DeepseekV32Renderer
+    from vllm.tokenizers.deepseek_v32 import get_deepseek_v32_tokenizer
+
+    tokenizer = get_deepseek_v32_tokenizer(tiny_engine._tokenizer)
+    renderer = DeepseekV32Renderer(tiny_engine._llm.vllm_config, tokenizer)
+    monkeypatch.setattr(tiny_engine._llm, "renderer", renderer)
+    assert tiny_engine._wants_chat("auto") is tiny_engine._wants_chat(True) is True
+    assert tiny_engine._wants_chat(False) is False
+    monkeypatch.setattr(tiny_engine, "_chat", True)
+    own = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
+    )
+    expected = tiny_engine._tokenizer.encode(own, add_special_tokens=False)
+    assert tiny_engine.prepare(QUESTION)["prompt_token_ids"] == expected
+
+
+def test_parts_that_are_no_text_are_refused(tiny_engine: VLLM) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+    words = {"type": "text", "text": "1+2=?"}
+    for content in ([words, image], [image], [3], {"type": "text"}, 3):
+        with pytest.raises(InvalidInput, match=r"message 0 of the question, part .* only text"):
+            tiny_engine.prepare([{"role": "user", "content": content}])
+
+
+# ---- its own thread ------------------------------------------------------------------------------
+
+
+def test_waiting_on_the_engines_own_thread_is_an_error(tiny_engine: VLLM) -> None:
+    async def close() -> None:
+        tiny_engine.close()
+
+    async def wait_for_another() -> None:
+        result_of(tiny_engine.submit(asyncio.sleep(0)))
+
+    with pytest.raises(EngineError, match=r"close\(\) was called on the engine's own thread"):
+        tiny_engine.submit(close()).result(WAIT)
+    with pytest.raises(EngineError, match="own thread cannot wait"):
+        tiny_engine.submit(wait_for_another()).result(WAIT)
+    assert text(run(tiny_engine))
 
 
 # ---- what can be asked for -----------------------------------------------------------------------
@@ -583,13 +785,13 @@ def test_ctrl_c_leaves_the_engine_alone(life: dict[str, Any]) -> None:
 
 
 def test_a_dead_engine_is_an_engine_error(life: dict[str, Any]) -> None:
-    assert life["dying"][0] == life["dead"][0] == "EngineError"
+    assert life["dying"][0] == life["dead"][0] == "EngineDied"
     assert "EngineDeadError" in life["dead"][1]
     assert life["abort"] is None
 
 
 def test_closing_twice(life: dict[str, Any]) -> None:
-    assert life["closed"] == ["EngineError", "the engine is closed"]
+    assert life["closed"] == ["EngineDied", "the engine is closed"]
     assert life["exit"] == 0
     assert "was destroyed but it is pending" not in life["stderr"]
     assert "Exception ignored" not in life["stderr"]

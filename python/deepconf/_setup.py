@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,19 +47,62 @@ INTERRUPTED = 130
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Errors as one line, Ctrl-C as the exit code of Ctrl-C."""
+    """Errors as one line; Ctrl-C, SIGTERM and SIGHUP as the exit code that shells have for them."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except DeepConfError as error:
-            fail(error)
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        with _signals_as_ctrl_c() as received:
+            try:
+                command(*args, **kwargs)
+            except DeepConfError as error:
+                if not received:
+                    fail(error)
+                _say(f"error: {' '.join(str(error).split())}")
+            except KeyboardInterrupt:
+                _say("interrupted")
+                raise typer.Exit(128 + received[0] if received else INTERRUPTED) from None
+            except (OSError, typer.Exit):
+                if not received:
+                    raise  # Else the terminal is gone, or a command gave the code of Ctrl-C.
+            if received:
+                raise typer.Exit(128 + received[0])
 
     return run
+
+
+@contextlib.contextmanager
+def _signals_as_ctrl_c() -> Iterator[list[int]]:
+    """SIGTERM and SIGHUP go the way of Ctrl-C in the block; gives those that came.
+
+    A second one ends the process at once. Where the caller has its own handler, or ignores the
+    signal as `nohup` does, that stays.
+    """
+    received: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.append(number)
+        raise KeyboardInterrupt
+
+    taken = []
+    if threading.current_thread() is threading.main_thread():  # Others cannot.
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, handle)
+                taken.append(number)
+    try:
+        yield received
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # The terminal is gone.
+        typer.echo(text, err=True)
 
 
 def fail(error: DeepConfError) -> NoReturn:

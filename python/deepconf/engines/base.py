@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf.errors import InvalidInput, InvalidType
+from deepconf.errors import EngineError, InvalidInput, InvalidType
 
-__all__ = ["Chunk", "Engine", "Signal", "as_messages", "result_of"]
+__all__ = ["ENGINE_THREADS", "Chunk", "Engine", "Signal", "as_messages", "result_of"]
 
 T = TypeVar("T")
+
+ENGINE_THREADS: WeakSet[threading.Thread] = WeakSet()
+"""Threads of engines' event loops, on which nothing may wait for an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +139,12 @@ def result_of(future: Future[T], timeout: float | None = None) -> T:
     handler that does not interrupt system calls.
 
     Raises:
+        EngineError: on an engine's own thread, where it would wait for ever.
         TimeoutError: it is not done after `timeout` seconds.
     """
+    if threading.current_thread() in ENGINE_THREADS:
+        future.cancel()
+        raise EngineError("an engine's own thread cannot wait for a run: await arun(), or return")
     end = None if timeout is None else time.monotonic() + timeout
     while not future.done():
         left = 0.2 if end is None else min(0.2, end - time.monotonic())

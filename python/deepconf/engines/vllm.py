@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import dataclasses
 import difflib
+import enum
+import gc
 import importlib.util
-import multiprocessing
 import os
 import signal as signals
 import threading
+import warnings
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from multiprocessing import resource_tracker
@@ -21,10 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import dict_confidences, flat_confidences
-from deepconf.engines.base import Chunk, Signal, as_messages, result_of
-from deepconf.errors import EngineError, InvalidInput, InvalidType, MissingExtra
+from deepconf.engines._guardian import Guardian
+from deepconf.engines.base import ENGINE_THREADS, Chunk, Signal, as_messages, result_of
+from deepconf.errors import (
+    EngineDied,
+    EngineError,
+    InvalidInput,
+    InvalidType,
+    MissingExtra,
+    RunWarning,
+)
 
-__all__ = ["VLLM", "confidences"]
+__all__ = ["VLLM", "confidences", "settings_of"]
 
 T = TypeVar("T")
 
@@ -49,6 +60,37 @@ _FINISH: dict[str, Literal["finished", "length", "aborted"]] = {
     "repetition": "length",
     "abort": "aborted",
 }
+
+# Engine arguments that change how fast results come, and not what they are. Any other matters.
+_FREE = frozenset(
+    """
+    aggregate_engine_logging async_scheduling block_size collect_detailed_traces
+    compilation_config cpu_distributed_timeout_seconds cpu_offload_gb cpu_offload_params
+    cudagraph_capture_sizes cudagraph_metrics data_parallel_address data_parallel_backend
+    data_parallel_external_lb data_parallel_hybrid_lb data_parallel_multi_port_external_lb
+    data_parallel_rank data_parallel_rpc_port data_parallel_size data_parallel_size_local
+    data_parallel_start_rank decode_context_parallel_size device_ids disable_custom_all_reduce
+    disable_log_stats distributed_executor_backend distributed_timeout_seconds download_dir
+    enable_chunked_prefill enable_eplb enable_expert_parallel enable_flashinfer_autotune
+    enable_log_requests enable_mfu_metrics enable_prefix_caching enable_sleep_mode enforce_eager
+    eplb_config gpu_memory_utilization hf_token jit_monitor_mode jit_monitor_verbose
+    kv_cache_memory_bytes kv_cache_metrics kv_cache_metrics_sample kv_offloading_backend
+    kv_offloading_size log_config_file log_level logging_config logprobs_mode
+    long_prefill_token_threshold master_addr master_port max_cpu_loras max_cudagraph_capture_size
+    max_logprobs max_num_active_seqs max_num_batched_tokens max_num_queued_reqs
+    max_num_queued_tokens max_num_scheduled_tokens max_num_seqs max_parallel_loading_workers
+    nnodes node_rank num_gpu_blocks_override numa_bind numa_bind_cpus numa_bind_nodes
+    offload_backend offload_group_size offload_num_in_group offload_params offload_prefetch_step
+    optimization_level otlp_traces_endpoint performance_mode pipeline_parallel_size
+    prefill_context_parallel_size profiler_config ray_workers_use_nsight renderer_num_workers
+    safetensors_load_strategy safetensors_prefetch_block_size safetensors_prefetch_num_threads
+    served_model_name show_hidden_metrics_for_version shutdown_timeout stream_interval
+    tensor_parallel_size use_tqdm_on_load
+    """.split()  # noqa: SIM905 (a list of them would be a line each)
+)
+
+# How many aborted requests that nobody asked about are remembered.
+_REMEMBERED = 100_000
 
 # Seconds for vLLM's processes to end. Its own 5 are what their children may take in turn.
 _GRACE = 15.0
@@ -92,8 +134,13 @@ class VLLM:
         self.model = _checked_model(model)
         self._chat_kwargs = dict(chat_template_kwargs or {})
         self._sampling = dict(sampling or {})
-        for name in self._sampling.keys() & _OWNED.keys():
-            raise InvalidInput(f"sampling[{name!r}] cannot be set: {_OWNED[name]}")
+        _check_names(self._sampling)
+        self._given: dict[str, Any] = {
+            "sampling": dict(self._sampling),
+            "chat": chat,
+            "chat_template_kwargs": self._chat_kwargs,
+            "engine_args": dict(engine_args),
+        }
         if chat not in ("auto", True, False):
             raise InvalidInput(f"chat={chat!r}: must be 'auto', True or False")
         mode = engine_args.setdefault("logprobs_mode", "raw_logprobs")
@@ -106,7 +153,11 @@ class VLLM:
             raise MissingExtra("vllm", "vllm")
         self._llm: Any = None
         self._closing = False
-        self._strangers = multiprocessing.active_children()
+        self._pending: set[Future[Any]] = set()
+        self._aborted: dict[str, str] = {}  # vLLM's own names of requests, and ours.
+        self._late: dict[str, int] = {}
+        self._frozen = False
+        self._guardian = Guardian()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="deepconf-vllm", daemon=True)
         self._thread.start()
@@ -120,19 +171,24 @@ class VLLM:
 
     def _serve(self) -> None:
         if hasattr(signals, "pthread_sigmask"):
-            # The engine's processes inherit this mask, so that Ctrl-C does not end them. The
-            # tracker comes first: to start it unblocks the signal.
+            # The engine's processes inherit this mask, so that neither Ctrl-C nor a terminal that
+            # closes ends them before us. The tracker comes first: to start it unblocks SIGINT.
             resource_tracker.ensure_running()
-            signals.pthread_sigmask(signals.SIG_BLOCK, {signals.SIGINT})
+            signals.pthread_sigmask(signals.SIG_BLOCK, {signals.SIGINT, signals.SIGHUP})
+        ENGINE_THREADS.add(threading.current_thread())
+        self._guardian.watch()
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
         self._loop.run_until_complete(self._stop())
         self._loop.close()
+        for future in list(self._pending):  # Submitted too late to be begun.
+            future.cancel()
 
     async def _start(self, engine_args: dict[str, Any]) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         _check_sampling(self._sampling)
@@ -145,11 +201,13 @@ class VLLM:
             defaults |= {"dtype": "float32", "enforce_eager": True, **whole_prompts}
         try:
             arguments = AsyncEngineArgs(model=self.model, **{**defaults, **engine_args})
-            self._llm = AsyncLLM.from_engine_args(arguments)
+            # Without a context vLLM takes 128 sequences at once on any GPU.
+            context = UsageContext.LLM_CLASS
+            self._llm = AsyncLLM.from_engine_args(arguments, usage_context=context)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"vLLM does not take these engine arguments: {error}") from error
         except Exception as error:
-            raise EngineError(f"vLLM does not start {self.model!r}: {error}") from error
+            raise EngineError(f"vLLM does not start {self.model!r}: {_reason(error)}") from error
         # What the first request would wait for, so that an abort right behind it would miss it.
         await self._llm.get_supported_tasks()
         self._tokenizer = self._llm.get_tokenizer()
@@ -158,11 +216,40 @@ class VLLM:
         defaults = {"max_tokens": None, **self._config.get_diff_sampling_param()}
         self._sampling = {**defaults, **self._sampling}
         _check_sampling(self._sampling, settings, self._tokenizer)
+        self._count_late_tokens()
+        _freeze()
+        self._frozen = True
+
+    def _count_late_tokens(self) -> None:
+        """Looks at what vLLM drops: tokens that come for a request that was aborted already."""
+        processor = self._llm.output_processor
+        try:
+            plain, running = processor.process_outputs, processor.request_states
+            if not isinstance(running, dict) or not isinstance(processor.external_req_ids, dict):
+                raise AttributeError("its requests are in no dict")
+        except AttributeError as error:
+            text = (
+                f"tokens that come after an abort are not counted: this vLLM is new to us, {error}"
+            )
+            warnings.warn(text, RunWarning, stacklevel=1)
+            return
+
+        def process_outputs(outputs: Any, *args: Any, **options: Any) -> Any:
+            for output in outputs:
+                if output.request_id not in running:
+                    name = self._aborted.get(output.request_id)
+                    if name is not None:
+                        self._late[name] = self._late.get(name, 0) + len(output.new_token_ids)
+            return plain(outputs, *args, **options)
+
+        processor.process_outputs = process_outputs
 
     async def _stop(self) -> None:
         if self._llm is not None:
             self._llm.shutdown(timeout=_GRACE)
             self._llm = None
+        if self._frozen:
+            _thaw()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()
@@ -171,25 +258,52 @@ class VLLM:
         await self._loop.shutdown_default_executor()
 
     def _wants_chat(self, chat: Literal["auto", True, False]) -> bool:
-        has_template = bool(getattr(self._tokenizer, "chat_template", None))
+        if chat is False:
+            return False
+        has_template = self._has_template()
         if chat is True and not has_template:
             raise InvalidInput(f"chat=True: {self.model!r} has no chat template, set chat=False")
-        return has_template if chat == "auto" else chat
+        return has_template
+
+    def _has_template(self) -> bool:
+        """Whether vLLM can format a chat for this model, by a template or in code."""
+        from vllm.renderers.chat_utils import ChatTemplateResolutionError
+
+        try:
+            self._render([{"role": "user", "content": "?"}])
+        except ChatTemplateResolutionError:
+            return False
+        except Exception:  # There is one, which wants something else.
+            return True
+        return True
 
     @property
     def sampling(self) -> dict[str, Any]:
         """The sampling parameters in force, but for those a run sets."""
         return dict(self._sampling)
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Runs a coroutine on the engine's event loop."""
-        if self._closing:
-            coroutine.close()
-            raise EngineError("the engine is closed")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def settings(self, sampling: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What results depend on; see `Engine.settings` and `settings_of`."""
+        merged = {**self._given["sampling"], **(sampling or {})}
+        return settings_of(**{**self._given, "sampling": merged})
 
-    def check(self, signal: Signal) -> None:
-        """Raises `InvalidInput` when vLLM would not return this many log-probabilities."""
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Runs a coroutine on the engine's event loop; `EngineDied` when it is closed."""
+        try:
+            if self._closing:
+                raise RuntimeError
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:
+            coroutine.close()
+            raise EngineDied("the engine is closed") from None
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        if not self._thread.is_alive():  # Which may have gone through what is pending already.
+            future.cancel()
+        return future
+
+    def check(self, signal: Signal, sampling: Mapping[str, Any] | None = None) -> None:
+        """Raises `InvalidInput` for what vLLM would not do; see `Engine.check`."""
         k, vocabulary = signal.top_logprobs, self._config.get_vocab_size()
         if k > vocabulary:
             raise InvalidInput(
@@ -201,6 +315,46 @@ class VLLM:
                 f"top_logprobs={k}: this engine returns {most} log-probabilities at the most, "
                 f"start it with VLLM(..., max_logprobs={k})"
             )
+        if sampling:
+            _check_names(sampling)
+            merged = {**self._sampling, **sampling}
+            _check_sampling(merged, self._alive().vllm_config, self._tokenizer)
+
+    def misfit(
+        self, traces: int, prompt: Any, sampling: Mapping[str, Any] | None = None
+    ) -> str | None:
+        """What to warn of when so many traces at once may not fit the key-value cache.
+
+        Args:
+            traces: how many are generated at once.
+            prompt: what `prepare` gave; its own tokens are kept once for all.
+            sampling: the run's parameters, as for `stream`.
+
+        Returns:
+            A sentence that says how many would fit; None when these do.
+        """
+        settings = self._alive().vllm_config
+        cache, replicas = settings.cache_config, settings.parallel_config.data_parallel_size
+        size = getattr(cache, "kv_cache_size_tokens", None)
+        size = size * replicas if size else (cache.num_gpu_blocks or 0) * cache.block_size
+        if not size:
+            return None
+        before = len(prompt["prompt_token_ids"])
+        longest = self._config.max_model_len - before
+        own = min(longest, {**self._sampling, **(sampling or {})}.get("max_tokens") or longest)
+        fit = max(1, (size - replicas * before) // own)
+        if traces <= fit:
+            return None
+        return (
+            f"{traces} traces of up to {own} tokens may not fit the key-value cache of {size} "
+            f"tokens, and vLLM then computes some of them again: concurrency={fit} always fits"
+        )
+
+    def _alive(self) -> Any:
+        llm = self._llm
+        if llm is None:
+            raise EngineDied("the engine is closed")
+        return llm
 
     def prepare(self, question: str | Sequence[Mapping[str, Any]]) -> Any:
         """Tokenises a prompt, or chat messages by the model's template.
@@ -214,7 +368,7 @@ class VLLM:
         if isinstance(question, str) and not self._chat:
             tokens = self._tokenizer.encode(question)
         else:
-            tokens = self._apply_template(as_messages(question))
+            tokens = self._apply_template(_checked_parts(as_messages(question)))
         most = self._config.max_model_len
         if not 0 < len(tokens) < most:
             raise InvalidInput(
@@ -226,34 +380,62 @@ class VLLM:
         return tokens_input(list(tokens))
 
     def _apply_template(self, messages: list[dict[str, Any]]) -> list[int]:
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise InvalidInput(f"chat messages need a chat template, {self.model!r} has none")
-        options = {"add_generation_prompt": True, **self._chat_kwargs}
+        from vllm.renderers.chat_utils import ChatTemplateResolutionError
+
         try:
-            tokens = self._tokenizer.apply_chat_template(messages, return_dict=False, **options)
+            return self._render(messages)
+        except ChatTemplateResolutionError:
+            raise InvalidInput(
+                f"chat messages need a chat template, {self.model!r} has none"
+            ) from None
         except Exception as error:  # Templates raise what they like.
-            raise InvalidInput(f"the chat template refuses the question: {error}") from error
-        return list(tokens)
+            raise InvalidInput(
+                f"the chat template refuses the question: {_reason(error)}"
+            ) from error
+
+    def _render(self, messages: list[dict[str, Any]]) -> list[int]:
+        """By vLLM's renderer, which knows the models that format chats in code, too."""
+        from vllm.renderers.params import ChatParams
+
+        renderer = self._alive().renderer
+        options = {"add_generation_prompt": True, **self._chat_kwargs}
+        template = options.pop("chat_template", None)
+        chat = ChatParams(chat_template=template, chat_template_kwargs=options)
+        # A question that is too long gets our own words.
+        tokenizing = dataclasses.replace(renderer.default_chat_tok_params, max_total_tokens=None)
+        _, (prompt,) = renderer.render_chat([messages], chat, tokenizing)
+        return list(prompt["prompt_token_ids"])
 
     async def stream(
-        self, prompt: Any, *, request_id: str, seed: int, signal: Signal
+        self,
+        prompt: Any,
+        *,
+        request_id: str,
+        seed: int | None,
+        signal: Signal,
+        sampling: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Chunk]:
         """Generates one trace; see `Engine.stream`."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        decodes_itself = bool(self._sampling.get("stop"))
-        params = SamplingParams(
-            **self._sampling,
-            n=1,
-            seed=seed,
-            logprobs=signal.top_logprobs,
-            flat_logprobs=True,
-            detokenize=decodes_itself,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        merged = {**self._sampling, **(sampling or {})}
+        decodes_itself = bool(merged.get("stop"))
+        llm = self._alive()
+        try:
+            params = SamplingParams(
+                **merged,
+                n=1,
+                seed=seed,
+                logprobs=signal.top_logprobs,
+                flat_logprobs=True,
+                detokenize=decodes_itself,
+                output_kind=RequestOutputKind.DELTA,
+            )
+        except Exception as error:  # vLLM's own are no ValueError.
+            raise InvalidInput(f"sampling={merged}, seed={seed}: {_reason(error)}") from error
         tokens: list[int] = []
-        outputs = self._llm.generate(prompt, params, request_id)
+        outputs = llm.generate(prompt, params, request_id)
         try:
             async with contextlib.aclosing(outputs):  # Which aborts, where this stream is left.
                 async for output in outputs:
@@ -264,7 +446,9 @@ class VLLM:
                     text = delta.text
                     if not decodes_itself:
                         tokens.extend(delta.token_ids)
-                        text = "" if reason is None else self._decode(tokens, reason == "stop")
+                        text = (
+                            "" if reason is None else self._decode(tokens, reason == "stop", merged)
+                        )
                     yield Chunk(
                         confidence=_confidences(delta.logprobs, signal),
                         num_tokens=len(delta.token_ids),
@@ -274,13 +458,14 @@ class VLLM:
         except (EngineError, InvalidInput, GeneratorExit, asyncio.CancelledError):
             raise
         except Exception as error:
-            raise EngineError(f"vLLM failed on request {request_id}: {error!r}") from error
+            kind = EngineDied if self._llm is None or llm.errored else EngineError
+            raise kind(f"vLLM failed on request {request_id}: {_reason(error)}") from error
 
-    def _decode(self, tokens: list[int], stopped: bool) -> str:
+    def _decode(self, tokens: list[int], stopped: bool, sampling: Mapping[str, Any]) -> str:
         """The text as vLLM would give it: without the token that stopped it."""
-        if stopped and not self._sampling.get("include_stop_str_in_output"):
+        if stopped and not sampling.get("include_stop_str_in_output"):
             tokens = tokens[:-1]
-        skip = self._sampling.get("skip_special_tokens", True)
+        skip = sampling.get("skip_special_tokens", True)
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=skip)
         return text
 
@@ -288,21 +473,59 @@ class VLLM:
         """Ends these traces at once; nothing where the engine has died, and they with it."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        llm = self._llm
+        if llm is None:
+            return
+        names = llm.output_processor.external_req_ids
+        for request_id in request_ids:
+            for internal in names.get(request_id, ()):
+                self._aborted[internal] = request_id
+        while len(self._aborted) > _REMEMBERED:
+            self._late.pop(self._aborted.pop(next(iter(self._aborted))), None)
         with contextlib.suppress(EngineDeadError):
-            await self._llm.abort(list(request_ids))
+            await llm.abort(list(request_ids))
+
+    async def late_tokens(self, request_ids: Sequence[str]) -> dict[str, int]:
+        """Tokens that reached this process after their abort; see `Engine.late_tokens`.
+
+        Gives each count once. What the engine core computed for a request and dropped itself,
+        the rest of a step at the most, is not seen here. Waits five seconds at the most.
+        """
+        llm = self._llm
+        if llm is not None and not llm.errored:
+            with contextlib.suppress(Exception):  # It died: there is nothing on its way.
+                await asyncio.wait_for(self._arrival(llm), timeout=5)
+        asked = set(request_ids)
+        late = {name: self._late.pop(name) for name in asked & self._late.keys()}
+        self._aborted = {name: ours for name, ours in self._aborted.items() if ours not in asked}
+        return late
+
+    async def _arrival(self, llm: Any) -> None:
+        """Returns when what the engine core had sent has been looked at."""
+        core = llm.engine_core
+        await core.get_supported_tasks_async()  # Its answer comes behind what was sent before it.
+        queue = getattr(core, "outputs_queue", None)
+        while queue is not None and not queue.empty():
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # For the parts in which a large step is looked at.
 
     def close(self) -> None:
-        """Stops the engine and its processes; may be called again."""
+        """Stops the engine and its processes; may be called again.
+
+        Raises:
+            EngineError: called on the engine's own thread, which would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise EngineError("close() was called on the engine's own thread: call it on another")
         self._closing = True
         atexit.unregister(self.close)
         with contextlib.suppress(RuntimeError):  # The loop is closed.
             self._loop.call_soon_threadsafe(self._loop.stop)
         while self._thread.is_alive():
             if self._llm is None:  # Interrupted while it starts: loading a model can take minutes.
-                for process in multiprocessing.active_children():
-                    if process.name.startswith("EngineCore") and process not in self._strangers:
-                        process.kill()
+                self._guardian.kill()
             self._thread.join(timeout=0.5)
+        self._guardian.close()
 
     def __enter__(self) -> VLLM:
         """The engine itself."""
@@ -389,6 +612,114 @@ def _checked_model(model: str | os.PathLike[str]) -> str:
     if "://" not in name and (looks_like_path or not isinstance(model, str)):
         raise InvalidInput(f"model={name!r}: there is no such folder")
     return name
+
+
+def settings_of(
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    chat: Literal["auto", True, False] = "auto",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    engine_args: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What results depend on of a `VLLM` of these arguments, as JSON values.
+
+    Of the engine arguments, those are left out that change speed and memory only, such as
+    `gpu_memory_utilization` or `tensor_parallel_size`. One that is not known matters.
+
+    Raises:
+        InvalidInput: an argument has no form as JSON that is the same the next time.
+    """
+    engine = {name: value for name, value in (engine_args or {}).items() if name not in _FREE}
+    return {
+        "sampling": _as_json(sampling or {}, "sampling"),
+        "chat": chat,
+        "chat_template_kwargs": _as_json(chat_template_kwargs or {}, "chat_template_kwargs"),
+        "engine": _as_json(engine, "engine_args"),
+    }
+
+
+def _as_json(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value.value if isinstance(value, enum.Enum) else value
+    if isinstance(value, Mapping):
+        return {
+            str(name): _as_json(value[name], f"{where}[{name!r}]")
+            for name in sorted(value, key=str)
+        }
+    if isinstance(value, (list, tuple)):
+        return [_as_json(item, f"{where}[{place}]") for place, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_as_json(item, where) for item in value), key=str)
+    if isinstance(value, enum.Enum):
+        return _as_json(value.value, where)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, type) and "<" not in value.__qualname__:
+        return f"{value.__module__}:{value.__qualname__}"
+    text = repr(value)
+    if " at 0x" in text or "<lambda>" in text:
+        raise InvalidInput(
+            f"{where}={text}: has no value that could be compared with another run's"
+        )
+    return text
+
+
+def _reason(error: BaseException) -> str:
+    """An exception with its causes: vLLM's own often say nothing without them."""
+    parts: list[str] = []
+    found: BaseException | None = error
+    while found is not None and len(parts) < 5:
+        text = f"{type(found).__name__}: {found}".rstrip(": ")
+        parts += [text] if text not in parts else []
+        found = found.__cause__
+    return ", from ".join(parts)
+
+
+def _checked_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, when all they hold is text."""
+    for place, message in enumerate(messages):
+        content = message["content"]
+        if content is None or isinstance(content, str):
+            continue
+        for number, part in enumerate(content if isinstance(content, (list, tuple)) else [content]):
+            is_text = isinstance(part, Mapping) and part.get("type") == "text"
+            if not (is_text and isinstance(part.get("text"), str)):
+                raise InvalidInput(
+                    f"message {place} of the question, part {number}, is {part!r:.100}: must be "
+                    '{"type": "text", "text": ...}, as only text is supported'
+                )
+    return messages
+
+
+_heap_lock = threading.Lock()
+_freezers = 0
+_frozen_before = False
+
+
+def _freeze() -> None:
+    """Spares the garbage collector what torch and vLLM hold: half of a large run's time here."""
+    global _freezers, _frozen_before
+    with _heap_lock:
+        if not _freezers:
+            _frozen_before = gc.get_freeze_count() > 0
+        _freezers += 1
+        gc.collect()
+        gc.freeze()
+
+
+def _thaw() -> None:
+    """Undoes it with the last engine, unless the program itself had frozen something."""
+    global _freezers
+    with _heap_lock:
+        _freezers -= 1
+        if not _freezers and not _frozen_before:
+            gc.unfreeze()
+
+
+def _check_names(sampling: Mapping[str, Any]) -> None:
+    """Refuses what a run sets itself."""
+    for name in sampling.keys() & _OWNED.keys():
+        raise InvalidInput(f"sampling[{name!r}] cannot be set: {_OWNED[name]}")
 
 
 def _check_sampling(sampling: dict[str, Any], settings: Any = None, tokenizer: Any = None) -> None:
