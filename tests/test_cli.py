@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -686,9 +685,9 @@ def test_a_run_that_is_killed_carries_on(tmp_path: Path) -> None:
     out = tmp_path / "run.jsonl"
     command = ["eval", TINY / "questions.jsonl", "--model", TINY / "model", "--limit", 6]
     options = ["--policy", "low", "--budget", 8, "--warmup", 4, "--concurrency", 1, "--json"]
-    running = process(*command, *options, "--out", out, start_new_session=True)
+    running = process(*command, *options, "--out", out)
     wait_for_lines(out, 2, running)
-    os.killpg(running.pid, signal.SIGKILL)  # its engine too, which would be left behind
+    running.kill()
     running.communicate()
     killed = out.read_bytes()
     before = [json.loads(line) for line in killed.splitlines()[1:] if line.endswith(b"}")]

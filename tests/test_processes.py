@@ -177,3 +177,64 @@ def test_a_signal_while_it_generates_leaves_nothing(name: str, code: int, tmp_pa
         assert not json.loads(table)["complete"]
         assert err.splitlines()[-1] == "interrupted"
         assert "Traceback" not in err
+
+
+GUARDED = """
+import signal, sys, time
+
+import typer
+from deepconf._setup import guarded
+
+@guarded
+def command():
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("closing", flush=True)
+        time.sleep(float(sys.argv[1]))
+
+if len(sys.argv) > 2:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+try:
+    command()
+except typer.Exit as end:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    sys.exit(end.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (signal.SIGTERM, None, 143),
+        (signal.SIGHUP, None, 129),
+        (signal.SIGINT, None, 130),
+        (signal.SIGTERM, signal.SIGTERM, -signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGHUP, -signal.SIGHUP),
+    ],
+)
+def test_a_second_signal_ends_at_once(
+    first: signal.Signals, second: signal.Signals | None, code: int
+) -> None:
+    process = started(sys.executable, "-c", GUARDED, 60 if second else 0)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(first)
+    assert process.stdout.readline() == "closing\n"
+    if second is not None:
+        process.send_signal(second)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+
+
+def test_an_ignored_hang_up_stays_ignored() -> None:
+    process = started(sys.executable, "-c", GUARDED, 0, "nohup")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    process.communicate()
