@@ -2,6 +2,8 @@
 # make test    every test, Rust and Python, those on a real vLLM engine included
 # make bench   speed, beside this machine's memory, NumPy, polars, the reference package and others
 # make lint    formatting, clippy, ruff, mypy, stubtest
+# make soak    an hour of chaos: evaluations on vLLM that are killed, starved and damaged
+# make fuzz    the core's fuzz targets, FUZZ_SECONDS (120) each
 # make clean   remove what was built
 #
 # Each installs what it needs into .venv. Wanted: Python 3.10 or later, a Rust toolchain, GNU make.
@@ -17,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python bench lint build clean
+.PHONY: help demo test bench lint soak fuzz build clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' $(MAKEFILE_LIST)
@@ -58,14 +60,40 @@ bench: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python benches/parquet.py
 	$(BIN)/python benches/engine.py
 
-lint: $(VENV)/.built
+# Built without optimisation, which takes a minute and a half once.
+CARGO_DENY := $(VENV)/cargo/bin/cargo-deny
+
+lint: $(VENV)/.built $(CARGO_DENY)
 	cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p deepconf-core
+	$(CARGO_DENY) --locked check bans licenses sources
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest deepconf._core
+
+SOAK_MINUTES ?= 60
+SOAK_SEED ?= 0
+
+soak: $(VENV)/.built $(VENV)/.vllm
+	$(BIN)/python tests/chaos.py --minutes $(SOAK_MINUTES) --seed $(SOAK_SEED)
+
+FUZZ_SECONDS ?= 120
+CARGO_FUZZ := $(VENV)/cargo/bin/cargo-fuzz
+
+$(CARGO_FUZZ):
+	cargo install --locked --quiet --root $(VENV)/cargo --version 0.13.2 cargo-fuzz
+
+fuzz: $(CARGO_FUZZ)
+	for target in score stream vote; do \
+	    $(CARGO_FUZZ) run -s none $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=60; \
+	done
+
+$(CARGO_DENY):
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=false \
+	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	    cargo install --locked --quiet --root $(VENV)/cargo --version 0.20.2 cargo-deny
 
 clean:
 	rm -rf $(VENV) target runs python/deepconf/*.so

@@ -88,7 +88,7 @@ class RecordedEngine:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def settings(self, sampling: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return {"sampling": dict(sampling or {})}
+        return {"sampling": dict(sampling)} if sampling else {}
 
     def check(self, signal: Signal, sampling: Mapping[str, Any] | None = None) -> None:
         if signal.top_logprobs > self._max_logprobs:

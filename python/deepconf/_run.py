@@ -141,6 +141,7 @@ class Run:
         self.over = asyncio.ensure_future(self.done.wait())
         try:
             self.prompt = self.engine.prepare(self.question)
+            self.fit()
             self.moments["start"] = time.perf_counter()
             self.obey(self.controller.start())
             await self.done.wait()
@@ -158,6 +159,16 @@ class Run:
         outcome = self.controller.outcome
         assert outcome is not None, "the controller has answered"
         return self.result(outcome, late)
+
+    def fit(self) -> None:
+        """Asks an engine that can tell whether so many traces fit it at once."""
+        misfit = getattr(self.engine, "misfit", None)
+        if misfit is None:
+            return
+        traces = min(self.policy.budget, self.policy.concurrency or self.policy.budget)
+        complaint = misfit(traces, self.prompt, self.task.sampling)
+        if complaint is not None:
+            self.complaints["cache"] = complaint
 
     async def cancel(self) -> None:
         """Ends it now, with the vote of the traces that have ended."""
