@@ -187,8 +187,8 @@ from deepconf._setup import guarded
 
 @guarded
 def command():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         print("closing", flush=True)
