@@ -20,7 +20,7 @@ from conftest import TINY
 from deepconf import DeepThink, Policy, Result
 from deepconf.answers import boxed
 from deepconf.engines import VLLM
-from deepconf.errors import InvalidInput, SignalNeverArmed
+from deepconf.errors import Interrupted, InvalidInput, RunWarning, SignalNeverArmed
 from test_deepthink import groups, lowest
 
 SHIPPED = [json.loads(line) for line in (TINY / "questions.jsonl").read_text().splitlines()]
@@ -171,7 +171,7 @@ def test_a_timeout_frees_the_engine(tiny_engine: VLLM) -> None:
     think = DeepThink(tiny_engine, Policy.offline(budget=64, keep=1.0, **SMALL))
 
     async def limited() -> Result:
-        return await asyncio.wait_for(think.arun(QUESTIONS[2]), 0.7)
+        return await think.arun(QUESTIONS[2], timeout=0.7)
 
     result = asyncio.run(limited())
     assert result.reason == "cancelled"
@@ -184,8 +184,11 @@ def test_ctrl_c_on_the_main_thread(tiny_engine: VLLM) -> None:
     think = DeepThink(tiny_engine, Policy.offline(budget=64, keep=1.0, **SMALL))
     timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    result = think.run(QUESTIONS[2])
+    with pytest.raises(Interrupted) as caught:
+        think.run(QUESTIONS[2])
     timer.join()
+    result = caught.value.result
+    assert result is not None
     assert result.reason == "cancelled"
     assert tiny_engine._llm.get_num_unfinished_requests() == 0
     again = DeepThink(tiny_engine, Policy.offline(budget=4, **SMALL)).run(QUESTIONS[2])
@@ -203,7 +206,8 @@ def test_one_trace_that_fails_costs_no_other(
         return generate(prompt, params, request_id)
 
     monkeypatch.setattr(tiny_engine._llm, "generate", failing)
-    result = DeepThink(tiny_engine, Policy.offline(budget=5, **SMALL)).run(QUESTIONS[0])
+    with pytest.warns(RunWarning, match="1 of 5 traces failed, .*allowed_token_ids"):
+        result = DeepThink(tiny_engine, Policy.offline(budget=5, **SMALL)).run(QUESTIONS[0])
     assert Counter(trace.status for trace in result.traces) == {"finished": 4, "failed": 1}
     assert "allowed_token_ids" in (result.traces[2].error or "")
 
@@ -226,12 +230,15 @@ def main():
     sampling = {"max_tokens": 320, "ignore_eos": False}
     with VLLM(sys.argv[1], sampling=sampling) as engine:
         seen = []
-        def on_trace(status):
-            seen.append(status)
+        def on_trace(trace):
+            seen.append(trace)
             if len(seen) == 8:
                 print("ready", flush=True)
         policy = Policy.offline(budget=5_000, keep=1.0, concurrency=32, **settings)
-        result = DeepThink(engine, policy, on_trace=on_trace).run(sys.argv[3])
+        try:
+            DeepThink(engine, policy, on_trace=on_trace).run(sys.argv[3])
+        except KeyboardInterrupt as interrupted:
+            result = interrupted.result
         print("result", json.dumps(result.summary()), flush=True)
         left = engine._llm.get_num_unfinished_requests()
         again = DeepThink(engine, policy.replace(budget=2)).run(sys.argv[3])
@@ -242,7 +249,7 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_in_a_script_returns_what_is_finished(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_script_brings_what_is_finished(tmp_path: Path) -> None:
     pytest.importorskip("vllm", exc_type=ModuleNotFoundError)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -113,7 +113,7 @@ def oracle(rows: Any, k: int, entries: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("entries", ["topk", "returned"])
-@pytest.mark.parametrize("k", [1, 3, 10])
+@pytest.mark.parametrize("k", [2, 3, 10])
 def test_confidences_are_those_of_the_dict_form(tiny_engine: VLLM, k: int, entries: Any) -> None:
     seed = 7
     chunks = run(tiny_engine, seed, Signal(k, entries))
@@ -125,11 +125,11 @@ def test_confidences_are_those_of_the_dict_form(tiny_engine: VLLM, k: int, entri
 
 
 def test_the_sampled_token_counts_only_when_asked(tiny_engine: VLLM) -> None:
-    rows = raw(tiny_engine, 7, 1).outputs[0].logprobs
-    outside = np.array([len(row) == 2 for row in rows])
+    rows = raw(tiny_engine, 7, 2).outputs[0].logprobs
+    outside = np.array([len(row) == 3 for row in rows])
     assert 0 < outside.sum() < len(rows)
-    top = values(run(tiny_engine, 7, Signal(1, "topk")))
-    returned = values(run(tiny_engine, 7, Signal(1, "returned")))
+    top = values(run(tiny_engine, 7, Signal(2, "topk")))
+    returned = values(run(tiny_engine, 7, Signal(2, "returned")))
     np.testing.assert_array_equal(top != returned, outside)
 
 

@@ -77,6 +77,7 @@ class _Record:
         self._scored = 0
         self._text: list[str] = []
         self.num_tokens = 0
+        self.finish: Finish | None = None  # How it ended, if it did while the run went on.
         self.answer: str | None = None
         self.stop_token: int | None = None
         self.error: str | None = None
@@ -120,6 +121,8 @@ class Run:
         self.book = AnswerBook(math=task.math)
         self.name = f"deepconf-{next(_numbers)}"
         self.records: list[_Record] = []
+        # How traces have ended of which the controller does not know yet.
+        self.untold: dict[int, Finish] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.callbacks: set[asyncio.Task[Any]] = set()
         self.done = asyncio.Event()
@@ -172,6 +175,7 @@ class Run:
 
     async def cancel(self) -> None:
         """Ends it now, with the vote of the traces that have ended."""
+        self.tell_ends()
         self.obey(self.controller.cancel())
 
     def obey(self, actions: list[Action]) -> None:
@@ -218,6 +222,7 @@ class Run:
             record.error = str(error) if isinstance(error, DeepConfError) else repr(error)
             if isinstance(error, EngineDied):
                 self.death = self.death or error
+                self.tell_ends()
                 self.obey(self.controller.engine_died())
             else:
                 await self.abort([trace])
@@ -264,20 +269,33 @@ class Run:
 
     async def end(self, trace: int, record: _Record, finish: Finish) -> None:
         """Reports the end: together with the answer if that is known soon, else ahead of it."""
+        self.untold[trace] = finish
+        if not self.done.is_set():
+            record.finish = finish
         naming = asyncio.ensure_future(self.answer_in(record))
         try:
             await asyncio.wait(
                 {naming, self.over}, timeout=_SOON, return_when=asyncio.FIRST_COMPLETED
             )
-            if naming.done():
+            if naming.done() and trace in self.untold:
+                del self.untold[trace]
                 record.answer = naming.result()
                 self.obey(self.controller.finished(trace, finish, record.answer))
-            else:
-                self.obey(self.controller.ended(trace, finish))
-                record.answer = await naming
-                self.obey(self.controller.answered(trace, record.answer))
+                return
+            self.tell_end(trace)
+            record.answer = await naming
+            self.obey(self.controller.answered(trace, record.answer))
         finally:
             naming.cancel()
+
+    def tell_end(self, trace: int) -> None:
+        if trace in self.untold:
+            self.obey(self.controller.ended(trace, self.untold.pop(trace)))
+
+    def tell_ends(self) -> None:
+        """Before a run is cut short: what has ended has ended, named or not."""
+        for trace in list(self.untold):
+            self.tell_end(trace)
 
     async def abort(self, traces: Sequence[int]) -> None:
         # A trace that cannot be aborted runs to its end, or fails by itself.
@@ -425,7 +443,7 @@ class Run:
         return Trace(
             trace=trace,
             seed=None if self.policy.seed is None else self.policy.seed + trace,
-            status=self.controller.status(trace) or "failed",
+            status=self.status(trace),
             answer=record.answer,
             text=record.text,
             num_tokens=record.num_tokens + late,
@@ -435,6 +453,12 @@ class Run:
             voted=voted,
             error=record.error,
         )
+
+    def status(self, trace: int) -> str:
+        told = self.controller.status(trace)
+        finish = self.records[trace].finish
+        # One that ended by itself while the run did was not aborted, though it came too late.
+        return finish if told == "aborted" and finish is not None else told or "failed"
 
     def scores(self, confidence: NDArray[np.float32]) -> TraceScores:
         policy = self.policy
