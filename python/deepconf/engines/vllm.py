@@ -458,6 +458,8 @@ class VLLM:
         except (EngineError, InvalidInput, GeneratorExit, asyncio.CancelledError):
             raise
         except Exception as error:
+            with contextlib.suppress(Exception):  # vLLM forgets it where sending it failed.
+                await llm.abort(request_id)
             kind = EngineDied if self._llm is None or llm.errored else EngineError
             raise kind(f"vLLM failed on request {request_id}: {_reason(error)}") from error
 
