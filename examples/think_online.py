@@ -28,9 +28,9 @@ def main() -> None:
         print(f"  {answer:<10} {weight:8.2f}  {result.vote.voters[answer]} voters")
     print("traces   ", dict(Counter(trace.status for trace in result.traces)))
     print("threshold", result.threshold)
-    print(
-        "tokens   ", result.tokens.generated, "generated, saved about", round(result.tokens.saved)
-    )
+    saved = result.tokens.saved
+    about = "" if saved is None else f", saved about {saved:.0f}"
+    print(f"tokens    {result.tokens.generated} generated{about}")
     print("          compared with", result.tokens.compared_with)
     print("seconds  ", f"{result.timing.total:.1f}")
     for trace in result.traces[16:19]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -522,6 +525,93 @@ def test_whatever_an_engine_raises_costs_one_trace() -> None:
         result = DeepThink(recording, low()).run("?")
     assert statuses(result) == ["finished"] * 2 + ["failed"] + ["finished"] * 5
     assert result.answer == "7"
+
+
+class Odd(RecordedEngine):
+    """Trace 2 goes wrong in a way of its own."""
+
+    how = ""
+
+    async def stream(self, *args: Any, **options: Any) -> AsyncIterator[Chunk]:
+        async for chunk in super().stream(*args, **options):
+            if options["seed"] != 2 or chunk.finish_reason is None:
+                yield chunk
+            elif self.how == "an unknown end":
+                yield Chunk(chunk.confidence, chunk.num_tokens, "", "stop")  # type: ignore[arg-type]
+            elif self.how == "a cancellation":
+                raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [("an unknown end", "finish_reason='stop' of trace 2"), ("a cancellation", "CancelledError")],
+)
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 cannot tell who was cancelled")
+def test_odd_ends_cost_their_trace_only(how: str, says: str) -> None:
+    with Odd([recorded(9.0, "7")] * 8) as recording:
+        recording.how = how
+        think = DeepThink(recording, low())
+        with pytest.warns(RunWarning, match=says):
+            result = think.run("?")
+    assert Counter(statuses(result)) == {"finished": 7, "failed": 1}
+
+
+def test_an_answer_that_is_no_text_costs_its_trace_only() -> None:
+    traces = [recorded(9.0, "\ud83d" if i == 3 else "7") for i in range(8)]
+    with pytest.warns(RunWarning, match="could not be extracted: UnicodeEncodeError"):
+        result = run(low(), traces)
+    assert (result.answer, result.vote.num_voters) == ("7", 7)
+
+
+def test_an_engine_that_never_rests_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Restless(RecordedEngine):
+        async def abort(self, request_ids: Sequence[str]) -> None:
+            await asyncio.sleep(3_600)
+
+    monkeypatch.setattr("deepconf._run._REST", 0.5)
+    traces = [recorded(9.0, "7", tokens=8)] * 4 + [recorded(9.0, "8", tokens=400)] * 4
+    with Restless(traces, delays=[QUICK] * 4 + [SLOW] * 4) as recording:
+        think = DeepThink(recording, offline(keep=1.0))
+        with pytest.warns(RunWarning, match="did not end what it was asked to abort"):
+            result = think.run("?", timeout=0.5)
+    assert statuses(result) == ["finished"] * 4 + ["aborted"] * 4
+    assert (result.reason, result.answer) == ("cancelled", "7")
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"), [("5", InvalidType), (True, InvalidType), (float("nan"), InvalidInput)]
+)
+def test_a_timeout_that_is_none_starts_nothing(timeout: Any, error: type[Exception]) -> None:
+    with RecordedEngine([recorded(9.0, "7")] * 8) as recording:
+        think = DeepThink(recording, low())
+        with pytest.raises(error, match="timeout="):
+            think.run("?", timeout=timeout)
+        with pytest.raises(error, match="timeout="):
+            asyncio.run(think.arun("?", timeout=timeout))
+        assert not recording.started
+
+
+def test_a_run_is_freed_without_the_garbage_collector() -> None:
+    def extract(text: str) -> str:
+        raise KeyError("no")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with RecordedEngine([recorded(9.0, "7")] * 8) as recording:
+            think = DeepThink(recording, low(), answer=extract)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                thinking = think.start("?")
+                thinking.result()
+            kept = weakref.ref(thinking._run)
+            del thinking
+            end = time.monotonic() + 5  # The loop lets go of it a moment later.
+            while kept() is not None and time.monotonic() < end:
+                time.sleep(0.01)
+            assert kept() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("concurrency", [None, 2])

@@ -51,6 +51,7 @@ class Aside:
                 if not done.done():
                     done.cancel()
                     self.close()  # Whatever it is doing, the next one does not wait for it.
+                del done, args  # An exception holds this frame, which must not hold it in turn.
 
     def close(self) -> None:
         """Lets the thread end when it is done."""

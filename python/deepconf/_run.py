@@ -43,12 +43,16 @@ Finish = Literal["finished", "length", "aborted"]
 
 # Seconds. An answer found within these goes to the controller together with the trace's end.
 _SOON = 0.5
-# What extraction and comparison may still take once the run is over.
+# What the next answer may still take once the run is over, and what all of them may.
 _GRACE = 2.0
+_GRACE_OF_ALL = 10.0
+# What the engine may take to bring to an end what it was asked to abort.
+_REST = 30.0
 # What callbacks may still take then.
 _CALLBACKS = 10.0
-# Extractions that hang before no more is tried.
+# Extractions that hang before no more is tried, and comparisons.
 _HANGS = 3
+_HANGING_COMPARISONS = 8
 # Tokens after a stop, on average, that are worth a warning where they grow.
 _LAG = 16
 
@@ -129,6 +133,8 @@ class Run:
         self.over: asyncio.Future[Any]  # Done when `done` is set: to wait for beside others.
         self.prompt: Any = None
         self.defect: BaseException | None = None
+        self.given_up = False
+        self.progress = 0.0  # When the last answer came, or the run was over.
         self.death: EngineDied | None = None
         self.moments: dict[str, float] = {}
         self.complaints: dict[str, str] = {}
@@ -148,8 +154,7 @@ class Run:
             self.moments["start"] = time.perf_counter()
             self.obey(self.controller.start())
             await self.done.wait()
-            while self.tasks:
-                await asyncio.wait(self.tasks)
+            await self.rest()
             late = await self.late()
             self.moments["end"] = time.perf_counter()
             await self.callbacks_done()
@@ -158,7 +163,8 @@ class Run:
             self.extracting.close()
             self.calling.close()
         if self.defect is not None:
-            raise self.defect
+            defect, self.defect = self.defect, None  # Its traceback holds this run.
+            raise defect
         outcome = self.controller.outcome
         assert outcome is not None, "the controller has answered"
         return self.result(outcome, late)
@@ -172,6 +178,21 @@ class Run:
         complaint = misfit(traces, self.prompt, self.task.sampling)
         if complaint is not None:
             self.complaints["cache"] = complaint
+
+    async def rest(self) -> None:
+        """Waits until all that was asked to end has ended, but not for ever."""
+        end = time.monotonic() + _REST
+        while self.tasks and time.monotonic() < end:
+            await asyncio.wait(self.tasks, timeout=end - time.monotonic())
+        if self.tasks:
+            self.given_up = True
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.wait(self.tasks, timeout=_GRACE)
+            self.complaints["rest"] = (
+                f"the engine did not end what it was asked to abort within {_REST:.0f} seconds, "
+                "and may be generating still"
+            )
 
     async def cancel(self) -> None:
         """Ends it now, with the vote of the traces that have ended."""
@@ -192,6 +213,7 @@ class Run:
                 case Action.Answer():
                     self.moments.setdefault("answer", time.perf_counter())
                     self.book.hurry()
+                    self.progress = time.monotonic()
                     self.done.set()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -202,7 +224,7 @@ class Run:
     def ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None:
+        if error is not None and not self.given_up:
             # Not an engine's failure, which `follow` deals with, but a defect: do not wait on.
             self.defect = self.defect or error
             self.obey(self.controller.cancel())
@@ -217,8 +239,10 @@ class Run:
         try:
             too_late = self.controller.status(trace) == "aborting"
             finish = "aborted" if too_late else await self.generate(trace, record)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             # Whatever an engine raises is its trace's failure, and no other's.
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             record.error = str(error) if isinstance(error, DeepConfError) else repr(error)
             if isinstance(error, EngineDied):
                 self.death = self.death or error
@@ -245,11 +269,17 @@ class Run:
         try:
             async for chunk in stream:
                 await self.take(trace, record, chunk)
-                if chunk.finish_reason is not None:
+                if chunk.finish_reason in ("finished", "length", "aborted"):
                     return chunk.finish_reason
+                if chunk.finish_reason is not None:
+                    raise EngineError(
+                        f"finish_reason={chunk.finish_reason!r} of trace {trace}: must be "
+                        "'finished', 'length' or 'aborted'"
+                    )
         finally:
             if hasattr(stream, "aclose"):  # The engine is to be at rest when the run is over.
-                await stream.aclose()
+                with contextlib.suppress(Exception):
+                    await stream.aclose()
         raise EngineError(f"the engine ended trace {trace} without saying why")
 
     async def take(self, trace: int, record: _Record, chunk: Chunk) -> None:
@@ -269,9 +299,10 @@ class Run:
 
     async def end(self, trace: int, record: _Record, finish: Finish) -> None:
         """Reports the end: together with the answer if that is known soon, else ahead of it."""
-        self.untold[trace] = finish
-        if not self.done.is_set():
-            record.finish = finish
+        if self.done.is_set():  # Too late to vote.
+            self.obey(self.controller.finished(trace, finish, None))
+            return
+        self.untold[trace] = record.finish = finish
         naming = asyncio.ensure_future(self.answer_in(record))
         try:
             await asyncio.wait(
@@ -315,7 +346,7 @@ class Run:
         if not aborted or self.death is not None:
             return {}
         try:
-            counts = await self.engine.late_tokens(list(aborted))
+            counts = await asyncio.wait_for(self.engine.late_tokens(list(aborted)), _REST)
         except Exception as error:
             self.complaints["late"] = f"tokens that came after aborts are not counted: {error!r}"
             return {}
@@ -331,15 +362,21 @@ class Run:
             limit = self.task.extract_limit
             call = self.extracting.call(self.task.extract, record.text, limit=limit)
             found = await self.within_grace(call)
+            if found is None:
+                return None
+            found.encode()  # Half of a surrogate pair is no text that can be compared.
+            if self.book.timeouts >= _HANGING_COMPARISONS:
+                self.book.hurry()
+            # In turn, so that which spelling comes first is no accident.
+            return await self.extracting.call(self.book.canonical, found)
         except TookTooLong:
             self.hangs += not self.done.is_set()
             record.error = "the answer could not be extracted: extracting it takes too long"
         except Exception as error:
             # The user's own code: its failure must not cost the other traces.
             record.error = f"the answer could not be extracted: {error!r}"
-        else:
-            # In turn, so that which spelling comes first is no accident.
-            return found and await self.extracting.call(self.book.canonical, found)
+        finally:
+            self.progress = time.monotonic()
         self.complaints.setdefault("answer", f"{record.error} (the first such failure)")
         return None
 
@@ -348,13 +385,16 @@ class Run:
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait({task, self.over}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                await asyncio.wait({task}, timeout=_GRACE)
-            if not task.done():
-                raise TookTooLong
+            end = time.monotonic() + _GRACE_OF_ALL
+            while not task.done():
+                left = min(end, self.progress + _GRACE) - time.monotonic()
+                if left <= 0:
+                    raise TookTooLong
+                await asyncio.wait({task}, timeout=left)
             return task.result()
         finally:
             task.cancel()
+            del task  # Its exception holds this frame, which must not hold it in turn.
 
     def report(self, trace: int) -> None:
         if self.task.on_trace is None:
@@ -427,13 +467,13 @@ class Run:
         )
         for warning in self.warnings:
             warning.result = result
-        if self.death is not None:
+        death, self.death = self.death, None  # Its traceback holds this run.
+        if death is not None:
             whole = sum(trace.status in ("finished", "length", "stopped") for trace in traces)
             raise EngineDied(
-                f"the engine died when {whole} of {self.policy.budget} traces had ended: "
-                f"{self.death}",
+                f"the engine died when {whole} of {self.policy.budget} traces had ended: {death}",
                 result if whole else None,
-            ) from self.death
+            ) from death
         return result
 
     def trace(self, trace: int, *, voted: bool = False, late: int = 0) -> Trace:
@@ -458,7 +498,11 @@ class Run:
         told = self.controller.status(trace)
         finish = self.records[trace].finish
         # One that ended by itself while the run did was not aborted, though it came too late.
-        return finish if told == "aborted" and finish is not None else told or "failed"
+        if told == "aborted" and finish is not None:
+            return finish
+        # Of what an engine never brought to its end, only what was asked is known.
+        asked = {"stopping": "stopped", "aborting": "aborted", "running": "aborted"}
+        return asked.get(told or "", told or "failed")
 
     def scores(self, confidence: NDArray[np.float32]) -> TraceScores:
         policy = self.policy
@@ -492,6 +536,12 @@ class Run:
         lag = _lag(traces)
         if lag:
             self.complaints["lag"] = lag
+        if self.book.timeouts:
+            self.complaints["comparing"] = (
+                f"{self.book.timeouts} comparisons of answers by algebra took too long: these "
+                "answers count as different, and after "
+                f"{_HANGING_COMPARISONS} of them all are compared by string and value only"
+            )
         if self.book.trouble:
             self.complaints["math"] = f"answers were not compared by algebra: {self.book.trouble}"
         self.warnings = [RunWarning(text) for text in self.complaints.values()]
@@ -505,6 +555,13 @@ class Run:
             r"looked for \boxed{...}, which a model writes when it is asked to: add "
             r"'Put your final answer within \boxed{}.' to the question"
         )
+
+
+def _is_cancelled() -> bool:
+    """Whether it is this task that was cancelled, and not something it waits for."""
+    task = asyncio.current_task()
+    # Python 3.10 cannot tell.
+    return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
 
 
 def _lag(traces: Sequence[Trace]) -> str | None:

@@ -21,7 +21,6 @@ from deepconf._run import Run, Task
 from deepconf.answers import AnswerBook, extractor
 from deepconf.engines.base import Engine, Signal, result_of
 from deepconf.errors import (
-    DeepConfError,
     EngineDied,
     EngineError,
     Interrupted,
@@ -125,7 +124,7 @@ class DeepThink:
                 what is finished votes, with `reason == "cancelled"`.
 
         Raises:
-            InvalidInput: the prompt does not fit the model.
+            InvalidInput: the prompt does not fit the model, or the timeout is below 0.
             EngineDied: the engine died; its `result` is what was finished.
             EngineError: every trace failed, or the engine was closed.
             Interrupted: Ctrl-C, a KeyboardInterrupt; its `result` is what was finished. A second
@@ -133,6 +132,7 @@ class DeepThink:
 
         Whatever else interrupts the wait aborts the run too, and is raised on.
         """
+        _check_timeout(timeout)
         thinking = self.start(question)
         try:
             with contextlib.suppress(TimeoutError):
@@ -155,6 +155,7 @@ class DeepThink:
         generated is aborted and the cancellation goes on its way. Whoever wants what was finished
         by then keeps the handle that `start` gives, or says `timeout=`.
         """
+        _check_timeout(timeout)
         thinking = self.start(question)
         if timeout is None:
             return await thinking
@@ -223,13 +224,23 @@ class Thinking:
             return result_of(self._future, timeout)
         except EngineDied as error:
             return error.result
-        except (DeepConfError, futures.CancelledError, TimeoutError):
+        except (Exception, futures.CancelledError):
             return None
 
     def _warned(self, result: Result) -> Result:
         for warning in self._run.warnings:
-            warnings.warn(warning, stacklevel=_depth())
+            # A new one each time: where warnings are errors, it is raised, and holds these frames.
+            warnings.warn(type(warning)(str(warning), result), stacklevel=_depth())
         return result
+
+
+def _check_timeout(timeout: Any) -> None:
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise InvalidType(f"timeout={timeout!r}: must be a number of seconds, or None")
+    if not timeout >= 0:
+        raise InvalidInput(f"timeout={timeout}: must be at least 0 seconds")
 
 
 def _depth() -> int:

@@ -142,8 +142,7 @@ def result_of(future: Future[T], timeout: float | None = None) -> T:
         EngineError: on an engine's own thread, where it would wait for ever.
         TimeoutError: it is not done after `timeout` seconds.
     """
-    if threading.current_thread() in ENGINE_THREADS:
-        future.cancel()
+    if threading.current_thread() in ENGINE_THREADS and not future.done():
         raise EngineError("an engine's own thread cannot wait for a run: await arun(), or return")
     end = None if timeout is None else time.monotonic() + timeout
     while not future.done():
