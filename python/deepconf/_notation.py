@@ -62,7 +62,10 @@ _REPLACED = [
     (re.compile(r"(?<!\\)\\ |(?<!\\)~|\\q?quad(?![a-zA-Z])"), " "),
     # Words in a formula, or a formula in words: what says which is only in the way.
     (
-        re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname)\s*\{([^{}]*)\}"),
+        re.compile(
+            r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname)\s*"
+            r"\{((?:[^{}]|\{[^{}]*\})*)\}"
+        ),
         r"\1",
     ),
     (re.compile(r"(?<!\\)\\[()]|(?<!\\)\\\[|(?<!\\)\\\]"), ""),
