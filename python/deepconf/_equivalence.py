@@ -72,7 +72,7 @@ def equal(a: str, b: str) -> bool:
 # ---- reading ------------------------------------------------------------------------------------
 
 _PARTS = re.compile(r"(?: or | and |,|;|(?<=[\d)}\]])(?:or|and) )")
-_RELATIONS = re.compile(r"(\\ne|\\le|\\ge|\\lt|\\gt|<=|>=|!=|<|>|=)(?![a-zA-Z])")
+_RELATIONS = re.compile(r"(\\(?:ne|le|ge|lt|gt)(?![a-zA-Z])|<=|>=|!=|<|>|=)")
 _RELATION = {r"\lt": "<", r"\gt": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!="}
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]|\\[a-z]+)(?:_(?:\w|\{\w+\}))?(?:\((?:[a-z](?:,[a-z])*)\))?", re.ASCII

@@ -59,10 +59,13 @@ _REPLACED = [
         ),
         "",
     ),
-    (re.compile(r"\\ |(?<!\\)~|\\q?quad(?![a-zA-Z])"), " "),
+    (re.compile(r"(?<!\\)\\ |(?<!\\)~|\\q?quad(?![a-zA-Z])"), " "),
     # Words in a formula, or a formula in words: what says which is only in the way.
     (
-        re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname)\s*\{([^{}]*)\}"),
+        re.compile(
+            r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname)\s*"
+            r"\{((?:[^{}]|\{[^{}]*\})*)\}"
+        ),
         r"\1",
     ),
     (re.compile(r"(?<!\\)\\[()]|(?<!\\)\\\[|(?<!\\)\\\]"), ""),
@@ -79,7 +82,7 @@ _REPLACED = [
     (re.compile(r"\\neq(?![a-zA-Z])"), r"\\ne "),
     (re.compile(r"\\(?:varnothing)(?![a-zA-Z])"), r"\\emptyset "),
     (re.compile(r"\{,\}"), ","),
-    (re.compile(r"([\^_])\s*\{\s*(\w)\s*\}(?!\w)"), r"\1\2"),
+    (re.compile(r"([\^_])\s*\{\s*(\w)\s*\}(?!\w)|([\^_])\{(\d)\}(?=[A-Za-z])"), r"\1\2\3\4"),
     (re.compile(r"\s+"), " "),
 ]
 _DEGREES = re.compile(r"([-+]?[\d.,/]*(?:\\frac\{\d+\}\{\d+\})?)(?<=[\d}])\s?(?:°|degrees?)")
@@ -236,6 +239,7 @@ _NOT_MATHEMATICS = re.compile(
     r"|(?<![\w^}.])\d+([-/])\d+\1\d"  # dates
     r"|^\d+-\d+$"  # scores, ranges
     r"|\d\}?_"  # bases
+    r"|==|[-+*/]=|\+\+|//"  # code
     r"|[A-Za-z]\}?[A-Z][a-z]?_|_\{?\d+\}?\(?[A-Z]"  # molecules
     r"|(?<!log_\d)(?<=\d) \d|\d[eE]\d"
 )
@@ -261,7 +265,7 @@ def is_formula(answer: str) -> bool:
     numbers = any(kind == "number" for kind, _ in tokens)
     if not (shown or commands or numbers or bare != answer):
         return False
-    product = bool(commands) or bool(shown - {"-", "/", "!"}) or (bool(shown) and numbers)
+    product = bool(commands) or bool(shown - set("-/!=<>")) or (bool(shown) and numbers)
     return all(
         _is_product(text, tokens[at + 1 : at + 3], product, at > 0 and tokens[at - 1][0])
         for at, (kind, text) in enumerate(tokens)
