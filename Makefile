@@ -80,7 +80,7 @@ soak: $(VENV)/.built $(VENV)/.vllm
 	$(BIN)/python tests/chaos.py --minutes $(SOAK_MINUTES) --seed $(SOAK_SEED)
 
 FUZZ_SECONDS ?= 120
-FUZZ_EXAMPLES ?= 5000
+FUZZ_EXAMPLES ?= 2000
 CARGO_FUZZ := $(VENV)/cargo/bin/cargo-fuzz
 
 $(CARGO_FUZZ):

@@ -12,6 +12,7 @@ import pickle
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,22 +150,7 @@ def test_no_junk_for_traces_breaks_score(traces: Any) -> None:
     assert found is None or len(found) == len(found.mean)
 
 
-DTYPES = [
-    "<f2",
-    ">f2",
-    "<f4",
-    ">f4",
-    "<f8",
-    ">f8",
-    "i4",
-    ">i8",
-    "u1",
-    "?",
-    "c8",
-    "O",
-    "U3",
-    "M8[s]",
-]
+DTYPES = ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "i4", ">i8", "u1", "?", "O", "U3", "M8[s]"]
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "plain": lambda a: a,
     "reversed": lambda a: a[::-1],
@@ -482,11 +468,11 @@ def test_arguments_from_a_damaged_pickle_make_no_panic(which: int, data: st.Data
     if isinstance(value, deepconf.Policy):
         _, named = value.__getnewargs_ex__()
         named[data.draw(st.sampled_from(sorted(named)))] = data.draw(JUNK)
-        make: Callable[[], Any] = lambda: type(value)(**named)  # noqa: E731
+        make: Callable[[], Any] = partial(type(value), **named)
     else:
         arguments = list(value.__getnewargs__())
         arguments[data.draw(st.integers(0, len(arguments) - 1))] = data.draw(JUNK)
-        make = lambda: type(value)(*arguments)  # noqa: E731
+        make = partial(type(value), *arguments)
     try:
         again = make()
     except Exception:  # A panic is no `Exception`.
