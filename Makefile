@@ -3,7 +3,7 @@
 # make bench   speed, beside this machine's memory, NumPy, polars, the reference package and others
 # make lint    formatting, clippy, ruff, mypy, stubtest
 # make soak    an hour of chaos: evaluations on vLLM that are killed, starved and damaged
-# make fuzz    the core's fuzz targets, FUZZ_SECONDS (120) each
+# make fuzz    hostile input: the core's fuzz targets, FUZZ_SECONDS (120) each, and Python's
 # make clean   remove what was built
 #
 # Each installs what it needs into .venv. Wanted: Python 3.10 or later, a Rust toolchain, GNU make.
@@ -80,15 +80,17 @@ soak: $(VENV)/.built $(VENV)/.vllm
 	$(BIN)/python tests/chaos.py --minutes $(SOAK_MINUTES) --seed $(SOAK_SEED)
 
 FUZZ_SECONDS ?= 120
+FUZZ_EXAMPLES ?= 2000
 CARGO_FUZZ := $(VENV)/cargo/bin/cargo-fuzz
 
 $(CARGO_FUZZ):
 	cargo install --locked --quiet --root $(VENV)/cargo --version 0.13.2 cargo-fuzz
 
-fuzz: $(CARGO_FUZZ)
+fuzz: $(CARGO_FUZZ) $(VENV)/.built
 	for target in score stream vote; do \
 	    $(CARGO_FUZZ) run -s none $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=60; \
 	done
+	DEEPCONF_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_hostile.py
 
 $(CARGO_DENY):
 	CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=false \

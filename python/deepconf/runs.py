@@ -186,7 +186,9 @@ class RunFile:
         if overwrite or len(lines) <= 1:
             self.torn = 0
             self._anew = True
-            if len(lines) <= 1:  # Nothing has finished, so nothing can be lost.
+            if len(lines) <= 1:  # Nothing has finished, so nothing can be lost ...
+                if lines and not overwrite:
+                    self._parse(lines[0], 1)  # ... unless a damaged line end hides what has.
                 self.begin()
             return
         parsed = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
@@ -214,7 +216,7 @@ class RunFile:
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._damaged(number, str(error)) from error
         if not isinstance(value, dict):
             raise self._damaged(number, "it is not a JSON object")
@@ -228,7 +230,10 @@ class RunFile:
             theirs.pop(free, None)
             ours.pop(free, None)
         differences = _differences(theirs, ours)
-        policies = dict(found.get("policies") or {})
+        there = found.get("policies") or {}
+        if not isinstance(there, dict):
+            raise self._damaged(1, "its policies are not a JSON object")
+        policies = dict(there)
         for record in records:
             # A policy that was asked for later stands in its results only.
             policies.setdefault(record["policy"], record["result"].get("policy"))
@@ -268,7 +273,7 @@ class RunFile:
     def _damaged(self, number: int, why: str) -> RunFileError:
         return RunFileError(
             f"{self.path}, line {number}: damaged ({why}); a line cut short at the end would have "
-            f"been redone, but this one is not the last: {_ADVICE}"
+            f"been redone, but this one has its end: {_ADVICE}"
         )
 
 

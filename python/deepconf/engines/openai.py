@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import openai_confidences
-from deepconf.errors import InvalidInput
+from deepconf.errors import InvalidInput, InvalidType
 
 __all__ = ["confidences"]
 
@@ -46,6 +46,8 @@ def confidences(
         )
     choices = _field(response, "choices")
     if choices is not None:
+        if not isinstance(choices, list | tuple):
+            raise InvalidType(f"choices is a {type(choices).__name__}: must be a list of choices")
         if len(choices) != 1:
             raise InvalidInput(f"the response has {len(choices)} choices: pass one of them")
         response = choices[0]

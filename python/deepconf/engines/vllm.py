@@ -570,6 +570,9 @@ def confidences(
         )
     completions = getattr(output, "outputs", None)
     if completions is not None:
+        if not isinstance(completions, list | tuple):
+            kind = type(completions).__name__
+            raise InvalidType(f"output.outputs is a {kind}: must be a list of CompletionOutput")
         if len(completions) != 1:
             raise InvalidInput(
                 f"the request has {len(completions)} completions: pass one of output.outputs"
@@ -577,12 +580,13 @@ def confidences(
         output = completions[0]
     logprobs = output
     if hasattr(output, "token_ids") and hasattr(output, "finish_reason"):
-        logprobs = output.logprobs
+        logprobs = getattr(output, "logprobs", None)
         if logprobs is None:
             raise InvalidInput(
                 "the output has no log-probabilities: ask for them with SamplingParams(logprobs=20)"
             )
-    if hasattr(logprobs, "start_indices") or isinstance(logprobs, list):
+    flat = all(hasattr(logprobs, name) for name in ("logprobs", "end_indices", "ranks"))
+    if flat or isinstance(logprobs, list):
         return _confidences(logprobs, Signal(k or 0, entries, logprob_floor))
     raise InvalidType(
         f"output is a {type(output).__name__}: must be a CompletionOutput of vLLM, or its logprobs"

@@ -68,6 +68,14 @@ pub fn flat_confidences<'py>(
             ends.last()
         )));
     }
+    if let Some(row) = ends.windows(2).position(|pair| pair[0] > pair[1]) {
+        return Err(invalid_input(format!(
+            "the row at position {} ends at {} and the next at {}: must not fall",
+            row,
+            ends[row],
+            ends[row + 1]
+        )));
+    }
     let rank = |at: usize| ranks.get_item(at)?.extract::<Option<usize>>();
     let starts = || std::iter::once(0).chain(ends.iter().copied());
     let k = match k {
