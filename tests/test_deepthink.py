@@ -995,10 +995,10 @@ def test_a_slow_extractor_does_not_hold_up_the_engine() -> None:
     longest = 0.0
 
     def extract(text: str) -> str:
-        time.sleep(0.2)
+        time.sleep(1.5)
         return "7"
 
-    traces = [recorded(9.0, "7", tokens=8)] * 8
+    traces = [recorded(9.0, "7", tokens=8)] * 3
     with RecordedEngine(traces, delays=0.001) as recording:
 
         async def beat() -> None:
@@ -1009,9 +1009,9 @@ def test_a_slow_extractor_does_not_hold_up_the_engine() -> None:
                 longest = max(longest, time.perf_counter() - before)
 
         beating = recording.submit(beat())
-        result = DeepThink(recording, offline(), answer=extract).run("?")
+        result = DeepThink(recording, offline(budget=3), answer=extract).run("?")
         beating.cancel()
-    assert longest < 0.15
+    assert longest < 1.4
     assert result.vote.ballots["7"] > 0
     assert {trace.answer for trace in result.traces} == {"7"}
 
@@ -1046,12 +1046,12 @@ def test_a_slow_callback_holds_nothing_up() -> None:
     seen: list[int] = []
 
     def on_trace(trace: Trace) -> None:
-        time.sleep(0.1)
+        time.sleep(0.5)
         seen.append(trace.trace)
 
     result = run(low(), [recorded(9.0, "7")] * 8, thinking={"on_trace": on_trace})
     assert sorted(seen) == list(range(8))
-    assert result.timing.total < 0.5
+    assert result.timing.total < 3.5
 
 
 def test_sampling_and_seeds_are_of_the_run() -> None:
