@@ -3,10 +3,15 @@
 
 mod driver;
 mod oracle;
+mod reference;
+
+use std::collections::BTreeMap;
 
 use deepconf_core::controller::{Reason, Status};
 use deepconf_core::policy::{Mode, Policy, Stop, Weight};
-use driver::{End, Recording, Run, drive, drive_until, is_over, random_policy, random_recordings};
+use driver::{
+    End, Recording, Run, drive, drive_late, drive_until, is_over, random_policy, random_recordings,
+};
 use oracle::Dice;
 use proptest::prelude::*;
 
@@ -102,6 +107,18 @@ proptest! {
     }
 
     #[test]
+    fn when_answers_are_told_changes_nothing(seed in any::<u64>()) {
+        let (policy, recordings) = scenario(seed);
+        let policy = Policy { stop: Stop::Budget, ..policy };
+        let (first, late) = (drive(&policy, &recordings, seed), drive_late(&policy, &recordings, seed));
+        prop_assert_eq!(&late.outcome, &first.outcome);
+        prop_assert_eq!(&late.stops, &first.stops);
+        for trace in 0..policy.budget {
+            prop_assert_eq!(late.controller.status(trace), first.controller.status(trace));
+        }
+    }
+
+    #[test]
     fn consensus_comes_at_the_first_end_that_has_it(seed in any::<u64>()) {
         let (policy, recordings) = scenario(seed);
         let policy = Policy { stop: Stop::Consensus, ..policy };
@@ -172,10 +189,14 @@ fn a_certain_winner_wins() {
             for _ in 0..2_000 {
                 let policy = certain_policy(&mut dice, weight, mode);
                 let recordings = one_sided(&mut dice, &policy);
+                let late = drive_late(&policy, &recordings, dice.next());
                 let certain = drive(&policy, &recordings, dice.next());
                 check_outcome(&policy, &recordings, &certain);
                 let to_the_end = Policy { stop: Stop::Budget, ..policy };
                 let whole = drive(&to_the_end, &recordings, dice.next());
+                if late.outcome.reason == Reason::Certain {
+                    assert_eq!(late.outcome.answer, whole.outcome.answer, "{to_the_end:?}");
+                }
                 if certain.outcome.reason == Reason::Certain {
                     assert_eq!(certain.outcome.answer, whole.outcome.answer, "{to_the_end:?}");
                     assert!(certain.outcome.answer.is_some());
@@ -235,5 +256,25 @@ fn the_scenarios_are_not_all_alike() {
         ("split", split),
     ] {
         assert!(count >= 30, "{what}: {count} of 600");
+    }
+}
+
+/// Any events in any order, those that do not fit and those after the outcome too: the controller
+/// does, refuses and says what a slow and obvious one does.
+#[test]
+fn any_events_are_played_as_the_reference_plays_them() {
+    let mut ended = BTreeMap::new();
+    for seed in 0..2_500 {
+        let mut dice = Dice(seed);
+        let policy = random_policy(&mut dice);
+        let certain = policy.mode == Mode::Online || policy.keep == 1.0;
+        let stop = if certain && dice.below(3) == 0 { Stop::Certain } else { policy.stop };
+        let policy = Policy { stop, ..policy };
+        let events = 30 + dice.below(220);
+        let reason = reference::compare(&policy, events, &mut |sides| dice.below(sides));
+        *ended.entry(reason.map_or("none", Reason::name)).or_insert(0) += 1;
+    }
+    for reason in ["none", "consensus", "certain", "budget", "cancelled", "engine_died"] {
+        assert!(ended.get(reason).is_some_and(|&count| count >= 40), "{reason}: {ended:?}");
     }
 }

@@ -56,6 +56,10 @@ struct Driver<'a> {
     recordings: &'a [Recording],
     dice: Dice,
     flights: Vec<Flight>,
+    /// Whether answers may come after ends.
+    late: bool,
+    /// What is to be told yet of traces that have ended.
+    unnamed: Vec<(u32, Option<String>)>,
     outcome: Option<Outcome>,
     launched: Vec<u32>,
     ended: Vec<u32>,
@@ -66,16 +70,27 @@ struct Driver<'a> {
 
 /// Plays the recordings until every trace has ended, those that are aborted too.
 pub fn drive(policy: &Policy, recordings: &[Recording], seed: u64) -> Run {
-    drive_until(policy, recordings, seed, usize::MAX)
+    play(policy, recordings, seed, usize::MAX, false)
+}
+
+/// The same, but that answers come later than ends, and in another order.
+pub fn drive_late(policy: &Policy, recordings: &[Recording], seed: u64) -> Run {
+    play(policy, recordings, seed, usize::MAX, true)
 }
 
 /// The same, cancelled after so many steps, if the answer has not come before.
 pub fn drive_until(policy: &Policy, recordings: &[Recording], seed: u64, steps: usize) -> Run {
+    play(policy, recordings, seed, steps, false)
+}
+
+fn play(policy: &Policy, recordings: &[Recording], seed: u64, steps: usize, late: bool) -> Run {
     let mut driver = Driver {
         controller: Controller::new(policy.clone()).unwrap(),
         recordings,
         dice: Dice(seed),
         flights: Vec::new(),
+        late,
+        unnamed: Vec::new(),
         outcome: None,
         launched: Vec::new(),
         ended: Vec::new(),
@@ -90,7 +105,7 @@ pub fn drive_until(policy: &Policy, recordings: &[Recording], seed: u64, steps: 
             let actions = driver.controller.cancel();
             driver.obey(actions);
         }
-        if driver.flights.is_empty() {
+        if driver.flights.is_empty() && driver.unnamed.is_empty() {
             break;
         }
         driver.step();
@@ -134,7 +149,12 @@ impl Driver<'_> {
 
     /// Something happens to one of the traces in flight.
     fn step(&mut self) {
-        let at = self.dice.below(self.flights.len());
+        let at = self.dice.below(self.flights.len() + self.unnamed.len());
+        if let Some(at) = at.checked_sub(self.flights.len()) {
+            let (trace, answer) = self.unnamed.swap_remove(at);
+            let actions = self.controller.answered(trace, answer.as_deref());
+            return self.obey(actions.unwrap());
+        }
         let flight = &mut self.flights[at];
         let (trace, recording) = (flight.trace, &self.recordings[flight.trace as usize]);
         if !flight.launched {
@@ -175,15 +195,24 @@ impl Driver<'_> {
         let actions = if leaving {
             // Whatever the server calls it, it ended because it was asked to.
             let finish = self.dice.pick(&[Finish::Aborted, Finish::End, Finish::Length]);
-            self.controller.finished(trace, finish, partial.as_deref())
+            self.finish(trace, finish, partial.as_deref())
         } else {
             match end {
-                End::Itself => self.controller.finished(trace, Finish::End, answer.as_deref()),
-                End::Length => self.controller.finished(trace, Finish::Length, answer.as_deref()),
-                End::Failure => self.controller.failed(trace),
+                End::Itself => self.finish(trace, Finish::End, answer.as_deref()),
+                End::Length => self.finish(trace, Finish::Length, answer.as_deref()),
+                End::Failure => self.controller.failed(trace).unwrap(),
             }
         };
-        self.obey(actions.unwrap());
+        self.obey(actions);
+    }
+
+    fn finish(&mut self, trace: u32, finish: Finish, answer: Option<&str>) -> Vec<Action> {
+        if self.late {
+            self.unnamed.push((trace, answer.map(str::to_owned)));
+            self.controller.ended(trace, finish).unwrap()
+        } else {
+            self.controller.finished(trace, finish, answer).unwrap()
+        }
     }
 
     /// What holds at any moment.
