@@ -394,7 +394,8 @@ def test_the_header_says_all_that_results_depend_on(tmp_path: Path) -> None:
         assert header["system"] == "Think."
         assert header["math"] is False
         assert header["settings"] == {"sampling": {"top_p": 0.9}, "chat": {"enable_thinking": True}}
-        question = json.loads(out.read_text().splitlines()[1])["result"]["question"]
+        lines = map(json.loads, out.read_text().splitlines()[1:])
+        question = next(line["result"]["question"] for line in lines if line["id"] == "q0")
         assert question == [
             {"role": "system", "content": "Think."},
             {"role": "user", "content": "0?\nBox it."},
