@@ -18,6 +18,7 @@ from conftest import TINY
 from deepconf import DeepThink, Policy, Result, Trace
 from deepconf.deepthink import Thinking
 from deepconf.engines import VLLM
+from recorded_engine import RecordedEngine, recorded
 from test_deepthink_vllm import QUESTIONS, SMALL
 
 
@@ -121,3 +122,24 @@ async def _tasks() -> list[str]:
 
 def _ours(before: set[threading.Thread]) -> list[str]:
     return [t.name for t in threading.enumerate() if t not in before and "deepconf" in t.name]
+
+
+def test_helpers_that_are_killed_while_they_compare_cost_no_trace() -> None:
+    pytest.importorskip("math_verify")
+    me = chaos.psutil.Process()
+    killed = 0
+
+    def on_trace(trace: Trace) -> None:
+        nonlocal killed
+        for helper in chaos.engines(me.children(), "_helpers"):
+            helper.kill()
+            killed += 1
+
+    traces = [recorded(9.0, rf"\sqrt{{{3 * i + 2}}}+x^{i % 7 + 2}") for i in range(24)]
+    policy = Policy.offline(budget=24, window=4, tail=4, keep=1.0)
+    with RecordedEngine(traces) as recording, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Comparisons that came to nothing are warned of.
+        result = DeepThink(recording, policy, math=True, on_trace=on_trace).run("?")
+    assert killed > 0
+    assert [trace.status for trace in result.traces] == ["finished"] * 24
+    assert len(result.vote.ballots) == result.vote.num_voters == 24
