@@ -465,8 +465,6 @@ class Run:
                 "versions": json.dumps(versions()),
             },
         )
-        for warning in self.warnings:
-            warning.result = result
         death, self.death = self.death, None  # Its traceback holds this run.
         if death is not None:
             whole = sum(trace.status in ("finished", "length", "stopped") for trace in traces)
