@@ -17,7 +17,7 @@ import deepconf
 import numpy as np
 import pytest
 from deepconf import Policy, _settings
-from deepconf._commands import app
+from deepconf.commands import app
 from deepconf.errors import EngineDied, EngineError, InvalidInput, InvalidType
 from deepconf.evaluate import evaluate
 from recorded_engine import RecordedEngine, recorded

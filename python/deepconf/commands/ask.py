@@ -1,21 +1,20 @@
-"""The commands, with typer; what is heavy is imported when a command runs."""
+"""`think` and `eval`: a model is asked. What is heavy is imported when a command runs."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-import deepconf
 from deepconf import _options as o
 from deepconf._core import Policy
 from deepconf._setup import Setup, guarded, own_stdout
+from deepconf.commands._app import app, print_json
 from deepconf.errors import (
     DeepConfWarning,
     EngineDied,
@@ -27,33 +26,6 @@ from deepconf.errors import (
 
 if TYPE_CHECKING:
     from deepconf.result import Result
-
-__all__ = ["app"]
-
-app = typer.Typer(
-    help="Deep Think with Confidence: many traces, of which the confident ones vote.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"deepconf {deepconf.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = False,
-) -> None:
-    pass
 
 
 @app.command(cls=o.TakesQuestion)
@@ -108,7 +80,7 @@ def think(
                     result, failure = error.result, error
             if result is not None:
                 if options.as_json:
-                    _print_json(stdout, result.summary())
+                    print_json(stdout, result.summary())
                 else:
                     _render.show_result(out, result)
                     stdout.flush()
@@ -224,7 +196,7 @@ def evaluate(
         finally:
             report = evaluation.report()
             if options.as_json and report.records:
-                _print_json(stdout, report.to_dict())
+                print_json(stdout, report.to_dict())
             elif report.records:
                 _render.show_report(console, report)
             stdout.flush()
@@ -236,8 +208,3 @@ def _stem(model: str) -> str:
     """A model's name as part of a file's."""
     name = Path(model).expanduser().resolve().name if Path(model).is_dir() else Path(model).name
     return re.sub(r"[^\w.-]+", "-", name) or "model"
-
-
-def _print_json(out: TextIO, value: Any) -> None:
-    out.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    out.flush()
