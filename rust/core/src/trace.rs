@@ -125,6 +125,16 @@ pub struct Scores {
 }
 
 impl Scores {
+    /// Of a trace without tokens.
+    pub const NOTHING: Self = Self {
+        mean: f64::NAN,
+        lowest_group: f64::NAN,
+        bottom_group: f64::NAN,
+        tail: f64::NAN,
+        num_tokens: 0,
+        short: false,
+    };
+
     /// Of a trace shorter than the window, or empty.
     fn of_one_group(mean: f64, tail: f64, n: usize) -> Self {
         let (num_tokens, short) = (n as u64, n > 0);
