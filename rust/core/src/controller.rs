@@ -377,7 +377,7 @@ impl Controller {
         let least = entry.tokens.max(scores.num_tokens);
         if tokens < least {
             let expected = format!("trace {trace} has {least} already");
-            return Err(Error::setting("tokens", tokens, expected));
+            return Err(Error::setting("num_tokens", tokens, expected));
         }
         let measures = [Measure::Mean, Measure::LowestGroup, Measure::BottomGroup, Measure::Tail];
         for measure in measures {
@@ -396,7 +396,7 @@ impl Controller {
                 String::new()
             };
             if !expected.is_empty() {
-                return Err(Error::setting("stop", token, expected));
+                return Err(Error::setting("stop_token", token, expected));
             }
         }
         let entry = &mut self.traces[trace as usize];

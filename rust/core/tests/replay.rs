@@ -313,8 +313,8 @@ fn scores_that_cannot_be_are_refused() {
         let error = controller.scored(trace, scores, tokens, stop).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
     };
-    refused(0, scores, 2, None, "tokens=2: trace 0 has 3 already");
-    refused(1, scores, 2, None, "tokens=2: trace 1 has 3 already");
+    refused(0, scores, 2, None, "num_tokens=2: trace 0 has 3 already");
+    refused(1, scores, 2, None, "num_tokens=2: trace 1 has 3 already");
     refused(0, scores, 3, Some(1), "has no threshold");
     let wild = deepconf_core::trace::Scores { tail: f64::INFINITY, ..scores };
     refused(0, wild, 3, None, "tail=inf");
