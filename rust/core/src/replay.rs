@@ -155,7 +155,7 @@ impl Pool {
     /// As [`Policy::check`].
     pub fn new(policies: &[Policy]) -> Result<Self> {
         let mut lenses: Vec<Lens> = Vec::new();
-        let mut want = |settings: Settings, stairs: Stairs| match lenses
+        let mut want = |settings: Settings, stairs: bool| match lenses
             .iter_mut()
             .find(|lens| lens.settings == settings)
         {
