@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -18,7 +18,7 @@ from deepconf.evaluate import Progress
 from deepconf.report import Report
 from deepconf.result import Result, Trace
 
-__all__ = ["Watch", "console", "show_report", "show_result", "show_warnings", "working"]
+__all__ = ["Watch", "console", "counting", "show_report", "show_result", "show_warnings", "working"]
 
 _MOST_BALLOTS = 10
 
@@ -126,6 +126,19 @@ def working(err: Console, what: str) -> Iterator[None]:
     else:
         err.print(what, soft_wrap=True)
         yield
+
+
+@contextmanager
+def counting(err: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, a line elsewhere; gives what is told how many are done."""
+    if not err.is_terminal:
+        err.print(what, soft_wrap=True)
+        yield lambda done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bars(*columns, TimeElapsedColumn(), console=err, transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda done: bars.update(task, completed=done)
 
 
 class Watch(Progress):

@@ -32,6 +32,7 @@ __all__ = [
     "Replayed",
     "Summary",
     "difference_in_words",
+    "equal_tokens",
     "points",
     "ratio",
     "summary",
@@ -105,6 +106,18 @@ class Equal:
     """`below` or `above`, where no budget is as cheap, or as dear, as the policy."""
     difference: Difference
     """The policy's accuracy minus this one."""
+
+    @classmethod
+    def of(cls, mixture: Mixture, difference: Difference) -> Equal:
+        """From the mixture, and how the policy differs from it."""
+        return cls(
+            accuracy=float(mixture.correct.mean()),
+            tokens=mixture.tokens,
+            budgets=mixture.budgets,
+            share=mixture.share,
+            beyond=mixture.beyond,
+            difference=difference,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +210,7 @@ def summary(replay: Replayed) -> Summary:
     full = np.interp(budgets, frontier.budgets, whole)
     spent = tokens.mean(axis=1)
     against = paired(correct, correct[:1])
-    equal = {name: _equal(getattr(frontier, name), frontier, correct, spent) for name in VARIANTS}
+    equal = equal_tokens(frontier, correct, tokens)
     rows = [
         PolicyRow(
             label=label,
@@ -211,7 +224,7 @@ def summary(replay: Replayed) -> Summary:
             aborted=columns["aborted"][at],
             fallbacks=columns["fallback"][at],
             against_first=against[at],
-            same_tokens={name: equal[name][at] for name in VARIANTS},
+            same_tokens=equal[at],
         )
         for at, (label, policy) in enumerate(replay.policies.items())
     ]
@@ -219,22 +232,18 @@ def summary(replay: Replayed) -> Summary:
     return Summary(questions, repeats, replay.gold, rows, lines, _closing(rows, replay.gold))
 
 
-def _equal(line: Line, frontier: Frontier, correct: Floats, spent: Floats) -> list[Equal]:
-    found: list[Mixture] = [
-        at_tokens(frontier.budgets, line.tokens, line.correct, float(wanted)) for wanted in spent
-    ]
-    differences = paired(correct, np.stack([mixture.correct for mixture in found]))
-    return [
-        Equal(
-            float(mixture.correct.mean()),
-            mixture.tokens,
-            mixture.budgets,
-            mixture.share,
-            mixture.beyond,
-            difference,
-        )
-        for mixture, difference in zip(found, differences, strict=True)
-    ]
+def equal_tokens(frontier: Frontier, correct: Floats, tokens: Floats) -> list[dict[str, Equal]]:
+    """Majority at the mean tokens of each row of `[n, questions]`, by variant."""
+    found = []
+    for name in VARIANTS:
+        line: Line = getattr(frontier, name)
+        mixtures = [
+            at_tokens(frontier.budgets, line.tokens, line.correct, float(wanted))
+            for wanted in tokens.mean(axis=1)
+        ]
+        differences = paired(correct, np.stack([mixture.correct for mixture in mixtures]))
+        found.append([Equal.of(*each) for each in zip(mixtures, differences, strict=True)])
+    return [dict(zip(VARIANTS, each, strict=True)) for each in zip(*found, strict=True)]
 
 
 def _majority_rows(name: str, frontier: Frontier) -> list[MajorityRow]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._core import score
+from deepconf._core import Policy, Scores, score
+from deepconf._settings import recorded
 from deepconf._statistics import Estimate, auroc, estimates, pairs_won, within
 from deepconf.errors import InvalidInput
 from deepconf.report import MEASURES
@@ -24,7 +25,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 BINS = 10
-"""The bins of a reliability curve, of as many traces each."""
+"""The bins of a reliability curve."""
 _COLUMNS = ("question_id", "trace", "answer", "status", "confidence", "correct")
 _WHOLE = ("finished", "length")
 # Above this share of pairs, a score is said to tell right from wrong well.
@@ -102,7 +103,8 @@ class Diagnosis:
     reliability: dict[str, list[Bin]]
     """By score, accuracy in tenths of all traces, from the lowest score to the highest."""
     reliability_within: dict[str, list[Bin]]
-    """The same by rank within the question, so that hard questions are beside easy ones."""
+    """By score, accuracy in tenths of the rank within the question, so that hard questions and easy
+    ones are in every bin."""
     answers: Answers
     notes: list[str]
     closing: str
@@ -188,29 +190,26 @@ def diagnose(
     from deepconf.traces import TraceReader, read_traces
 
     reader = traces if isinstance(traces, TraceReader) else read_traces(traces, columns=_COLUMNS)
-    recorded = {**(reader.settings.get("policy") or {}), **_known(reader.settings)}
-    measured = {
-        "window": int(recorded.get("window", 2048) if window is None else window),
-        "tail": int(recorded.get("tail", 2048) if tail is None else tail),
-        "bottom": float(recorded.get("bottom", 0.10) if bottom is None else bottom),
-    }
-    table = _Table()
+    asked = {"window": window, "tail": tail, "bottom": bottom}
+    settings = recorded(reader.settings)
+    settings |= {name: value for name, value in asked.items() if value is not None}
+    # A policy knows how scores are taken by default, and checks what is asked for.
+    measured = Policy.low(**{name: settings[name] for name in asked if name in settings})
+    table = _Table(measured, threads)
     for batch in reader:
-        table.add(batch, threads=threads, **measured)
+        table.add(batch)
         if progress is not None:
             progress(table.read)
-    return table.diagnosis(**measured)
-
-
-def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings[name] for name in ("window",) if settings.get(name) is not None}
+    return table.diagnosis()
 
 
 class _Table:
     """Some numbers of each trace, column by column, as batches come."""
 
-    def __init__(self) -> None:
+    def __init__(self, measured: Policy, threads: int | None) -> None:
         self.read = 0
+        self._measured = measured
+        self._threads = threads
         self._questions: dict[str, int] = {}
         self._answers: dict[tuple[int, str], int] = {}
         self._left_out: dict[str, int] = {}
@@ -219,9 +218,7 @@ class _Table:
         }
         self._scores: dict[str, list[Floats]] = {name: [] for name in MEASURES}
 
-    def add(
-        self, batch: Any, *, threads: int | None, window: int, tail: int, bottom: float
-    ) -> None:
+    def add(self, batch: pa.RecordBatch) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -233,9 +230,7 @@ class _Table:
             batch = batch.filter(whole)
         if not batch.num_rows:
             return
-        scores = score(
-            batch["confidence"], window=window, tail=tail, bottom=bottom, threads=threads
-        )
+        scores = self._score(batch)
         questions = np.array(
             [
                 self._questions.setdefault(name, len(self._questions))
@@ -243,23 +238,21 @@ class _Table:
             ],
             np.int64,
         )
-        correct = batch["correct"].to_pylist() if "correct" in batch.schema.names else None
         self._append(
             question=questions,
             order=batch["trace"].to_numpy(zero_copy_only=False).astype(np.int64),
-            answer=self._codes(questions, batch["answer"].to_pylist()),
+            answer=np.where(scores.num_tokens, self._codes(questions, batch["answer"]), -1),
             # -1 is unknown.
             correct=np.array(
-                [-1 if mark is None else mark for mark in correct or [None] * len(questions)],
-                np.int8,
+                [-1 if mark is None else mark for mark in batch["correct"].to_pylist()], np.int8
             ),
             tokens=scores.num_tokens,
-            armed=scores.num_tokens >= window,
+            armed=scores.num_tokens >= self._measured.window,
         )
         for name in MEASURES:
             self._scores[name].append(getattr(scores, name))
 
-    def diagnosis(self, *, window: int, tail: int, bottom: float) -> Diagnosis:
+    def diagnosis(self) -> Diagnosis:
         if not self._parts["question"]:
             every = ", ".join(f"{count} {status}" for status, count in self._left_out.items())
             raise InvalidInput(
@@ -268,10 +261,11 @@ class _Table:
             )
         columns = {name: np.concatenate(parts) for name, parts in self._parts.items()}
         scores = {name: np.concatenate(parts) for name, parts in self._scores.items()}
+        self._check_twice(columns["question"], columns["order"])
         count = len(self._questions)
         question, correct = columns["question"], columns["correct"]
         marked = np.bincount(question[correct >= 0], minlength=count) > 0
-        # A trace without an answer is wrong wherever right and wrong are known.
+        # A trace without an answer, or without a token, is wrong wherever that is known of any.
         silent = (columns["answer"] < 0) & marked[question]
         correct[silent] = 0
         known = correct >= 0
@@ -285,8 +279,8 @@ class _Table:
             separation[name] = Separation(
                 None if math.isnan(alone) else alone, None if math.isnan(pairs.value) else pairs
             )
-            pooled[name] = _bins(some, right)
-            ranked[name] = _bins(_ranks(some, inside, count), right)
+            pooled[name] = _tenths(some, right)
+            ranked[name] = _by_rank(_ranks(some, inside, count), right)
         candidates = _candidates(
             question, columns["answer"], correct, columns["order"], count, marked
         )
@@ -296,9 +290,9 @@ class _Table:
             traces=len(question),
             left_out=self._left_out,
             tokens=int(columns["tokens"].sum()),
-            window=window,
-            tail=tail,
-            bottom=bottom,
+            window=self._measured.window,
+            tail=self._measured.tail,
+            bottom=self._measured.bottom,
             armed=float(columns["armed"].mean()),
             separation=separation,
             reliability=pooled,
@@ -308,17 +302,49 @@ class _Table:
             closing=_closing(separation, candidates, float(columns["armed"].mean())),
         )
 
+    def _score(self, batch: pa.RecordBatch) -> Scores:
+        how = self._measured
+
+        def scored(rows: pa.RecordBatch) -> Scores:
+            return score(
+                rows["confidence"],
+                window=how.window,
+                tail=how.tail,
+                bottom=how.bottom,
+                threads=self._threads,
+            )
+
+        try:
+            return scored(batch)
+        except InvalidInput:
+            for at in range(batch.num_rows):  # Which row it is, by the names in the file.
+                try:
+                    scored(batch.slice(at, 1))
+                except InvalidInput as error:
+                    name, trace = batch["question_id"][at], batch["trace"][at]
+                    raise InvalidInput(f"question {name}, trace {trace}: {error}") from None
+            raise
+
+    def _check_twice(self, question: Ints, order: Ints) -> None:
+        by_both = np.lexsort((order, question))
+        question, order = question[by_both], order[by_both]
+        again = (question[1:] == question[:-1]) & (order[1:] == order[:-1])
+        if again.any():
+            at = int(np.argmax(again))
+            name = list(self._questions)[int(question[at])]
+            raise InvalidInput(f"question {name}, trace {order[at]}: is there more than once")
+
     def _append(self, **columns: NDArray[Any]) -> None:
         for name, values in columns.items():
             self._parts[name].append(values)
 
-    def _codes(self, questions: Ints, answers: list[str | None]) -> Ints:
+    def _codes(self, questions: Ints, answers: pa.Array) -> Ints:
         """A number for each answer of each question; -1 for none."""
         known = self._answers
         return np.array(
             [
                 -1 if answer is None else known.setdefault((question, answer), len(known))
-                for question, answer in zip(questions.tolist(), answers, strict=True)
+                for question, answer in zip(questions.tolist(), answers.to_pylist(), strict=True)
             ],
             np.int64,
         )
@@ -394,20 +420,29 @@ _MARKED = (
 )
 
 
-def _bins(values: Floats, right: NDArray[np.bool_]) -> list[Bin]:
+def _tenths(values: Floats, right: NDArray[np.bool_]) -> list[Bin]:
     """Accuracy in tenths of the traces, from the lowest value to the highest."""
     there = ~np.isnan(values)
     values, right = values[there], right[there]
     order = np.argsort(values, kind="stable")
-    parts = np.array_split(order, min(BINS, len(order))) if len(order) else []
+    return _bins(values, right, np.array_split(order, BINS))
+
+
+def _by_rank(ranks: Floats, right: NDArray[np.bool_]) -> list[Bin]:
+    """Accuracy in tenths of the rank within a question."""
+    there = ~np.isnan(ranks)
+    ranks, right = ranks[there], right[there]
+    tenth = np.minimum((ranks * BINS).astype(np.int64), BINS - 1)
+    order = np.argsort(ranks, kind="stable")
+    ends = np.searchsorted(tenth[order], np.arange(1, BINS))
+    return _bins(ranks, right, np.split(order, ends))
+
+
+def _bins(values: Floats, right: NDArray[np.bool_], parts: list[Ints]) -> list[Bin]:
     return [
-        Bin(
-            float(values[part[0]]),
-            float(values[part[-1]]),
-            len(part),
-            float(right[part].mean()),
-        )
+        Bin(float(values[part[0]]), float(values[part[-1]]), len(part), float(right[part].mean()))
         for part in parts
+        if len(part)
     ]
 
 
