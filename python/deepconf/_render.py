@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +18,7 @@ from deepconf.evaluate import Progress
 from deepconf.report import Report
 from deepconf.result import Result, Trace
 
-__all__ = ["Watch", "console", "counting", "show_report", "show_result", "show_warnings", "working"]
+__all__ = ["Watch", "console", "show_report", "show_result", "show_warnings", "stages", "working"]
 
 _MOST_BALLOTS = 10
 
@@ -129,16 +129,24 @@ def working(err: Console, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def counting(err: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, a line elsewhere; gives what is told how many are done."""
-    if not err.is_terminal:
-        err.print(what, soft_wrap=True)
-        yield lambda done: None
-        return
+def stages(err: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Gives what is told what is being done, how many are, and of how many (0: not known).
+
+    A bar for each thing that is done on a terminal, a line elsewhere.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, TimeElapsedColumn(), console=err, transient=True) as bars:
-        task = bars.add_task(what, total=total)
-        yield lambda done: bars.update(task, completed=done)
+    bars = Bars(*columns, TimeElapsedColumn(), console=err, disable=not err.is_terminal)
+    tasks: dict[str, TaskID] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total or None)
+            if not err.is_terminal:
+                err.print(what, soft_wrap=True)
+        bars.update(tasks[what], completed=done)
+
+    with bars:
+        yield tell
 
 
 class Watch(Progress):

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from deepconf._statistics import Difference, Estimate
-from deepconf._summary import VARIANTS, Summary, points, ratio
-from deepconf.diagnose import BINS, Diagnosis
-from deepconf.tune import Choice, Tuning
+from deepconf.lab._summary import VARIANTS, Summary, points, ratio
+from deepconf.lab.diagnose import BINS, Diagnosis
+from deepconf.lab.tune import Choice, Tuning
 
 __all__ = ["show_diagnosis", "show_summary", "show_tuning"]
 
@@ -22,6 +22,7 @@ def show_summary(out: Console, summary: Summary) -> None:
     what = "accuracy" if summary.gold else "agreement"
     over = f"{summary.questions} questions, {summary.repeats} draws of each"
     table = _table(
+        out,
         f"Policies: {over}; means a question, ± standard error",
         [
             "policy",
@@ -48,6 +49,7 @@ def show_summary(out: Console, summary: Summary) -> None:
     out.print(table)
     names = [f"{name} [95%]" for name in ("against the first", *VARIANTS)]
     table = _table(
+        out,
         f"Differences of {what} in points: against the first policy, against majority at the "
         "same tokens",
         ["policy", *names],
@@ -60,6 +62,7 @@ def show_summary(out: Console, summary: Summary) -> None:
         table.add_row(Text(row.label, style="bold"), _difference(row.against_first), *beside)
     out.print(table)
     table = _table(
+        out,
         "Majority at every budget",
         ["budget", *(f"{name} {of}" for name in VARIANTS for of in (what, "tokens"))],
     )
@@ -80,6 +83,7 @@ def show_tuning(out: Console, tuning: Tuning) -> None:
     """Prints what was chosen, what it was compared with, and what that is worth."""
     what = "accuracy" if tuning.gold else "agreement"
     table = _table(
+        out,
         f"{tuning.objective} with {tuning.goal}: chosen on some of {tuning.questions} questions "
         f"and measured on the others, {tuning.folds} times",
         ["", f"{what} [95%]", "tokens", "of full", "goal"],
@@ -99,7 +103,7 @@ def show_tuning(out: Console, tuning: Tuning) -> None:
     table.add_section()
     for name, equal in tuning.same_tokens.items():
         table.add_row(
-            f"{VARIANTS[name]}, tokens of the first",
+            f"{VARIANTS[name]}, same tokens",
             f"{ratio(equal.accuracy)}{_mark(equal.beyond)}",
             f"{equal.tokens:,.0f}",
             ratio(equal.tokens / full) if full else "–",
@@ -117,6 +121,7 @@ def show_diagnosis(out: Console, found: Diagnosis) -> None:
     """Prints how well scores tell right from wrong, and what the candidates are."""
     if found.separation:
         table = _table(
+            out,
             f"Right against wrong traces, AUROC (0.5 is chance); window {found.window}",
             ["score", "pooled", "within questions [95%]"],
         )
@@ -128,6 +133,7 @@ def show_diagnosis(out: Console, found: Diagnosis) -> None:
             )
         out.print(table)
         table = _table(
+            out,
             "Accuracy by tenths, from the least confident to the most",
             ["of", *(str(at + 1) for at in range(BINS))],
         )
@@ -178,8 +184,10 @@ def show_diagnosis(out: Console, found: Diagnosis) -> None:
     _notes(out, found.notes)
 
 
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+def _table(out: Console, title: str, columns: list[str]) -> Table:
+    """A table below its title, which may be longer than it is wide."""
+    _say(out, title, style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place else "left", overflow="fold")
     return table

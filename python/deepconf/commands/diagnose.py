@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Annotated
 
@@ -33,14 +34,18 @@ def diagnose(
 ) -> None:
     """Tells whether confidence tells right traces from wrong ones, and whether it could help."""
     from deepconf import _render, _tables
-    from deepconf.diagnose import diagnose as look
-    from deepconf.traces import read_traces
+    from deepconf.lab.diagnose import diagnose as look
 
     with own_stdout() as stdout:
         out, err = _render.console(stdout), _render.console(sys.stderr)
-        reader = read_traces(traces)
-        with _render.counting(err, "scoring traces", reader.num_rows) as progress:
-            found = look(reader, window=window, tail=tail, bottom=bottom, progress=progress)
+        with _render.stages(err) as tell:
+            found = look(
+                traces,
+                window=window,
+                tail=tail,
+                bottom=bottom,
+                progress=functools.partial(tell, "scoring traces"),
+            )
         if as_json:
             print_json(stdout, found.to_dict())
         else:

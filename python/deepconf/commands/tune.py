@@ -95,9 +95,9 @@ def tune(
     Says what majority would have got for the same tokens, and recommends that where it is better.
     """
     from deepconf import _render, _tables
-    from deepconf.replay import grid as laid
+    from deepconf.lab.replay import grid as laid
+    from deepconf.lab.tune import tune as choose
     from deepconf.traces import read_traces
-    from deepconf.tune import tune as choose
 
     with own_stdout() as stdout:
         console, err = _render.console(stdout), _render.console(sys.stderr)
@@ -109,7 +109,7 @@ def tune(
         defaults = {**_settings.recorded(read_traces(traces).settings), **file.policy}
         bases = _settings.build(policy, defaults, {}, explicit, file.policies)
         candidates = laid(bases, **axes)
-        with _render.working(err, f"replaying {len(candidates)} policies"):
+        with _render.stages(err) as tell:
             found = choose(
                 traces,
                 candidates,
@@ -120,9 +120,10 @@ def tune(
                 repeats=repeats,
                 seed=seed,
                 lag=lag,
-                short_pools=short_pools,
+                short_pools=short_pools,  # type: ignore[arg-type]
                 out=out,
                 name=name,
+                progress=tell,
             )
         if as_json:
             print_json(stdout, found.to_dict())

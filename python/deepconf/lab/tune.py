@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections import Counter
@@ -16,18 +17,18 @@ from numpy.typing import NDArray
 
 from deepconf import _settings
 from deepconf._core import Policy
-from deepconf._goal import Condition, Metric, parse
 from deepconf._statistics import (
     Difference,
     Estimate,
     estimates,
-    intervals,
     paired,
     per_question,
 )
-from deepconf._summary import VARIANTS, Equal, Replayed, difference_in_words, equal_tokens, ratio
-from deepconf.diagnose import Diagnosis, diagnose
 from deepconf.errors import InvalidInput, RunFileError
+from deepconf.lab._goal import Condition, Metric, parse
+from deepconf.lab._summary import VARIANTS, Equal, difference_in_words, equal_tokens, ratio
+from deepconf.lab.diagnose import Diagnosis, diagnose
+from deepconf.lab.replay import Pool, Replay, ShortPools, replay
 
 __all__ = ["Choice", "Tuning", "tune"]
 
@@ -159,7 +160,7 @@ def _check_target(target: Path, name: str) -> dict[str, Any]:
 
 def tune(
     traces: Any,
-    policies: Mapping[str, Policy] | Sequence[str] | None = None,
+    policies: Mapping[str, Policy | str] | Sequence[str] | None = None,
     *,
     goal: str = GOAL,
     minimise: Literal["tokens", "steps"] | None = None,
@@ -168,11 +169,11 @@ def tune(
     repeats: int | None = 64,
     seed: int = 0,
     lag: int = 0,
-    short_pools: str = "error",
+    short_pools: ShortPools = "error",
     out: str | os.PathLike[str] | None = None,
     name: str = "tuned",
     diagnosis: Diagnosis | None = None,
-    progress: Any = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Tuning:
     """Chooses a policy on recorded traces, and says what it is worth beside plain majority.
 
@@ -183,8 +184,9 @@ def tune(
     Without known answers, accuracy is agreement with the vote of all of a question's traces.
 
     Args:
-        traces: what `deepconf.replay` takes, a `Pool` of it, or a `Replay` that is there already.
-        policies: the candidates, as of `deepconf.grid`; None with a `Replay`, which has them.
+        traces: what `deepconf.read_traces` takes, a `Pool`, or a `Replay` that is there already.
+        policies: the candidates, as `deepconf.grid` makes them; None for those of the `Pool` or
+            `Replay`.
         goal: what must be reached: `METRIC >= BOUND` or `METRIC <= BOUND`, several joined by `and`.
             Metrics are accuracy, tokens and steps, means over questions; a bound is a number or
             `majority`, the same metric of the plain majority at the full budget, with a factor
@@ -193,14 +195,14 @@ def tune(
         maximise: or what is to be highest.
         folds: into how many parts the questions are divided, at least 2; as many as there are
             questions at the most.
-        repeats: of the replay.
+        repeats: of the played.
         seed: of the replay, and of how the questions are divided.
-        lag: of the replay.
-        short_pools: of the replay.
+        lag: of the played.
+        short_pools: of the played.
         out: a settings file to write the policy to, for `think` and `eval`.
         name: what the policy is called there.
         diagnosis: of these traces; by default it is made where they can be read twice.
-        progress: of the replay.
+        progress: of the played.
 
     Raises:
         InvalidInput: the goal means nothing, there is no candidate, or fewer than two questions.
@@ -211,31 +213,41 @@ def tune(
         raise InvalidInput(f"folds={folds!r}: must be a whole number of at least {_FEW}")
     if out is not None:
         _check_target(Path(out).expanduser(), name)
-    replay: Replayed = traces
-    if not hasattr(traces, "frontier"):
-        from deepconf.replay import replay as play
 
-        if policies is None or not len(policies):
-            raise InvalidInput("policies: there must be one at least")
-        replay = play(
-            traces,
-            policies,
+    def watch(what: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else functools.partial(progress, what)
+
+    if isinstance(traces, Replay):
+        played = traces
+    else:
+        pool = traces
+        if not isinstance(traces, Pool):
+            pool = Pool.read(traces, policies or (), progress=watch("reading traces"))
+        played = replay(
+            pool,
+            pool.policies if policies is None else policies,
             repeats=repeats,
             seed=seed,
             lag=lag,
             short_pools=short_pools,
-            progress=progress,
+            progress=watch("replaying questions"),
         )
 
     def separation(policy: Policy) -> Estimate | None:
         found = diagnosis
-        if found is None and replay.gold and _readable(traces):
-            found = diagnose(traces, window=policy.window, tail=policy.tail, bottom=policy.bottom)
+        if found is None and played.gold and _readable(traces):
+            found = diagnose(
+                traces,
+                window=policy.window,
+                tail=policy.tail,
+                bottom=policy.bottom,
+                progress=watch("scoring traces"),
+            )
         lowest = None if found is None else found.separation.get("lowest_group")
         return None if lowest is None else lowest.within
 
     task = _Task(goal.strip(), conditions, objective, folds, seed)
-    found = _tuned(replay, task, separation)
+    found = _tuned(played, task, separation)
     if out is not None:
         found.save(out, name)
     return found
@@ -300,9 +312,9 @@ class _Candidates:
 
 
 def _tuned(
-    replay: Replayed, task: _Task, separation_of: Callable[[Policy], Estimate | None]
+    played: Replay, task: _Task, separation_of: Callable[[Policy], Estimate | None]
 ) -> Tuning:
-    questions = len(replay.questions)
+    questions = len(played.questions)
     if questions < _FEW:
         raise InvalidInput(
             f"traces: {questions} question: tuning chooses on some questions and reports on "
@@ -310,25 +322,25 @@ def _tuned(
         )
     folds = min(task.folds, questions)
     fold = np.random.default_rng(task.seed).permutation(np.arange(questions) % folds)
-    frontier = replay.frontier
+    frontier = played.frontier
     full: dict[Metric, Floats] = {
-        "accuracy": frontier.majority.correct[-1],
-        "tokens": frontier.majority.tokens[-1],
+        "accuracy": frontier.correct["majority"][-1],
+        "tokens": frontier.tokens["majority"][-1],
     }
     asked = _Candidates(
-        list(replay.policies),
-        list(replay.policies.values()).__getitem__,
+        list(played.policies),
+        list(played.policies.values()).__getitem__,
         {
-            "accuracy": per_question(replay.correct),
-            "tokens": per_question(replay.tokens),
-            "steps": per_question(replay.steps),
+            "accuracy": per_question(played.correct),
+            "tokens": per_question(played.tokens),
+            "steps": per_question(played.steps),
         },
     )
     confidence, figures = _choice(asked, fold, full, task)
     equal = equal_tokens(frontier, figures["accuracy"][None], figures["tokens"][None])[0]
     majority, against = None, None
     if not task.about_steps:
-        majority, others = _choice(_majorities(replay), fold, full, task)
+        majority, others = _choice(_majorities(played), fold, full, task)
         against = paired(figures["accuracy"][None], others["accuracy"][None])[0]
     separation = separation_of(confidence.policy)
     better = _majority_is_better(confidence, majority, equal, separation, task)
@@ -345,22 +357,20 @@ def _tuned(
         separation=separation,
         goal=task.goal,
         objective=("maximise " if task.objective == "accuracy" else "minimise ") + task.objective,
-        gold=replay.gold,
+        gold=played.gold,
         questions=questions,
-        repeats=replay.correct.shape[2],
+        repeats=played.correct.shape[2],
         folds=folds,
     )
     return replace(found, notes=_notes(found, chosen), closing=_closing(found, chosen))
 
 
-def _majorities(replay: Replayed) -> _Candidates:
+def _majorities(played: Replay) -> _Candidates:
     """Majority at every budget, with early consensus first: of two that are equal it is chosen."""
-    frontier = replay.frontier
-    first = next(iter(replay.policies.values()))
-    budgets = frontier.budgets.tolist()
-    variants = [("consensus", budget) for budget in budgets]
-    variants += [("majority", budget) for budget in budgets]
-    lines = [frontier.consensus, frontier.majority]
+    frontier = played.frontier
+    first = next(iter(played.policies.values()))
+    kinds = ("consensus", "majority")
+    variants = [(kind, budget) for kind in kinds for budget in frontier.budgets.tolist()]
 
     def policy(at: int) -> Policy:
         variant, budget = variants[at]
@@ -371,6 +381,8 @@ def _majorities(replay: Replayed) -> _Candidates:
             keep=1.0,
             weight="majority",
             stop="consensus" if variant == "consensus" else "budget",
+            consensus=frontier.share,
+            min_ballots=frontier.min_ballots,
             budget=budget,
         )
 
@@ -378,8 +390,10 @@ def _majorities(replay: Replayed) -> _Candidates:
         [f"{VARIANTS[variant]}, budget={budget}" for variant, budget in variants],
         policy,
         {
-            "accuracy": np.concatenate([line.correct for line in lines]),
-            "tokens": np.concatenate([line.tokens for line in lines]),
+            "accuracy": np.concatenate(
+                [frontier.correct[kind] for kind in ("consensus", "majority")]
+            ),
+            "tokens": np.concatenate([frontier.tokens[kind] for kind in ("consensus", "majority")]),
         },
     )
 
@@ -400,7 +414,6 @@ def _choice(
     means = dict(zip(figures, estimates(np.stack(list(figures.values()))), strict=True))
     best = candidates.choose(np.ones(len(fold), np.bool_), full, task)
     accuracy = candidates.metrics["accuracy"]
-    low, high = intervals(accuracy - accuracy[best])
     values = {name: mean.value for name, mean in means.items()}
     bounds = {name: float(of.mean()) for name, of in full.items()}
     choice = Choice(
@@ -413,7 +426,7 @@ def _choice(
         fitted_accuracy=float(accuracy[best].mean()),
         fitted_tokens=float(candidates.metrics["tokens"][best].mean()),
         candidates=len(candidates.labels),
-        close=int(((low <= 0) & (high >= 0)).sum()) - 1,
+        close=sum(not each.clear for each in paired(accuracy, accuracy[best])) - 1,
         by_fold=dict(by_fold.most_common()),
     )
     return choice, figures

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._core import Policy
 from deepconf._statistics import (
     Difference,
     Estimate,
@@ -22,14 +20,14 @@ from deepconf._statistics import (
 )
 from deepconf.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from deepconf.lab.replay import Frontier, Replay
+
 __all__ = [
     "VARIANTS",
     "Equal",
-    "Frontier",
-    "Line",
     "MajorityRow",
     "PolicyRow",
-    "Replayed",
     "Summary",
     "difference_in_words",
     "equal_tokens",
@@ -42,53 +40,6 @@ Floats = NDArray[np.float64]
 
 VARIANTS = {"majority": "plain majority", "consensus": "majority with early consensus"}
 """The two ways a majority is counted, by their names in a frontier, in words."""
-
-
-class Line(Protocol):
-    """Majority at every budget, means over repeats: `[budgets, questions]` float64 each."""
-
-    @property
-    def correct(self) -> Floats: ...
-    @property
-    def tokens(self) -> Floats: ...
-
-
-class Frontier(Protocol):
-    """Majority at every budget, to the end of the budget and with early consensus."""
-
-    @property
-    def budgets(self) -> NDArray[np.int64]: ...
-    @property
-    def majority(self) -> Line: ...
-    @property
-    def consensus(self) -> Line: ...
-
-
-class Replayed(Protocol):
-    """What is asked of a replay: `[policies, questions, repeats]` each."""
-
-    @property
-    def policies(self) -> Mapping[str, Policy]: ...
-    @property
-    def questions(self) -> Sequence[str]: ...
-    @property
-    def gold(self) -> bool: ...
-    @property
-    def correct(self) -> NDArray[Any]: ...
-    @property
-    def tokens(self) -> NDArray[Any]: ...
-    @property
-    def steps(self) -> NDArray[Any]: ...
-    @property
-    def launched(self) -> NDArray[Any]: ...
-    @property
-    def stopped(self) -> NDArray[Any]: ...
-    @property
-    def aborted(self) -> NDArray[Any]: ...
-    @property
-    def fallback(self) -> NDArray[Any]: ...
-    @property
-    def frontier(self) -> Frontier: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +139,7 @@ class Summary:
         }
 
 
-def summary(replay: Replayed) -> Summary:
+def summary(replay: Replay) -> Summary:
     """The figures of a replay: each policy's, paired differences, majority at the same tokens.
 
     Raises:
@@ -201,21 +152,19 @@ def summary(replay: Replayed) -> Summary:
             f"there must be one of each"
         )
     correct, tokens = per_question(replay.correct), per_question(replay.tokens)
-    frontier = replay.frontier
-    names = ("correct", "tokens", "steps", "launched", "stopped", "aborted", "fallback")
-    columns = {name: estimates(per_question(getattr(replay, name))) for name in names}
-    # Of tokens that all traces of a budget cost; whole budgets are on the frontier, or between.
-    whole = frontier.majority.tokens.mean(axis=1)
-    budgets = np.array([policy.budget for policy in replay.policies.values()])
-    full = np.interp(budgets, frontier.budgets, whole)
-    spent = tokens.mean(axis=1)
+    columns = {
+        name: estimates(per_question(replay.columns[name]))
+        for name in ("tokens", "steps", "launched", "stopped", "aborted", "fallback")
+    }
+    accuracies = estimates(correct)
+    spent, full = tokens.mean(axis=1), replay.full.mean(axis=(1, 2))
     against = paired(correct, correct[:1])
-    equal = equal_tokens(frontier, correct, tokens)
+    equal = equal_tokens(replay.frontier, correct, tokens)
     rows = [
         PolicyRow(
             label=label,
             budget=policy.budget,
-            accuracy=columns["correct"][at],
+            accuracy=accuracies[at],
             tokens=columns["tokens"][at],
             share=float(spent[at] / full[at]) if full[at] else 1.0,
             steps=columns["steps"][at],
@@ -228,7 +177,7 @@ def summary(replay: Replayed) -> Summary:
         )
         for at, (label, policy) in enumerate(replay.policies.items())
     ]
-    lines = [row for name in VARIANTS for row in _majority_rows(name, frontier)]
+    lines = [row for name in VARIANTS for row in _majority_rows(name, replay.frontier)]
     return Summary(questions, repeats, replay.gold, rows, lines, _closing(rows, replay.gold))
 
 
@@ -236,9 +185,10 @@ def equal_tokens(frontier: Frontier, correct: Floats, tokens: Floats) -> list[di
     """Majority at the mean tokens of each row of `[n, questions]`, by variant."""
     found = []
     for name in VARIANTS:
-        line: Line = getattr(frontier, name)
         mixtures = [
-            at_tokens(frontier.budgets, line.tokens, line.correct, float(wanted))
+            at_tokens(
+                frontier.budgets, frontier.tokens[name], frontier.correct[name], float(wanted)
+            )
             for wanted in tokens.mean(axis=1)
         ]
         differences = paired(correct, np.stack([mixture.correct for mixture in mixtures]))
@@ -247,9 +197,9 @@ def equal_tokens(frontier: Frontier, correct: Floats, tokens: Floats) -> list[di
 
 
 def _majority_rows(name: str, frontier: Frontier) -> list[MajorityRow]:
-    line: Line = getattr(frontier, name)
-    every = zip(frontier.budgets, estimates(line.correct), estimates(line.tokens), strict=True)
-    return [MajorityRow(name, int(budget), *each) for budget, *each in every]
+    figures = estimates(frontier.correct[name]), estimates(frontier.tokens[name])
+    every = zip(frontier.budgets.tolist(), *figures, strict=True)
+    return [MajorityRow(name, budget, *each) for budget, *each in every]
 
 
 def _closing(rows: list[PolicyRow], gold: bool) -> str:
@@ -257,7 +207,7 @@ def _closing(rows: list[PolicyRow], gold: bool) -> str:
     best = min(rows, key=lambda row: (-row.accuracy.value, row.tokens.value))
     name, equal = max(best.same_tokens.items(), key=lambda item: item[1].accuracy)
     found = equal.difference
-    which = f"{best.label}, the most accurate of {len(rows)}" if len(rows) > 1 else best.label
+    which = f"{best.label} (the most accurate of {len(rows)})" if len(rows) > 1 else best.label
     what = "accuracy" if gold else "agreement"
     figures = (
         f"{ratio(best.accuracy.value)} against {ratio(equal.accuracy)} "
