@@ -106,7 +106,7 @@ def tune(
         if settings is None and out is not None and out.expanduser().is_file():
             settings = out
         file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
-        defaults = {**_settings.recorded(read_traces(traces).settings), **file.policy}
+        defaults = _settings.fitted(read_traces(traces).settings, file.policy, explicit)
         bases = _settings.build(policy, defaults, {}, explicit, file.policies)
         candidates = laid(bases, **axes)
         with _render.stages(err) as tell:
