@@ -455,9 +455,8 @@ class Controller:
     def num_tokens(self) -> int: ...
 
 @final
-@disjoint_base
 class ReplayPool:
-    REASONS: tuple[str, ...]
+    REASONS: list[str]
     def __new__(cls, policies: Sequence[Policy]) -> Self: ...
     def add(
         self,

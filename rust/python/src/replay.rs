@@ -109,10 +109,10 @@ impl ReplayPool {
         py.detach(|| self.0.read().unwrap_or_else(PoisonError::into_inner).num_traces(question))
     }
 
-    /// How many record lows are kept, 16 bytes each.
+    /// How many record lows are kept, 12 bytes each.
     #[getter]
     fn num_lows(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.0.read().unwrap_or_else(PoisonError::into_inner).num_steps())
+        py.detach(|| self.0.read().unwrap_or_else(PoisonError::into_inner).num_lows())
     }
 
     /// Replays each policy on each draw, on all cores.
