@@ -7,7 +7,19 @@ import importlib
 
 import pytest
 
-MODULES = ["deepconf", "deepconf._settings", "deepconf.answers", "deepconf._statistics"]
+MODULES = [
+    "deepconf",
+    "deepconf._settings",
+    "deepconf._statistics",
+    "deepconf.answers",
+    "deepconf.lab._goal",
+]
+    "deepconf",
+    "deepconf._settings",
+    "deepconf.answers",
+    "deepconf._statistics",
+    "deepconf.lab._goal",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -19,6 +19,7 @@ __all__ = [
     "describe",
     "engine_args",
     "find",
+    "fitted",
     "json_object",
     "pairs",
     "read",
@@ -127,6 +128,20 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
     found = {to: settings[name] for name, to in names.items() if settings.get(name) is not None}
     policy = settings.get("policy") or {}
     return found | {name: policy[name] for name in (*_MEASURED, "budget") if name in policy}
+
+
+def fitted(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any], explicit: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What policies on a trace file start from: what it says, under a settings file's defaults.
+
+    A small budget warms up with a quarter of its traces, unless something else is said.
+    """
+    found = {**recorded(settings), **defaults}
+    budget = {**found, **explicit}.get("budget")
+    if isinstance(budget, int) and "warmup" not in found:
+        found["warmup"] = min(Policy.low().warmup, max(1, budget // 4))
+    return found
 
 
 def describe(policy: Policy, defaults: Mapping[str, Any]) -> dict[str, Any]:

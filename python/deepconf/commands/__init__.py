@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from deepconf.commands import ask as ask
+from deepconf.commands import diagnose as diagnose
+from deepconf.commands import tune as tune
 from deepconf.commands._app import app
 
 __all__ = ["app"]
