@@ -108,10 +108,8 @@ def slow_replay(
                 finish: Any = recorded.status
                 obey(controller.finished(trace, finish, recorded.answer))
     outcome = run.outcome
-    # One that fell below the threshold in the last step, too late to be reported, was aborted.
-    stopped = {trace for trace in run.stopped if controller.status(trace) == "stopped"}
-    aborted = set(run.fed) - run.ended - stopped
-    tokens = sum(run.fed.values()) + lag * (len(stopped) + len(aborted))
+    aborted = set(run.fed) - run.ended - run.stopped
+    tokens = sum(run.fed.values()) + lag * (len(run.stopped) + len(aborted))
     return Row(
         answer=outcome.answer,
         correct=_right(traces, outcome.answer),
@@ -119,7 +117,7 @@ def slow_replay(
         steps=step,
         launched=len(run.fed),
         finished=len(run.ended),
-        stopped=len(stopped),
+        stopped=len(run.stopped),
         aborted=len(aborted),
         threshold=outcome.threshold,
         fallback=outcome.vote.fallback,

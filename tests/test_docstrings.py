@@ -13,12 +13,7 @@ MODULES = [
     "deepconf._statistics",
     "deepconf.answers",
     "deepconf.lab._goal",
-]
-    "deepconf",
-    "deepconf._settings",
-    "deepconf.answers",
-    "deepconf._statistics",
-    "deepconf.lab._goal",
+    "deepconf.lab.replay",
 ]
 
 
