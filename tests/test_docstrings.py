@@ -14,12 +14,6 @@ MODULES = [
     "deepconf.answers",
     "deepconf.lab._goal",
 ]
-    "deepconf",
-    "deepconf._settings",
-    "deepconf.answers",
-    "deepconf._statistics",
-    "deepconf.lab._goal",
-]
 
 
 @pytest.mark.parametrize("name", MODULES)
