@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deepconf._core import Policy
-from deepconf.errors import InvalidInput
+from deepconf.errors import InvalidInput, UnknownPreset
 
 __all__ = [
     "Defaults",
@@ -263,6 +263,8 @@ def build(
     """
     policies: dict[str, Policy] = {}
     for name in names:
+        if own and name not in (every := [*Policy.presets(), *own]):
+            raise UnknownPreset(f"policy {name!r} does not exist: there are {', '.join(every)}")
         mine = dict(own.get(name, {}))
         policy = Policy.preset(mine.pop("preset", "low") if name in own else name)
         mode = {**defaults, **mine, **options, **explicit}.get("mode", policy.mode)
