@@ -109,10 +109,8 @@ def slow_replay(
                 finish: Any = recorded.status
                 obey(controller.finished(trace, finish, recorded.answer))
     outcome = run.outcome
-    # One whose stop comes in the step of the answer was stopped; one that ended then, aborted.
-    stopped = run.stopped
-    aborted = set(run.fed) - run.ended - stopped
-    tokens = sum(run.fed.values()) + lag * (len(stopped) + len(aborted))
+    aborted = set(run.fed) - run.ended - run.stopped
+    tokens = sum(run.fed.values()) + lag * (len(run.stopped) + len(aborted))
     return Row(
         answer=outcome.answer,
         correct=_right(traces, outcome.answer),
@@ -120,7 +118,7 @@ def slow_replay(
         steps=step,
         launched=len(run.fed),
         finished=len(run.ended),
-        stopped=len(stopped),
+        stopped=len(run.stopped),
         aborted=len(aborted),
         threshold=outcome.threshold,
         fallback=outcome.vote.fallback,

@@ -30,7 +30,7 @@ FILE = "deepconf.json"
 # What an offline policy has no use for: it stops nothing and runs to the end of its budget.
 _ONLINE = ("warmup", "stop")
 # The settings on which what a trace file holds depends, or its scores do.
-_MEASURED = ("top_logprobs", "entries", "logprob_floor", "window", "tail", "bottom", "decimals")
+_MEASURED = ("top_logprobs", "entries", "logprob_floor", "window", "tail", "bottom")
 # What an engine takes that is no argument of vLLM's, and how to say it here.
 _NOT_VLLM = {
     "model": "it is --model",
