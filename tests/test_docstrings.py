@@ -13,6 +13,7 @@ MODULES = [
     "deepconf._statistics",
     "deepconf.answers",
     "deepconf.lab._goal",
+    "deepconf.lab.replay",
 ]
 
 

@@ -57,8 +57,9 @@ def read(
         done += batch.num_rows
         if progress is not None:
             progress(done, total)
+    found = reading.recorded(dict(reader.settings))
     pool.close()
-    return reading.recorded(dict(reader.settings))
+    return found
 
 
 def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
@@ -106,7 +107,10 @@ class _Reading:
         answers = self._named(batch, questions)
         traces = batch.column("trace").to_numpy().astype(np.int64)
         limit = (status == "length").astype(np.int64)
-        self._pool.add(questions, traces, answers, limit, batch.column("confidence"))
+        try:
+            self._pool.add(questions, traces, answers, limit, batch.column("confidence"))
+        except InvalidInput as error:
+            raise _placed(error, batch) from error
         tokens = batch.column("num_tokens").to_numpy().astype(np.int64)
         order = np.argsort(questions, kind="stable")
         ends = np.flatnonzero(np.diff(questions[order])) + 1
@@ -200,6 +204,12 @@ class _Reading:
             )
         rows = [np.concatenate(rows, axis=1) for rows in self._rows]
         rows = [mine[:, np.argsort(mine[0], kind="stable")] for mine in rows]
+        for name, (traces, *_) in zip(names, rows, strict=True):
+            if (same := np.flatnonzero(np.diff(traces) == 0)).size:
+                raise InvalidInput(
+                    f"question {name!r} has trace {traces[same[0]]} twice: number its traces "
+                    "apart, or give different recordings different question ids"
+                )
         marks = self._marks if not unknown else [_by_majority(answers) for *_, answers in rows]
         return Recorded(
             pool=self._pool,
@@ -235,3 +245,20 @@ def _by_majority(answers: NDArray[np.int64]) -> NDArray[np.int8]:
     marks = np.zeros(len(votes), np.int8)
     marks[max(range(len(votes)), key=lambda answer: (votes[answer], -first[answer]))] = 1
     return marks
+
+
+def _placed(error: InvalidInput, batch: pa.RecordBatch) -> InvalidInput:
+    """The same, with the names of the question and the trace, if a confidence is at fault."""
+    column = batch.column("confidence")
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(~(np.abs(values) < 32_768.0))
+    if not wrong.size:
+        return error
+    ends = np.cumsum(column.value_lengths().fill_null(0).to_numpy())
+    row = int(np.searchsorted(ends, wrong[0], side="right"))
+    token = wrong[0] - (ends[row - 1] if row else 0)
+    return InvalidInput(
+        f"question {batch.column('question_id')[row].as_py()!r}, trace "
+        f"{batch.column('trace')[row].as_py()}, token {token}: its confidence is "
+        f"{values[wrong[0]]}: must be finite and within ±32,768 nats"
+    )

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deepconf import _settings
 from deepconf._core import Policy, ReplayPool
-from deepconf._settings import recorded
 from deepconf.errors import InvalidInput, InvalidType
 from deepconf.lab._draws import draws as _draws
 from deepconf.lab._reading import Recorded, read
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from deepconf.lab._summary import Summary
 
 __all__ = ["Frontier", "Pool", "Replay", "grid", "replay"]
 
@@ -136,6 +138,16 @@ class Replay:
         """One line."""
         shape = f"{len(self.policies)} policies, {len(self.questions)} questions"
         return f"<deepconf.Replay: {shape}, {self.repeats} repeats>"
+
+    def summary(self) -> Summary:
+        """The figures: each policy's, paired differences, and majority at the same tokens."""
+        from deepconf.lab._summary import summary
+
+        return summary(self)
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows of the summary as plain values, policies first, then majority."""
+        return self.summary().table()
 
     def to_arrow(self) -> pa.Table:
         """A row for each policy, question and repeat.
@@ -400,7 +412,7 @@ def _chosen(
 
 def _policy(label: str, policy: Policy | str, settings: Mapping[str, Any]) -> Policy:
     if isinstance(policy, str):
-        return preset(policy, settings)
+        return _settings.build([policy], _settings.fitted(settings, {}, {}), {}, {})[policy]
     if not isinstance(policy, Policy):
         raise InvalidType(f"policies[{label!r}] is a {type(policy).__name__}: must be a Policy")
     for name, of_policy in (("k", policy.top_logprobs), ("entries", policy.entries)):
@@ -410,18 +422,6 @@ def _policy(label: str, policy: Policy | str, settings: Mapping[str, Any]) -> Po
                 f"{name}={settings[name]!r}: their confidences are others"
             )
     return policy
-
-
-def preset(name: str, settings: Mapping[str, Any]) -> Policy:
-    """A preset as it fits traces that were recorded with these settings."""
-    policy = Policy.preset(name)
-    ours = recorded(settings)
-    budget = ours.get("budget", policy.budget)
-    if policy.mode == "online":
-        ours["warmup"] = min(policy.warmup, max(1, budget // 4))
-    if "decimals" in ours and policy.decimals is not None:
-        del ours["decimals"]  # What the preset is about.
-    return policy.replace(**ours)
 
 
 def _measured(policy: Policy) -> tuple[Any, ...]:
