@@ -57,7 +57,9 @@ from deepconf.errors import (
 if TYPE_CHECKING:
     from deepconf import answers, engines
     from deepconf.deepthink import DeepThink
+    from deepconf.lab.diagnose import Diagnosis, diagnose
     from deepconf.lab.replay import Pool, Replay, grid, replay
+    from deepconf.lab.tune import Tuning, tune
     from deepconf.result import Result, Trace
     from deepconf.traces import TraceReader, TraceWriter, read_traces
 
@@ -68,6 +70,7 @@ __all__ = [
     "DeepConfError",
     "DeepConfWarning",
     "DeepThink",
+    "Diagnosis",
     "EngineDied",
     "EngineError",
     "EventError",
@@ -90,11 +93,13 @@ __all__ = [
     "TraceScorer",
     "TraceScores",
     "TraceWriter",
+    "Tuning",
     "UnknownPreset",
     "Vote",
     "Votes",
     "__version__",
     "answers",
+    "diagnose",
     "engines",
     "errors",
     "grid",
@@ -104,6 +109,7 @@ __all__ = [
     "score",
     "token_confidence",
     "token_entropy",
+    "tune",
     "vote",
     "vote_many",
 ]
@@ -111,17 +117,21 @@ __all__ = [
 # The driver pulls in asyncio: whoever only scores does not pay for it.
 _LAZY = {
     "DeepThink": "deepconf.deepthink",
+    "Diagnosis": "deepconf.lab.diagnose",
     "Pool": "deepconf.lab.replay",
     "Replay": "deepconf.lab.replay",
     "Result": "deepconf.result",
     "Trace": "deepconf.result",
     "TraceReader": "deepconf.traces",
     "TraceWriter": "deepconf.traces",
+    "Tuning": "deepconf.lab.tune",
     "answers": "deepconf.answers",
+    "diagnose": "deepconf.lab.diagnose",
     "engines": "deepconf.engines",
     "grid": "deepconf.lab.replay",
     "read_traces": "deepconf.traces",
     "replay": "deepconf.lab.replay",
+    "tune": "deepconf.lab.tune",
 }
 
 
