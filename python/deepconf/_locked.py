@@ -47,13 +47,23 @@ class LockedFile:
         self._fd = self._open()
         _OPEN.add(self)
 
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return os.fstat(self._fd).st_size
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been closed."""
+        return self._fd >= 0
+
     def write(self, data: bytes | memoryview) -> None:
         """Adds bytes; when this returns, they are on the disk.
 
         Raises:
             RunFileError: they could not be written; the file is then as it was.
         """
-        before = os.fstat(self._fd).st_size
+        before = self.size
         try:
             for start in range(0, len(data), _MOST):
                 piece = data[start : start + _MOST]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from deepconf._core import Policy
 from deepconf.answers import extractor, marks
 from deepconf.deepthink import DeepThink
-from deepconf.engines.base import Engine, result_of
+from deepconf.engines.base import Engine, result_of, settings_of
 from deepconf.errors import (
     DeepConfError,
     DeepConfWarning,
@@ -475,7 +475,7 @@ def evaluate(
         policies,
         model=engine.model,
         out=out,
-        settings=_settings(engine, sampling),
+        settings=settings_of(engine, sampling),
         sampling=sampling,
         limit=limit,
         answer=answer,
@@ -495,18 +495,6 @@ def evaluate(
     if evaluation.complaint is not None:
         warnings.warn(ProgressWarning(evaluation.complaint, report), stacklevel=2)
     return report
-
-
-def _settings(engine: Engine, sampling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the engine says that results depend on; its sampling parameters where it says nothing.
-
-    Engines of others may be written after an older protocol.
-    """
-    if hasattr(engine, "settings"):
-        return engine.settings(sampling)
-    own = getattr(engine, "sampling", None)
-    merged = {**(own if isinstance(own, Mapping) else {}), **(sampling or {})}
-    return {"sampling": merged} if merged else {}
 
 
 def _answer_name(answer: Any) -> str:

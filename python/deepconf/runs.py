@@ -160,8 +160,11 @@ class RunFile(LockedFile):
         )
 
 
-def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """What tells two headers' runs apart, but for their policies; each as words."""
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], name: str = "") -> list[str]:
+    """What tells two headers apart, or two policies, each as words that begin with `name`.
+
+    The policies in two headers are not looked at.
+    """
     theirs, ours = dict(theirs), dict(ours)
     mark = theirs.get("model_fingerprint")
     # A model whose files are the same is the same model, wherever it stands.
@@ -169,7 +172,7 @@ def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     for free in (*_FREE, "model") if same_weights else _FREE:
         theirs.pop(free, None)
         ours.pop(free, None)
-    return _differences(theirs, ours)
+    return _differences(theirs, ours, name)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
