@@ -8,9 +8,9 @@ array([8.5, 2.5])
 '42'
 
 A scorer (`score`, `token_confidence`, `token_entropy`, `logits_confidence`, `TraceScorer`,
-`BatchScorer`), votes (`vote`, `vote_many`), decisions (`Policy`, `Controller`) and a driver
-(`DeepThink` on an engine of `deepconf.engines`). Confidences are in nats; higher is surer. The
-method: arXiv 2508.15260.
+`BatchScorer`), votes (`vote`, `vote_many`), trace files (`read_traces`, `TraceWriter`), decisions
+(`Policy`, `Controller`) and a driver (`DeepThink` on an engine of `deepconf.engines`). Confidences
+are in nats; higher is surer. The method: arXiv 2508.15260.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from deepconf.errors import (
     RunFileError,
     RunWarning,
     SignalNeverArmed,
+    TraceFileError,
     UnknownPreset,
 )
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from deepconf import answers, engines
     from deepconf.deepthink import DeepThink
     from deepconf.result import Result, Trace
+    from deepconf.traces import TraceReader, TraceWriter, read_traces
 
 __all__ = [
     "Action",
@@ -80,8 +82,11 @@ __all__ = [
     "Scores",
     "SignalNeverArmed",
     "Trace",
+    "TraceFileError",
+    "TraceReader",
     "TraceScorer",
     "TraceScores",
+    "TraceWriter",
     "UnknownPreset",
     "Vote",
     "Votes",
@@ -90,6 +95,7 @@ __all__ = [
     "engines",
     "errors",
     "logits_confidence",
+    "read_traces",
     "score",
     "token_confidence",
     "token_entropy",
@@ -102,8 +108,11 @@ _LAZY = {
     "DeepThink": "deepconf.deepthink",
     "Result": "deepconf.result",
     "Trace": "deepconf.result",
+    "TraceReader": "deepconf.traces",
+    "TraceWriter": "deepconf.traces",
     "answers": "deepconf.answers",
     "engines": "deepconf.engines",
+    "read_traces": "deepconf.traces",
 }
 
 
