@@ -16,6 +16,7 @@ from typing import Any
 
 from deepconf._core import Policy, __version__
 from deepconf.errors import InvalidInput
+from deepconf.traces import FORMAT
 
 __all__ = ["code_name", "fingerprint", "trace_settings", "versions"]
 
@@ -68,7 +69,7 @@ def trace_settings(
         sampling: the sampling parameters, as JSON values; None where nobody knows.
     """
     found = {
-        "format": "deepconf-traces/1",
+        "format": FORMAT,
         "model": model,
         "k": policy.top_logprobs,
         "entries": policy.entries,

@@ -82,7 +82,7 @@ class Recording:
         from deepconf.traces import schema
 
         self.path = Path(path).expanduser()
-        check_target(self.path, "record")
+        check_target(self.path, f"record={str(path)!r}")
         self.part = self.path.with_name(f"{self.path.name}.part")
         self._schema = schema().with_metadata({**settings, _RUN: json.dumps(run)})
         self._earlier: list[str] = []
@@ -101,6 +101,11 @@ class Recording:
         """The questions that are recorded, in the order of the trace file to be."""
         new = dict.fromkeys(entry.question for entry in self._entries)
         return [*(question for question in self._earlier if question not in new), *new]
+
+    @property
+    def where(self) -> Path:
+        """What there is to be read: the journal, or the trace file when that has all."""
+        return self.part if self._entries else self.path
 
     def begin(self) -> None:
         """With `overwrite`, lets go of what is there; to be called when work can start.
@@ -168,7 +173,7 @@ class Recording:
         fails, both files stay as they are.
 
         Args:
-            progress: told how many questions are written, and of how many.
+            progress: told how many questions are written, from 0, and of how many.
 
         Raises:
             DeepConfError: a file cannot be read or written.
@@ -178,6 +183,8 @@ class Recording:
         from deepconf.traces import TraceWriter
 
         total = len(self.questions)
+        if progress is not None:
+            progress(0, total)
         with TraceWriter(self.path, schema=self._schema) as out:
             for done, rows in enumerate(self._tables(), start=1):
                 out.write(rows)
@@ -215,9 +222,9 @@ class Recording:
         """Finds what is recorded, and holds it against what the run file says is finished."""
         with _reading(self.part):
             journal, entries, end = _journal(self.part)
+        self._empty = not entries
         with _reading(self.path):
             sealed, earlier = _sealed(self.path)
-        self._empty = not entries
         if self._anew:
             return
         for path, found in ((self.part, journal if entries else None), (self.path, sealed)):
@@ -270,15 +277,19 @@ class Recording:
             )
 
 
-def check_target(path: Path, option: str) -> None:
+def check_target(path: Path, given: str) -> None:
     """Before hours are spent: whether a trace file can have this name.
+
+    Args:
+        path: where it is to be.
+        given: the argument or option that says so, for messages.
 
     Raises:
         InvalidInput: its ending says no format of trace files.
         RunFileError: it is a folder.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise InvalidInput(f"{option}={str(path)!r}: the name must end in {', '.join(SUFFIXES)}")
+        raise InvalidInput(f"{given}: the name must end in {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise RunFileError(f"{path}: cannot be written: it is a folder")
 
