@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import itertools
@@ -11,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -651,31 +651,29 @@ def test_a_disk_that_is_full_from_the_start_is_seen_before_anything_is_asked(
         assert not recording.started
 
 
-def test_engines_are_heard_of_while_traces_are_written(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).gamma(9.0, 1.0, 500_000).astype(np.float32)
-    big = [(values, "x" * 2_000_000 + "\\boxed{0}", "finished")] * 64
-    policy = {"offline": Policy.offline(budget=64, window=4, tail=4)}
-    beats: list[float] = []
+def test_traces_are_written_aside_and_one_question_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Recording.append
+    threads: set[str] = set()
+    writing: list[int] = [0]
 
-    async def beat() -> None:
-        while True:
-            beats.append(time.monotonic())
-            await asyncio.sleep(0.01)
+    def watched(self: Recording, *arguments: Any, **options: Any) -> None:
+        threads.add(threading.current_thread().name)
+        writing.append(writing[-1] + 1)
+        time.sleep(0.05)
+        append(self, *arguments, **options)
+        writing.append(writing[-1] - 1)
 
-    class Writing(Recording):
-        def append(self, *arguments: Any, **options: Any) -> None:
-            beats.clear()
-            super().append(*arguments, **options)
-            written.extend([*beats, time.monotonic()])
-
-    written: list[float] = []
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        RecordedEngine({"0?": big}, chunk=1_000_000) as recording,
-    ):
-        patch.setattr("deepconf.evaluate.Recording", Writing)
-        beating = recording.submit(beat())
-        evaluate(recording, QUESTIONS[:1], policy, tmp_path / "r", record=tmp_path / "t.parquet")
-        beating.cancel()
-    print(np.diff(written).max(), np.ptp(written))
-    assert np.diff(written).max() < 1.0
+    monkeypatch.setattr(Recording, "append", watched)
+    with engine() as recording:
+        evaluate(
+            recording,
+            QUESTIONS,
+            OFFLINE,
+            tmp_path / "run.jsonl",
+            record=tmp_path / "t.parquet",
+            concurrency=6,
+        )
+    assert max(writing) == 1
+    assert not threads & {"MainThread", "deepconf-evaluate", "recorded-engine"}

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,25 +58,34 @@ class LockedFile:
         """Whether it has not been closed."""
         return self._fd >= 0
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         """Adds bytes; when this returns, they are on the disk.
 
         Raises:
             RunFileError: they could not be written; the file is then as it was.
         """
+        with self.appending() as put:
+            put(data)
+
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[Callable[[bytes | memoryview], None]]:
+        """Gives what adds bytes; behind the block all of them are on the disk.
+
+        Raises:
+            RunFileError: they could not be written; the file is then as it was, as it is when
+                anything else is raised in the block.
+        """
         before = self.size
         try:
-            for start in range(0, len(data), _MOST):
-                piece = data[start : start + _MOST]
-                written = os.write(self._fd, piece)
-                if written != len(piece):
-                    raise OSError(f"only {start + written} of {len(data)} bytes could be written")
+            yield self._put
             if self._regular:
                 os.fsync(self._fd)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(RunFileError):
                 self.truncate(before)
-            raise self.error("cannot be written", error) from error
+            if isinstance(error, OSError):
+                raise self.error("cannot be written", error) from error
+            raise
 
     def truncate(self, size: int) -> None:
         """Drops what lies behind so many bytes.
@@ -123,6 +133,13 @@ class LockedFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        for start in range(0, len(data), _MOST):
+            piece = data[start : start + _MOST]
+            written = os.write(self._fd, piece)
+            if written != len(piece):
+                raise OSError(f"only {start + written} of {len(data)} bytes could be written")
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)

@@ -121,7 +121,7 @@ class Recording:
             self._anew, self._empty = False, True
         if self._empty:
             self._file.truncate(0)
-            self._file.write(memoryview(self._schema.serialize()))
+            self._file.write(self._schema.serialize().to_pybytes())
 
     def append(
         self,
@@ -144,16 +144,16 @@ class Recording:
         import pyarrow as pa
 
         self.begin()
+        start = self._file.size
         try:
-            rows = result.to_arrow(question, correct, gold=gold)
-            data, batches = _encoded(rows, self._schema)
+            batches = result.to_arrow(question, correct, gold=gold).to_batches()
+            self._write(batches)
         except (pa.ArrowException, InvalidInput, MemoryError) as error:
             raise RunFileError(
                 f"{self.part}: question {question!r} cannot be recorded: {error}"
             ) from error
-        start = self._file.size
-        self._file.write(data)
-        self._entries.append(_Entry(question, start, start + len(data), batches))
+        # One, but for texts of 2 GiB and more.
+        self._entries.append(_Entry(question, start, self._file.size, len(batches)))
         self._empty = False
 
     def take_back(self) -> None:
@@ -199,6 +199,18 @@ class Recording:
             with contextlib.suppress(RunFileError):
                 self._file.remove()
         self._file.close()
+
+    def _write(self, batches: Sequence[pa.RecordBatch]) -> None:
+        import pyarrow as pa
+
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with self._file.appending() as put:
+            behind = _Behind(put, self._schema.serialize().size)
+            with pa.ipc.new_stream(behind, self._schema, options=options) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+                behind.is_over = True
+        pa.default_memory_pool().release_unused()
 
     def _tables(self) -> Iterator[pa.Table]:
         """Each question's rows: of the trace file that is there, and of the journal."""
@@ -294,18 +306,29 @@ def check_target(path: Path, given: str) -> None:
         raise RunFileError(f"{path}: cannot be written: it is a folder")
 
 
-def _encoded(rows: pa.Table, schema: pa.Schema) -> tuple[memoryview, int]:
-    """Rows as they stand in the stream, and how many record batches they are."""
-    import pyarrow as pa
+class _Behind:
+    """What Arrow takes for a new stream, and goes behind the batches of one that is there.
 
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    batches = rows.to_batches()  # One, but for texts of 2 GiB and more.
-    with pa.ipc.new_stream(sink, schema, options=options) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-        end = sink.tell()
-    return memoryview(sink.getvalue())[schema.serialize().size : end], len(batches)
+    Its schema and its end are left out.
+    """
+
+    closed = False
+
+    def __init__(self, put: Callable[[memoryview], None], header: int) -> None:
+        self.is_over = False
+        self._put = put
+        self._header = header
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        skipped = min(self._header, len(view))
+        self._header -= skipped
+        if not self.is_over:
+            self._put(view[skipped:])
+        return len(view)
+
+    def flush(self) -> None:
+        pass
 
 
 def _journal(path: Path) -> tuple[pa.Schema | None, list[_Entry], int]:

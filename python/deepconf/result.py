@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "Timing", "Tokens", "Trace"]
 
+# Texts that become Arrow's at a time.
+_PIECE = 16
+
 Question = str | Sequence[Mapping[str, Any]]
 
 
@@ -216,15 +219,24 @@ def _lists(arrays: Sequence[NDArray[np.float32]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(ends.astype(np.int32), values)
 
 
-def _strings(values: Sequence[str | None]) -> pa.Array:
-    """What is no text, as half of a surrogate pair, becomes a question mark: no trace is lost."""
+def _strings(values: Sequence[str | None]) -> pa.Array | pa.ChunkedArray:
+    """Half of a surrogate pair, which is no text, becomes a question mark: no trace is lost.
+
+    Piece by piece, since each of them holds the interpreter up.
+    """
     import pyarrow as pa
 
-    try:
-        return pa.array(values, pa.string())
-    except UnicodeEncodeError:
-        plain = [None if v is None else v.encode(errors="replace").decode() for v in values]
-        return pa.array(plain, pa.string())
+    pieces = [pa.array([], pa.string())]
+    for start in range(0, len(values), _PIECE):
+        some = values[start : start + _PIECE]
+        try:
+            pieces.append(pa.array(some, pa.string()))
+        except UnicodeEncodeError:
+            plain = [None if v is None else v.encode(errors="replace").decode() for v in some]
+            pieces.append(pa.array(plain, pa.string()))
+    if sum(piece.nbytes for piece in pieces) > np.iinfo(np.int32).max:
+        return pa.chunked_array(pieces, pa.string())
+    return pa.concat_arrays(pieces)
 
 
 def _trace_summary(trace: Trace) -> dict[str, Any]:
