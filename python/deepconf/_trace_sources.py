@@ -545,6 +545,13 @@ def _check_rows(source: Source, first: int, batch: pa.RecordBatch) -> None:
     for name in ("trace", "num_tokens"):
         if name in columns:
             check(columns[name].to_numpy() < 0, f"{name} is {{{name}}}: must be at least 0")
+    if "stop_token" in columns and "num_tokens" in columns:
+        stop, count = columns["stop_token"], columns["num_tokens"]
+        wrong = pc.or_(pc.less(stop, 0), pc.greater_equal(stop, count)).fill_null(False)
+        check(
+            wrong.to_numpy(zero_copy_only=False),
+            "stop_token is {stop_token}: must be one of the {num_tokens} tokens",
+        )
     if "confidence" in columns:
         confidence = columns["confidence"]
         lengths = confidence.value_lengths().to_numpy().astype(np.int64)
