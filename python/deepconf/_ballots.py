@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deepconf._core import Policy, Vote, vote
 from deepconf._scoring import scores_of
-from deepconf._trace_sources import arrow
+from deepconf._trace_schema import arrow
 from deepconf.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _WHOLE = ("finished", "length")
 
 
 def vote_schema() -> pa.Schema:
+    """The columns of votes, a row a question."""
     pa = arrow()
     return pa.schema(
         [

@@ -64,17 +64,19 @@ def voting_settings(reader: TraceReader, given: Mapping[str, Any] | None = None)
             with k = 1, and confidence were to filter or weigh.
     """
     given = dict(given or {})
-    found = _in_force(reader, given, (*VOTING, *SCORING))
-    policy = found.policy
-    needed = measures(policy)
-    if needed and reader.settings.get("k") == 1:
+    voting = {name: value for name, value in given.items() if name in VOTING}
+    found = _in_force(reader, voting, VOTING)
+    needed = measures(found.policy)
+    if not needed:  # Nothing is scored.
+        return found
+    if reader.settings.get("k") == 1:
         raise InvalidInput(
             "these traces have k=1, and the log-probability of one token is lowest where the model "
             "is surest, so it can neither filter nor weigh: record k=2 or more, or count heads, "
             "with weight='majority' and keep=1"
         )
-    if not needed:  # Nothing is scored.
-        return InForce(policy, {name: found.origins[name] for name in VOTING})
+    found = _in_force(reader, given, (*VOTING, *SCORING))
+    policy = found.policy
     if is_scored(reader, needed):
         scored = reader.settings.get("scores", {})
         for name in SCORING:

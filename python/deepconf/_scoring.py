@@ -8,7 +8,7 @@ import numpy as np
 
 from deepconf._core import Policy, Scores, score
 from deepconf._in_force import SCORING
-from deepconf._trace_sources import arrow
+from deepconf._trace_schema import arrow
 from deepconf.errors import InvalidInput
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from deepconf._in_force import (
 )
 from deepconf._parallel import cores
 from deepconf._scoring import score_schema, scored
-from deepconf._trace_sources import arrow
+from deepconf._trace_schema import arrow
 from deepconf.errors import InvalidInput
 from deepconf.traces import TraceReader, TraceWriter, read_traces
 

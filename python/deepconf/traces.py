@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepconf._parallel import Sized, cores, in_order
-from deepconf._trace_sources import STATUSES, Source, absent, canonical, opened, schema
-from deepconf._trace_sources import arrow as _arrow
+from deepconf._trace_schema import STATUSES, canonical, schema
+from deepconf._trace_schema import arrow as _arrow
+from deepconf._trace_sources import Source, absent, opened
 from deepconf.errors import InvalidInput, TraceFileError
 
 if TYPE_CHECKING:
