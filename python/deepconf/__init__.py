@@ -56,6 +56,7 @@ from deepconf.errors import (
 
 if TYPE_CHECKING:
     from deepconf import answers, engines
+    from deepconf.batch import score_traces, vote_traces
     from deepconf.deepthink import DeepThink
     from deepconf.result import Result, Trace
     from deepconf.traces import TraceReader, TraceWriter, read_traces
@@ -97,10 +98,12 @@ __all__ = [
     "logits_confidence",
     "read_traces",
     "score",
+    "score_traces",
     "token_confidence",
     "token_entropy",
     "vote",
     "vote_many",
+    "vote_traces",
 ]
 
 # The driver pulls in asyncio: whoever only scores does not pay for it.
@@ -113,6 +116,8 @@ _LAZY = {
     "answers": "deepconf.answers",
     "engines": "deepconf.engines",
     "read_traces": "deepconf.traces",
+    "score_traces": "deepconf.batch",
+    "vote_traces": "deepconf.batch",
 }
 
 
