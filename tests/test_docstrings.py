@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-MODULES = ["deepconf", "deepconf._settings", "deepconf.answers", "deepconf.report"]
+MODULES = ["deepconf", "deepconf._settings", "deepconf.answers", "deepconf._statistics"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from deepconf.evaluate import Evaluation, IncompleteRun, Progress, evaluate
 from deepconf.recording import Recording
 from deepconf.result import Result
 from deepconf.runs import RunFile
-from deepconf.traces import read_traces
+from deepconf.traces import TraceWriter, read_traces, schema
 from recorded_engine import RecordedEngine, recorded
 from test_evaluate import POLICIES, QUESTIONS, engine, traces_of
 
@@ -237,14 +237,18 @@ def test_a_text_that_is_no_unicode_costs_no_trace(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_not_kept(tmp_path: Path) -> None:
+    def results() -> set[int]:
+        gc.collect()
+        return {id(found) for found in gc.get_objects() if isinstance(found, Result)}
+
     class Live(Progress):
-        most = 0
+        kept: ClassVar[set[int]] = set()
 
         def question(self, record: Any) -> None:
-            gc.collect()
-            self.most = max(self.most, sum(isinstance(o, Result) for o in gc.get_objects()))
+            self.kept |= results() - of_others
 
     live = Live()
+    of_others = results()
     before = pa.total_allocated_bytes()
     with engine() as recording:
         evaluate(
@@ -256,7 +260,7 @@ def test_what_is_written_is_not_kept(tmp_path: Path) -> None:
             concurrency=1,
             progress=live,
         )
-    assert live.most == 0
+    assert not live.kept
     assert pa.total_allocated_bytes() == before
 
 
@@ -395,6 +399,16 @@ def test_a_run_killed_before_its_trace_file_was_made_makes_it(tmp_path: Path) ->
     assert not carry_on(out, record)
     assert questions_in(record) == IDS
     assert not part.exists()
+
+
+def test_what_is_left_of_a_trace_file_half_made_is_deleted(tmp_path: Path) -> None:
+    out, record, part = half(tmp_path)
+    with TraceWriter(record, schema=schema()):
+        [left] = set(tmp_path.iterdir()) - {out, part}
+    record.unlink()
+    left.write_bytes(b"killed")
+    carry_on(out, record)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, record.name]
 
 
 def test_overwriting_keeps_a_recording_until_there_is_an_engine(tmp_path: Path) -> None:

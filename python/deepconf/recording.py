@@ -12,6 +12,7 @@ one is dropped, and asked again.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -250,6 +251,10 @@ class Recording:
         self._empty = not entries
         if entries and end < self._file.size:
             self._file.truncate(end)
+        # Of a `TraceWriter` that was killed; whoever writes one here has the lock.
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
     def _check(self, path: Path, found: pa.Schema) -> None:
         """Whether it is this run's."""
