@@ -357,8 +357,9 @@ def test_a_run_killed_in_its_first_question_holds_nobody_up(tmp_path: Path) -> N
         record.unlink()
 
 
-def test_more_questions_go_to_a_journal_again(tmp_path: Path) -> None:
-    out, record, part = tmp_path / "run.jsonl", tmp_path / "t.parquet", tmp_path / "t.parquet.part"
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_more_questions_go_to_a_journal_again(tmp_path: Path, suffix: str) -> None:
+    out, record, part = (tmp_path / n for n in ("r.jsonl", f"t.{suffix}", f"t.{suffix}.part"))
     assert carry_on(out, record, limit=2) == Counter(IDS[:2])
     assert questions_in(record) == IDS[:2]
     until = Until(2)
@@ -616,7 +617,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing_finished(tmp_path: Path) -> 
     out, record, part = half(tmp_path, 2)
     before, lines = part.read_bytes(), out.read_bytes()
     with room_for(len(before) + 700), engine() as recording:
-        with pytest.raises(IncompleteRun, match=r"t\.parquet\.part: cannot be written") as caught:
+        with pytest.raises(IncompleteRun, match=r"part: cannot be written: File too") as caught:
             evaluate(recording, QUESTIONS, OFFLINE, out, record=record, concurrency=1)
         assert recording.started == Counter(["2?"])
     assert "finished but not saved: 'q2' (offline)" in str(caught.value)

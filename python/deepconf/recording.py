@@ -96,6 +96,10 @@ class Recording:
         except BaseException:
             self.close()
             raise
+        # Of a `TraceWriter` that was killed; whoever writes one here has the lock.
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
     @property
     def questions(self) -> list[str]:
@@ -251,10 +255,6 @@ class Recording:
         self._empty = not entries
         if entries and end < self._file.size:
             self._file.truncate(end)
-        # Of a `TraceWriter` that was killed; whoever writes one here has the lock.
-        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
-            with contextlib.suppress(OSError):
-                left.unlink()
 
     def _check(self, path: Path, found: pa.Schema) -> None:
         """Whether it is this run's."""
@@ -359,7 +359,8 @@ def _journal(path: Path) -> tuple[pa.Schema | None, list[_Entry], int]:
             raise _foreign(path)
         end = source.tell()
         source.seek(0)
-        options = pa.ipc.IpcReadOptions(included_fields=[0])
+        place = schema.get_field_index("question_id")
+        options = pa.ipc.IpcReadOptions(included_fields=[place])
         stream = pa.ipc.open_stream(source, options=options)
         while True:
             try:
@@ -402,9 +403,13 @@ def _opened(
             groups = range(parquet.num_row_groups)
             yield parquet.schema_arrow, (parquet.read_row_group(g, columns) for g in groups)
     elif start == b"ARROW1":
-        with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as arrow:
+        with pa.OSFile(str(path)) as source:
+            schema = pa.ipc.open_file(source).schema
+            fields = [schema.get_field_index(name) for name in columns or schema.names]
+            options = pa.ipc.IpcReadOptions(included_fields=fields)
+            arrow = pa.ipc.open_file(source, options=options)
             batches = map(arrow.get_batch, range(arrow.num_record_batches))
-            yield arrow.schema, (pa.Table.from_batches([batch]) for batch in batches)
+            yield schema, (pa.Table.from_batches([batch]) for batch in batches)
     else:
         raise _foreign(path)
 
@@ -430,9 +435,9 @@ def _foreign(path: Path) -> RunFileError:
 
 
 def _some(questions: Sequence[str]) -> str:
-    """The first of them, and how many there are."""
+    """The first of them, how many there are, and a verb."""
     names = ", ".join(map(repr, questions[:3]))
+    if len(questions) == 1:
+        return f"question {names} is"
     more = f" and {len(questions) - 3} more" if len(questions) > 3 else ""
-    return (
-        f"question{'s'[: len(questions) > 1]} {names}{more} {'are' if len(questions) > 1 else 'is'}"
-    )
+    return f"questions {names}{more} are"
