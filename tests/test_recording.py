@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from deepconf import Policy
-from deepconf.errors import InvalidInput, RunFileError
+from deepconf.errors import InvalidInput, InvalidType, RunFileError
 from deepconf.evaluate import Evaluation, IncompleteRun, Progress, evaluate
 from deepconf.recording import Recording
 from deepconf.result import Result
@@ -444,7 +444,7 @@ def refused(says: str, *files: Path, **arguments: Any) -> None:
     before = [path.read_bytes() for path in files]
     given = {"questions": QUESTIONS, "policies": OFFLINE, "model": "recorded", **arguments}
     for _ in range(2):  # No lock is left behind either.
-        with pytest.raises((RunFileError, InvalidInput), match=says):
+        with pytest.raises((RunFileError, InvalidInput, InvalidType), match=says):
             Evaluation(**given)
         assert [path.read_bytes() for path in files] == before
 
@@ -556,6 +556,10 @@ def test_bad_targets_are_refused_before_anything_is_made(tmp_path: Path) -> None
     out = tmp_path / "run.jsonl"
     for name in ("t.csv", "t", "t.parquet.part"):
         refused(r"must end in \.parquet, \.arrow, \.feather", out=out, record=tmp_path / name)
+    for same in ("t.parquet", "t.parquet.part"):
+        refused("must be two files", out=tmp_path / same, record=tmp_path / "t.parquet")
+    for odd_path, says in ((3, "record=3: must be a path"), ("a\0.parquet", "is no path")):
+        refused(says, out=out, record=odd_path)
     refused("needs out, a run file", record=tmp_path / "t.parquet")
     odd = [{"id": "\ud83d", "question": "?", "answer": "1"}]
     refused("cannot be recorded", questions=odd, out=out, record=tmp_path / "t.parquet")

@@ -42,7 +42,7 @@ from deepconf.errors import (
 )
 from deepconf.provenance import code_name, fingerprint, trace_settings, versions
 from deepconf.questions import Question, load_questions, posed, read_questions
-from deepconf.recording import Recording, check_target
+from deepconf.recording import Recording, check_target, journal_of
 from deepconf.report import Report, summarise
 from deepconf.result import Result, Trace
 from deepconf.runs import RunFile
@@ -344,6 +344,7 @@ class Evaluation:
         label = self._recorded
         assert label is not None, "one policy is recorded"
         sampling = header["settings"].get("sampling", {})
+        sampling = sampling if isinstance(sampling, Mapping) else None
         return Recording(
             path,
             {**{key: header[key] for key in header if key != "policies"}, "recorded_policy": label},
@@ -581,11 +582,18 @@ def _recorded(
     questions: Sequence[Question],
 ) -> str:
     """Whose traces are recorded."""
+    if not isinstance(path, str | Path):
+        raise InvalidType(f"record={path!r}: must be a path")
+    if "\0" in str(path):
+        raise InvalidInput(f"record={str(path)!r}: is no path")
     if out is None:
         raise InvalidInput(
             f"record={str(path)!r} needs out, a run file: it says which questions are finished"
         )
-    check_target(Path(path).expanduser(), f"record={str(path)!r}")
+    target = Path(path).expanduser()
+    check_target(target, f"record={str(path)!r}")
+    if Path(out).expanduser().absolute() in (target.absolute(), journal_of(target).absolute()):
+        raise InvalidInput(f"record={str(path)!r} and out={str(out)!r}: must be two files")
     for question in questions:
         try:
             question.id.encode()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from deepconf.result import Result
 
-__all__ = ["SUFFIXES", "Recording", "check_target"]
+__all__ = ["SUFFIXES", "Recording", "check_target", "journal_of"]
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 """How the name of a trace file that is written ends."""
@@ -84,7 +84,7 @@ class Recording:
 
         self.path = Path(path).expanduser()
         check_target(self.path, f"record={str(path)!r}")
-        self.part = self.path.with_name(f"{self.path.name}.part")
+        self.part = journal_of(self.path)
         self._schema = schema().with_metadata({**settings, _RUN: json.dumps(run)})
         self._earlier: list[str] = []
         self._entries: list[_Entry] = []
@@ -309,6 +309,11 @@ def check_target(path: Path, given: str) -> None:
         raise InvalidInput(f"{given}: the name must end in {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise RunFileError(f"{path}: cannot be written: it is a folder")
+
+
+def journal_of(path: Path) -> Path:
+    """Where the traces are until the trace file is made."""
+    return path.with_name(f"{path.name}.part")
 
 
 class _Behind:
