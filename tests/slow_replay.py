@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from deepconf import Action, Controller, Outcome, Policy
+from deepconf.lab._draws import draws
+from deepconf.lab.replay import Frontier, Replay
 from numpy.typing import NDArray
 
 
@@ -107,10 +109,8 @@ def slow_replay(
                 finish: Any = recorded.status
                 obey(controller.finished(trace, finish, recorded.answer))
     outcome = run.outcome
-    # One that fell below the threshold in the last step, too late to be reported, was aborted.
-    stopped = {trace for trace in run.stopped if controller.status(trace) == "stopped"}
-    aborted = set(run.fed) - run.ended - stopped
-    tokens = sum(run.fed.values()) + lag * (len(stopped) + len(aborted))
+    aborted = set(run.fed) - run.ended - run.stopped
+    tokens = sum(run.fed.values()) + lag * (len(run.stopped) + len(aborted))
     return Row(
         answer=outcome.answer,
         correct=_right(traces, outcome.answer),
@@ -118,7 +118,7 @@ def slow_replay(
         steps=step,
         launched=len(run.fed),
         finished=len(run.ended),
-        stopped=len(stopped),
+        stopped=len(run.stopped),
         aborted=len(aborted),
         threshold=outcome.threshold,
         fallback=outcome.vote.fallback,
@@ -131,36 +131,6 @@ def _right(traces: Sequence[Recorded], answer: str | None) -> bool:
     return answer is not None and any(t.correct for t in traces if t.answer == answer)
 
 
-@dataclass(frozen=True)
-class SlowLine:
-    correct: NDArray[np.float64]
-    tokens: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class SlowFrontier:
-    budgets: NDArray[np.int64]
-    majority: SlowLine
-    consensus: SlowLine
-
-
-@dataclass
-class SlowReplay:
-    """A replay as the statistics want it, `[policies, questions, repeats]`."""
-
-    policies: dict[str, Policy]
-    questions: list[str]
-    correct: NDArray[np.int8]
-    tokens: NDArray[np.int64]
-    steps: NDArray[np.int64]
-    launched: NDArray[np.int64]
-    stopped: NDArray[np.int64]
-    aborted: NDArray[np.int64]
-    fallback: NDArray[np.bool_]
-    frontier: SlowFrontier
-    gold: bool = True
-
-
 def slow_replays(
     pools: Mapping[str, Sequence[Recorded]],
     policies: Mapping[str, Policy],
@@ -169,13 +139,13 @@ def slow_replays(
     seed: int = 0,
     lag: int = 0,
     budgets: Sequence[int] = (1, 2, 4, 8, 16),
-) -> SlowReplay:
+) -> Replay:
     """Plays every policy, and majority at every budget, on the same draws."""
     most = max([*budgets, *(policy.budget for policy in policies.values())])
     orders = {
-        (name, repeat): np.random.default_rng([seed, at, repeat]).permutation(len(pool))[:most]
-        for at, (name, pool) in enumerate(pools.items())
-        for repeat in range(repeats)
+        (name, repeat): order
+        for name, pool in pools.items()
+        for repeat, order in enumerate(draws(len(pool), most, repeats, seed, name))
     }
 
     def play(some: Mapping[str, Policy]) -> list[list[list[Row]]]:
@@ -190,23 +160,50 @@ def slow_replays(
     def figures(rows: list[list[list[Row]]], name: str, dtype: Any) -> NDArray[Any]:
         return np.array([[[getattr(r, name) for r in q] for q in p] for p in rows], dtype)
 
-    def line(stop: Any) -> SlowLine:
-        vote = Policy.offline(keep=1.0, weight="majority", stop=stop, top_logprobs=20)
-        rows = play({str(b): vote.replace(budget=b) for b in budgets})
-        return SlowLine(
-            figures(rows, "correct", np.int8).mean(axis=2),
-            figures(rows, "tokens", np.int64).mean(axis=2),
+    stops: dict[str, Any] = {"majority": "budget", "consensus": "consensus"}
+    plain = {
+        kind: play(
+            {
+                str(budget): Policy.offline(keep=1.0, weight="majority", stop=stop, budget=budget)
+                for budget in budgets
+            }
         )
+        for kind, stop in stops.items()
+    }
+
+    def means(name: str, dtype: Any) -> dict[str, NDArray[np.float64]]:
+        return {kind: figures(rows, name, dtype).mean(axis=2) for kind, rows in plain.items()}
 
     rows = play(policies)
-    counts = ("tokens", "steps", "launched", "stopped", "aborted")
-    return SlowReplay(
+    names = ("tokens", "steps", "launched", "finished", "stopped", "aborted", "fallback")
+    columns = {name: figures(rows, name, np.int64) for name in names}
+    lengths = {name: np.array([len(t.confidence) for t in pool]) for name, pool in pools.items()}
+    full = [
+        [
+            [lengths[name][orders[name, r][: policy.budget]].sum() for r in range(repeats)]
+            for name in pools
+        ]
+        for policy in policies.values()
+    ]
+    return Replay(
         policies=dict(policies),
         questions=list(pools),
+        gold=True,
         correct=figures(rows, "correct", np.int8),
-        fallback=figures(rows, "fallback", np.bool_),
-        frontier=SlowFrontier(np.array(budgets), line("budget"), line("consensus")),
-        **{name: figures(rows, name, np.int64) for name in counts},
+        tokens=columns["tokens"],
+        full=np.array(full),
+        steps=columns["steps"],
+        columns=columns,
+        answers=[],
+        reasons=(),
+        frontier=Frontier(
+            budgets=np.array(budgets),
+            correct=means("correct", np.int8),
+            tokens=means("tokens", np.int64),
+            share=0.95,
+            min_ballots=3,
+        ),
+        draws={},
     )
 
 

@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from deepconf import answers, engines
     from deepconf.batch import score_traces, vote_traces
     from deepconf.deepthink import DeepThink
+    from deepconf.lab.diagnose import Diagnosis, diagnose
+    from deepconf.lab.replay import Pool, Replay, grid, replay
+    from deepconf.lab.tune import Tuning, tune
     from deepconf.result import Result, Trace
     from deepconf.traces import TraceReader, TraceWriter, read_traces
 
@@ -68,6 +71,7 @@ __all__ = [
     "DeepConfError",
     "DeepConfWarning",
     "DeepThink",
+    "Diagnosis",
     "EngineDied",
     "EngineError",
     "EventError",
@@ -77,6 +81,8 @@ __all__ = [
     "MissingExtra",
     "Outcome",
     "Policy",
+    "Pool",
+    "Replay",
     "Result",
     "RunFileError",
     "RunWarning",
@@ -88,19 +94,24 @@ __all__ = [
     "TraceScorer",
     "TraceScores",
     "TraceWriter",
+    "Tuning",
     "UnknownPreset",
     "Vote",
     "Votes",
     "__version__",
     "answers",
+    "diagnose",
     "engines",
     "errors",
+    "grid",
     "logits_confidence",
     "read_traces",
+    "replay",
     "score",
     "score_traces",
     "token_confidence",
     "token_entropy",
+    "tune",
     "vote",
     "vote_many",
     "vote_traces",
@@ -109,15 +120,23 @@ __all__ = [
 # The driver pulls in asyncio: whoever only scores does not pay for it.
 _LAZY = {
     "DeepThink": "deepconf.deepthink",
+    "Diagnosis": "deepconf.lab.diagnose",
+    "Pool": "deepconf.lab.replay",
+    "Replay": "deepconf.lab.replay",
     "Result": "deepconf.result",
     "Trace": "deepconf.result",
     "TraceReader": "deepconf.traces",
     "TraceWriter": "deepconf.traces",
+    "Tuning": "deepconf.lab.tune",
     "answers": "deepconf.answers",
+    "diagnose": "deepconf.lab.diagnose",
     "engines": "deepconf.engines",
+    "grid": "deepconf.lab.replay",
     "read_traces": "deepconf.traces",
     "score_traces": "deepconf.batch",
     "vote_traces": "deepconf.batch",
+    "replay": "deepconf.lab.replay",
+    "tune": "deepconf.lab.tune",
 }
 
 
@@ -127,7 +146,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     module = importlib.import_module(_LAZY[name])
-    return module if _LAZY[name].endswith(f".{name}") else getattr(module, name)
+    return module if _LAZY[name] == f"deepconf.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -77,7 +77,9 @@ class Difference:
     @property
     def clear(self) -> bool:
         """Whether the interval leaves out 0."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+        if self.low is None or self.high is None:
+            return False
+        return self.low > _SAME or self.high < -_SAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,10 @@ def sign_test(won: int, lost: int) -> float:
     0.0703
     """
     total = won + lost
-    tail = sum(math.comb(total, at) for at in range(min(won, lost) + 1))
+    ways = tail = 1
+    for at in range(min(won, lost)):
+        ways = ways * (total - at) // (at + 1)
+        tail += ways
     return float(min(1.0, 2 * tail / 2**total))
 
 

@@ -33,7 +33,7 @@
 //! reported.
 //!
 //! **Cost.** Of [`add`](Pool::add): the scores, once for each group of policies that differ in `window`,
-//! `tail`, `bottom` or `decimals`, and 16 bytes a step of the staircases. Of [`run`](Pool::run): for each
+//! `tail`, `bottom` or `decimals`, and 12 bytes a step of the staircases. Of [`run`](Pool::run): for each
 //! trace launched a binary search, its place in a heap, and a few events; and the votes that may settle
 //! the run. With `stop="certain"` and weights by lowest group, besides, a look at each running trace
 //! whenever one ends.
@@ -46,7 +46,7 @@ use rayon::prelude::*;
 use crate::controller::{Action, Controller, Finish, Outcome, Reason};
 use crate::error::{Error, Result};
 use crate::policy::{Mode, Policy, Stop, Weight};
-use crate::staircase::{self, Low};
+use crate::staircase::{Lows, Staircase};
 use crate::token::Sample;
 use crate::trace::{self, Scores, Settings};
 
@@ -111,15 +111,21 @@ struct Lens {
 #[derive(Clone, Debug, Default)]
 struct View {
     scores: Vec<Scores>,
-    lows: Vec<Low>,
+    lows: Staircase,
     /// Where the lows of each trace end.
     ends: Vec<usize>,
 }
 
 impl View {
-    fn lows(&self, row: usize) -> &[Low] {
+    fn push(&mut self, (scores, lows): (Scores, Staircase)) {
+        self.scores.push(scores);
+        self.lows.append(lows);
+        self.ends.push(self.lows.len());
+    }
+
+    fn lows(&self, row: usize) -> Lows<'_> {
         let start = row.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.lows[start..self.ends[row]]
+        self.lows.of(start..self.ends[row])
     }
 }
 
@@ -137,6 +143,7 @@ struct Question {
 pub struct Pool {
     lenses: Vec<Lens>,
     questions: Vec<Question>,
+    closed: bool,
     /// The names under which the controller is told of answers.
     names: Vec<String>,
 }
@@ -157,28 +164,30 @@ impl Pool {
         };
         for policy in policies {
             policy.check()?;
-            want(policy.settings(), needs_stairs(policy) && policy.decimals.is_none());
-        }
-        for policy in policies {
-            // What stops a trace is not rounded.
-            if needs_stairs(policy) && policy.decimals.is_some() {
+            want(policy.settings(), false);
+            if needs_stairs(policy) {
+                // What stops a trace is not rounded.
                 want(Settings { decimals: None, ..policy.settings() }, true);
             }
         }
-        Ok(Self { lenses, questions: Vec::new(), names: Vec::new() })
+        Ok(Self { lenses, questions: Vec::new(), closed: false, names: Vec::new() })
     }
 
     /// Takes in traces, in parallel: `traces[i]` holds the token confidences, in nats, of `rows[i]`.
     ///
     /// # Errors
-    /// [`Error::Length`]; as [`trace::score`], the trace counted from the first of these rows. None of
-    /// them is then taken in.
+    /// [`Error::Length`]; [`Error::Setting`] once the pool is closed; as
+    /// [`trace::score_with_lows`], the trace counted from the first of these rows. None of them is then
+    /// taken in.
     pub fn add<T: Sample>(&mut self, rows: &[Row], traces: &[&[T]]) -> Result<()> {
         if rows.len() != traces.len() {
             let (left_len, right_len) = (rows.len(), traces.len());
             return Err(Error::Length { left: "rows", left_len, right: "traces", right_len });
         }
-        type Seen = Vec<(Scores, Vec<Low>)>;
+        if self.closed {
+            return Err(Error::setting("rows", rows.len(), "the pool is closed"));
+        }
+        type Seen = Vec<(Scores, Staircase)>;
         let seen: Result<Vec<Seen>> = traces
             .par_iter()
             .enumerate()
@@ -195,18 +204,13 @@ impl Pool {
                 self.questions.resize(question + 1, empty);
             }
             let question = &mut self.questions[question];
-            question.order.clear();
             question.rows.push(*row);
-            for (view, (scores, lows)) in question.views.iter_mut().zip(seen) {
-                view.scores.push(scores);
-                view.lows.extend(lows);
-                view.ends.push(view.lows.len());
-            }
+            question.views.iter_mut().zip(seen).for_each(|(view, seen)| view.push(seen));
         }
         Ok(())
     }
 
-    /// Puts the traces of each question into launch order; what is added later needs it again.
+    /// Puts the traces of each question into launch order; nothing can be added any more.
     ///
     /// # Errors
     /// [`Error::Setting`] where two traces of a question have the same number.
@@ -226,6 +230,7 @@ impl Pool {
             let answers = rows.iter().filter_map(|row| row.answer);
             most = answers.map(|answer| answer + 1).fold(most, u32::max);
         }
+        self.closed = true;
         self.names = (0..most).map(|answer| answer.to_string()).collect();
         Ok(())
     }
@@ -236,9 +241,9 @@ impl Pool {
         self.questions.get(question).map_or(0, |question| question.rows.len())
     }
 
-    /// How many steps all staircases have.
+    /// How many record lows are kept, 12 bytes each.
     #[must_use]
-    pub fn num_steps(&self) -> usize {
+    pub fn num_lows(&self) -> usize {
         self.questions.iter().flat_map(|q| &q.views).map(|view| view.lows.len()).sum()
     }
 
@@ -295,7 +300,7 @@ impl Pool {
             let expected = format!("there are {}", self.questions.len());
             return Err(Error::setting("question", question, expected));
         };
-        if traces.order.len() != traces.rows.len() {
+        if !self.closed {
             return Err(Error::setting("question", question, "close the pool first"));
         }
         let settings = policy.settings();
@@ -317,8 +322,8 @@ impl Pool {
 }
 
 impl Lens {
-    fn look<T: Sample>(&self, values: &[T]) -> Result<(Scores, Vec<Low>)> {
-        let mut lows = Vec::new();
+    fn look<T: Sample>(&self, values: &[T]) -> Result<(Scores, Staircase)> {
+        let mut lows = Staircase::default();
         let scores = if self.stairs {
             trace::score_with_lows(values, &self.settings, &mut lows)
         } else {
@@ -498,7 +503,7 @@ impl<'a> Replayer<'a> {
         let row = self.eyes.question.order[self.draw[trace as usize] as usize] as usize;
         let threshold = self.controller.threshold().filter(|_| trace >= self.policy.warmup);
         let stop = match (threshold, self.eyes.stairs) {
-            (Some(s), Some(stairs)) => staircase::first_below(stairs.lows(row), s),
+            (Some(s), Some(stairs)) => stairs.lows(row).first_below(s),
             _ => None,
         };
         let tokens = stop.map_or(self.eyes.scores[row].num_tokens, |token| token + 1);
@@ -542,8 +547,8 @@ impl<'a> Replayer<'a> {
 
     /// What is known of a trace after its first `tokens` tokens.
     fn part(&self, row: usize, tokens: u64) -> Scores {
-        let lows = self.eyes.stairs.map_or(&[][..], |stairs| stairs.lows(row));
-        let lowest_group = staircase::lowest_after(lows, tokens).unwrap_or(f64::NAN);
+        let lows = self.eyes.stairs.map(|stairs| stairs.lows(row));
+        let lowest_group = lows.and_then(|lows| lows.lowest_after(tokens)).unwrap_or(f64::NAN);
         Scores { lowest_group, num_tokens: tokens, ..Scores::NOTHING }
     }
 

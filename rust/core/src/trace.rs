@@ -33,7 +33,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Place, Result};
 use crate::fixed::{self, FAST_LIMIT, NARROW_LIMIT};
 use crate::slide::{self, Groups};
-use crate::staircase::{self, Low};
+use crate::staircase::{self, Staircase};
 use crate::steps::Steps;
 use crate::token::Sample;
 use crate::{bottom, simd};
@@ -156,16 +156,20 @@ pub fn score<T: Sample>(values: &[T], settings: &Settings) -> Result<Scores> {
 /// `lows`. These are not rounded: what stops a trace never is.
 ///
 /// # Errors
-/// As [`score`]; [`Error::Setting`] with `decimals`, which the two would differ by.
+/// As [`score`]; [`Error::Setting`] with `decimals`, which the two would differ by, and for a trace of
+/// 2³² tokens or more.
 pub fn score_with_lows<T: Sample>(
     values: &[T],
     settings: &Settings,
-    lows: &mut Vec<Low>,
+    lows: &mut Staircase,
 ) -> Result<Scores> {
     settings.check()?;
     if let Some(decimals) = settings.decimals {
         let expected = "record lows are not rounded: leave it out";
         return Err(Error::setting("decimals", decimals, expected));
+    }
+    if u32::try_from(values.len()).is_err() {
+        return Err(Error::setting("tokens", values.len(), "must be below 2^32 in a trace"));
     }
     score_one(values, settings, 0, Some(lows))
 }
@@ -243,7 +247,7 @@ fn score_one<T: Sample>(
     values: &[T],
     settings: &Settings,
     trace: usize,
-    mut lows: Option<&mut Vec<Low>>,
+    mut lows: Option<&mut Staircase>,
 ) -> Result<Scores> {
     let narrow = SCRATCH.with_borrow_mut(|scratch| match settings.decimals {
         None => {
@@ -279,7 +283,7 @@ struct Narrow<'a, T, F> {
     /// A confidence as it enters the sums.
     door: F,
     /// Where record lows go, if they are wanted.
-    lows: Option<&'a mut Vec<Low>>,
+    lows: Option<&'a mut Staircase>,
 }
 
 impl<T: Sample, F: Fn(T) -> f64 + Copy> simd::Work for Narrow<'_, T, F> {
@@ -379,7 +383,10 @@ mod tests {
     use proptest::prelude::*;
 
     /// The scores as each instruction set of this CPU has them, the baseline first.
-    fn on_every_level<T: Sample>(values: &[T], settings: &Settings) -> Vec<Option<Scores>> {
+    fn on_every_level<T: Sample>(
+        values: &[T],
+        settings: &Settings,
+    ) -> Vec<(Option<Scores>, Staircase)> {
         let mut scratch = Scratch::default();
         let mut scored = Vec::new();
         let mut levels: Vec<fn(Level<'_, T>) -> Option<Scores>> = vec![|work| work.call(Plain)];
@@ -394,16 +401,19 @@ mod tests {
             }
         }
         for level in levels {
-            let door: fn(T) -> f64 = T::wide;
-            scored.push(level(Narrow {
-                values,
-                settings,
-                scratch: &mut scratch,
-                door,
-                lows: None,
-            }));
+            let mut lows = Staircase::default();
+            let (scratch, door) = (&mut scratch, T::wide as fn(T) -> f64);
+            let scores = level(Narrow { values, settings, scratch, door, lows: Some(&mut lows) });
+            scored.push((scores, lows));
         }
         scored
+    }
+
+    /// The scores and record lows of the plain way.
+    fn plainly(tokens: &[i64], settings: &Settings) -> (Option<[u64; 4]>, Staircase) {
+        let mut lows = Staircase::default();
+        staircase::of_quantised(tokens, settings.window as usize, &mut lows);
+        (bits(Some(score_quantised(tokens, settings))), lows)
     }
 
     type Level<'a, T> = Narrow<'a, T, fn(T) -> f64>;
@@ -424,9 +434,9 @@ mod tests {
             let settings = Settings { window: w, tail, bottom, decimals: None };
             let values: Vec<f32> = (0..n).map(|i| pattern[i * i % pattern.len()]).collect();
             let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
-            let plain = bits(Some(score_quantised(&tokens, &settings)));
-            for scores in on_every_level(&values, &settings) {
-                prop_assert_eq!(bits(scores), plain);
+            let plain = plainly(&tokens, &settings);
+            for (scores, lows) in on_every_level(&values, &settings) {
+                prop_assert_eq!((bits(scores), lows), plain.clone());
             }
         }
 
@@ -452,9 +462,9 @@ mod tests {
                 (0..500).map(|i| if i * i % 7 < 3 { 2_047.0 } else { -2_047.0 }).collect();
             let settings = Settings { window, tail: 5, bottom: 0.2, decimals: None };
             let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
-            let plain = bits(Some(score_quantised(&tokens, &settings)));
-            for scores in on_every_level(&values, &settings) {
-                assert_eq!(bits(scores), plain, "w = {window}");
+            let plain = plainly(&tokens, &settings);
+            for (scores, lows) in on_every_level(&values, &settings) {
+                assert_eq!((bits(scores), lows), plain.clone(), "w = {window}");
             }
         }
     }
@@ -469,9 +479,9 @@ mod tests {
                 let values: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 / 8.0).collect();
                 let settings = Settings { window, tail: 5, bottom: 0.3, decimals: None };
                 let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
-                let plain = bits(Some(score_quantised(&tokens, &settings)));
-                for scores in on_every_level(&values, &settings) {
-                    assert_eq!(bits(scores), plain, "n = {n}, w = {window}");
+                let plain = plainly(&tokens, &settings);
+                for (scores, lows) in on_every_level(&values, &settings) {
+                    assert_eq!((bits(scores), lows), plain.clone(), "n = {n}, w = {window}");
                 }
             }
         }

@@ -8,7 +8,7 @@ use deepconf_core::controller::{Action, Controller, Finish, Outcome, Status};
 use deepconf_core::group::{StreamSettings, TraceScorer};
 use deepconf_core::policy::{Measure, Mode, PRESETS, Policy, Stop, Weight};
 use deepconf_core::replay::{Ended, Pool, Row, Run};
-use deepconf_core::staircase;
+use deepconf_core::staircase::Staircase;
 use deepconf_core::trace::{Settings, score, score_with_lows};
 use oracle::Dice;
 use proptest::prelude::*;
@@ -188,21 +188,22 @@ proptest! {
         let values: Vec<f32> =
             (0..n).map(|i| (pattern[i * i % pattern.len()] - fall * i as f32) * scale).collect();
         let settings = Settings { window, ..Settings::default() };
-        let mut lows = Vec::new();
+        let mut lows = Staircase::default();
         let scores = score_with_lows(&values, &settings, &mut lows).unwrap();
         prop_assert_eq!(format!("{scores:?}"), format!("{:?}", score(&values, &settings).unwrap()));
         let s = s * f64::from(scale);
         let of = StreamSettings { window, bottom: None, ..StreamSettings::default() };
         let stopping = StreamSettings { threshold: Some(s), ..of };
         let stop = TraceScorer::new(stopping).unwrap().extend(&values).unwrap();
-        prop_assert_eq!(staircase::first_below(&lows, s), stop.map(|at| at as u64));
+        prop_assert_eq!(lows.all().first_below(s), stop.map(|at| at as u64));
         let mut scorer = TraceScorer::new(of).unwrap();
         for (at, &c) in values.iter().enumerate() {
             scorer.push(c.into()).unwrap();
             let lowest = scorer.armed().then(|| scorer.lowest_group());
-            prop_assert_eq!(staircase::lowest_after(&lows, at as u64 + 1), lowest);
+            prop_assert_eq!(lows.all().lowest_after(at as u64 + 1), lowest);
         }
-        prop_assert!(lows.windows(2).all(|pair| pair[1].group < pair[0].group));
+        let groups: Vec<f64> = lows.all().steps().map(|(_, group)| group).collect();
+        prop_assert!(groups.windows(2).all(|pair| pair[1] < pair[0]));
     }
 }
 
@@ -284,10 +285,12 @@ fn what_cannot_be_replayed_is_refused() {
     let error = pool.run(3, &low, &[0, 1, 2, 3], 0).unwrap_err().to_string();
     assert!(error.contains("question=3: there are 1"), "{error}");
     let row = Row { question: 0, trace: 2, answer: None, ended: Ended::ByItself };
+    assert!(pool.add(&[row], &[&[1.0_f32]]).unwrap_err().to_string().contains("closed"));
+    let mut pool = Pool::new(&[low]).unwrap();
     let wrong = pool.add(&[row, row], &[&[1.0_f32][..], &[1.0, f32::NAN][..]]).unwrap_err();
     assert!(wrong.to_string().contains("trace 1, position 1"), "{wrong}");
-    assert_eq!(pool.num_traces(0), 4);
-    pool.add(&[row], &[&[1.0_f32]]).unwrap();
+    assert_eq!(pool.num_traces(0), 0);
+    pool.add(&[row, row], &[&[1.0_f32], &[2.0]]).unwrap();
     assert!(pool.close().unwrap_err().to_string().contains("trace=2"));
 }
 

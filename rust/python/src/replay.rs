@@ -104,15 +104,10 @@ impl ReplayPool {
         py.detach(|| self.0.write().unwrap_or_else(PoisonError::into_inner).close()).map_err(raise)
     }
 
-    /// How many traces a question has.
-    fn num_traces(&self, py: Python<'_>, question: usize) -> usize {
-        py.detach(|| self.0.read().unwrap_or_else(PoisonError::into_inner).num_traces(question))
-    }
-
-    /// How many record lows are kept, 16 bytes each.
+    /// How many record lows are kept, 12 bytes each.
     #[getter]
     fn num_lows(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.0.read().unwrap_or_else(PoisonError::into_inner).num_steps())
+        py.detach(|| self.0.read().unwrap_or_else(PoisonError::into_inner).num_lows())
     }
 
     /// Replays each policy on each draw, on all cores.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._core import Policy
 from deepconf._statistics import (
     Difference,
     Estimate,
@@ -22,16 +20,17 @@ from deepconf._statistics import (
 )
 from deepconf.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from deepconf.lab.replay import Frontier, Replay
+
 __all__ = [
     "VARIANTS",
     "Equal",
-    "Frontier",
-    "Line",
     "MajorityRow",
     "PolicyRow",
-    "Replayed",
     "Summary",
     "difference_in_words",
+    "equal_tokens",
     "points",
     "ratio",
     "summary",
@@ -41,53 +40,6 @@ Floats = NDArray[np.float64]
 
 VARIANTS = {"majority": "plain majority", "consensus": "majority with early consensus"}
 """The two ways a majority is counted, by their names in a frontier, in words."""
-
-
-class Line(Protocol):
-    """Majority at every budget, means over repeats: `[budgets, questions]` float64 each."""
-
-    @property
-    def correct(self) -> Floats: ...
-    @property
-    def tokens(self) -> Floats: ...
-
-
-class Frontier(Protocol):
-    """Majority at every budget, to the end of the budget and with early consensus."""
-
-    @property
-    def budgets(self) -> NDArray[np.int64]: ...
-    @property
-    def majority(self) -> Line: ...
-    @property
-    def consensus(self) -> Line: ...
-
-
-class Replayed(Protocol):
-    """What is asked of a replay: `[policies, questions, repeats]` each."""
-
-    @property
-    def policies(self) -> Mapping[str, Policy]: ...
-    @property
-    def questions(self) -> Sequence[str]: ...
-    @property
-    def gold(self) -> bool: ...
-    @property
-    def correct(self) -> NDArray[Any]: ...
-    @property
-    def tokens(self) -> NDArray[Any]: ...
-    @property
-    def steps(self) -> NDArray[Any]: ...
-    @property
-    def launched(self) -> NDArray[Any]: ...
-    @property
-    def stopped(self) -> NDArray[Any]: ...
-    @property
-    def aborted(self) -> NDArray[Any]: ...
-    @property
-    def fallback(self) -> NDArray[Any]: ...
-    @property
-    def frontier(self) -> Frontier: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +57,18 @@ class Equal:
     """`below` or `above`, where no budget is as cheap, or as dear, as the policy."""
     difference: Difference
     """The policy's accuracy minus this one."""
+
+    @classmethod
+    def of(cls, mixture: Mixture, difference: Difference) -> Equal:
+        """From the mixture, and how the policy differs from it."""
+        return cls(
+            accuracy=float(mixture.correct.mean()),
+            tokens=mixture.tokens,
+            budgets=mixture.budgets,
+            share=mixture.share,
+            beyond=mixture.beyond,
+            difference=difference,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +139,7 @@ class Summary:
         }
 
 
-def summary(replay: Replayed) -> Summary:
+def summary(replay: Replay) -> Summary:
     """The figures of a replay: each policy's, paired differences, majority at the same tokens.
 
     Raises:
@@ -188,21 +152,19 @@ def summary(replay: Replayed) -> Summary:
             f"there must be one of each"
         )
     correct, tokens = per_question(replay.correct), per_question(replay.tokens)
-    frontier = replay.frontier
-    names = ("correct", "tokens", "steps", "launched", "stopped", "aborted", "fallback")
-    columns = {name: estimates(per_question(getattr(replay, name))) for name in names}
-    # Of tokens that all traces of a budget cost; whole budgets are on the frontier, or between.
-    whole = frontier.majority.tokens.mean(axis=1)
-    budgets = np.array([policy.budget for policy in replay.policies.values()])
-    full = np.interp(budgets, frontier.budgets, whole)
-    spent = tokens.mean(axis=1)
+    columns = {
+        name: estimates(per_question(replay.columns[name]))
+        for name in ("tokens", "steps", "launched", "stopped", "aborted", "fallback")
+    }
+    accuracies = estimates(correct)
+    spent, full = tokens.mean(axis=1), replay.full.mean(axis=(1, 2))
     against = paired(correct, correct[:1])
-    equal = {name: _equal(getattr(frontier, name), frontier, correct, spent) for name in VARIANTS}
+    equal = equal_tokens(replay.frontier, correct, tokens)
     rows = [
         PolicyRow(
             label=label,
             budget=policy.budget,
-            accuracy=columns["correct"][at],
+            accuracy=accuracies[at],
             tokens=columns["tokens"][at],
             share=float(spent[at] / full[at]) if full[at] else 1.0,
             steps=columns["steps"][at],
@@ -211,36 +173,33 @@ def summary(replay: Replayed) -> Summary:
             aborted=columns["aborted"][at],
             fallbacks=columns["fallback"][at],
             against_first=against[at],
-            same_tokens={name: equal[name][at] for name in VARIANTS},
+            same_tokens=equal[at],
         )
         for at, (label, policy) in enumerate(replay.policies.items())
     ]
-    lines = [row for name in VARIANTS for row in _majority_rows(name, frontier)]
+    lines = [row for name in VARIANTS for row in _majority_rows(name, replay.frontier)]
     return Summary(questions, repeats, replay.gold, rows, lines, _closing(rows, replay.gold))
 
 
-def _equal(line: Line, frontier: Frontier, correct: Floats, spent: Floats) -> list[Equal]:
-    found: list[Mixture] = [
-        at_tokens(frontier.budgets, line.tokens, line.correct, float(wanted)) for wanted in spent
-    ]
-    differences = paired(correct, np.stack([mixture.correct for mixture in found]))
-    return [
-        Equal(
-            float(mixture.correct.mean()),
-            mixture.tokens,
-            mixture.budgets,
-            mixture.share,
-            mixture.beyond,
-            difference,
-        )
-        for mixture, difference in zip(found, differences, strict=True)
-    ]
+def equal_tokens(frontier: Frontier, correct: Floats, tokens: Floats) -> list[dict[str, Equal]]:
+    """Majority at the mean tokens of each row of `[n, questions]`, by variant."""
+    found = []
+    for name in VARIANTS:
+        mixtures = [
+            at_tokens(
+                frontier.budgets, frontier.tokens[name], frontier.correct[name], float(wanted)
+            )
+            for wanted in tokens.mean(axis=1)
+        ]
+        differences = paired(correct, np.stack([mixture.correct for mixture in mixtures]))
+        found.append([Equal.of(*each) for each in zip(mixtures, differences, strict=True)])
+    return [dict(zip(VARIANTS, each, strict=True)) for each in zip(*found, strict=True)]
 
 
 def _majority_rows(name: str, frontier: Frontier) -> list[MajorityRow]:
-    line: Line = getattr(frontier, name)
-    every = zip(frontier.budgets, estimates(line.correct), estimates(line.tokens), strict=True)
-    return [MajorityRow(name, int(budget), *each) for budget, *each in every]
+    figures = estimates(frontier.correct[name]), estimates(frontier.tokens[name])
+    every = zip(frontier.budgets.tolist(), *figures, strict=True)
+    return [MajorityRow(name, budget, *each) for budget, *each in every]
 
 
 def _closing(rows: list[PolicyRow], gold: bool) -> str:
@@ -248,7 +207,7 @@ def _closing(rows: list[PolicyRow], gold: bool) -> str:
     best = min(rows, key=lambda row: (-row.accuracy.value, row.tokens.value))
     name, equal = max(best.same_tokens.items(), key=lambda item: item[1].accuracy)
     found = equal.difference
-    which = f"{best.label}, the most accurate of {len(rows)}" if len(rows) > 1 else best.label
+    which = f"{best.label} (the most accurate of {len(rows)})" if len(rows) > 1 else best.label
     what = "accuracy" if gold else "agreement"
     figures = (
         f"{ratio(best.accuracy.value)} against {ratio(equal.accuracy)} "

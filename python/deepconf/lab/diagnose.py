@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._core import score
+from deepconf._core import Policy
+from deepconf._settings import recorded
 from deepconf._statistics import Estimate, auroc, estimates, pairs_won, within
-from deepconf.errors import InvalidInput
-from deepconf.report import MEASURES
+from deepconf.lab._scored import Scored, read
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,9 +24,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 BINS = 10
-"""The bins of a reliability curve, of as many traces each."""
-_COLUMNS = ("question_id", "trace", "answer", "status", "confidence", "correct")
-_WHOLE = ("finished", "length")
+"""The bins of a reliability curve."""
 # Above this share of pairs, a score is said to tell right from wrong well.
 _WELL = 0.65
 
@@ -67,17 +65,17 @@ class Answers:
     """Different answers in a question."""
     entropy: float
     """Of the answers of a question, in nats; 0 where all agree."""
-    pass_1: Estimate | None
+    pass_1: Estimate | None = None
     """Accuracy of one trace alone; None without known answers, as all that follows."""
-    majority: Estimate | None
+    majority: Estimate | None = None
     """Accuracy of the vote of all, a head each."""
-    pass_n: Estimate | None
+    pass_n: Estimate | None = None
     """The share of questions with a right answer among the candidates: no vote can do better."""
-    majority_wrong: int | None
+    majority_wrong: int | None = None
     """Questions in which the majority is wrong."""
-    within_reach: int | None
+    within_reach: int | None = None
     """Those of them with a right answer among the candidates."""
-    wrong_concentration: float | None
+    wrong_concentration: float | None = None
     """The share of the leading wrong answer among the wrong ones, over questions that have any."""
 
 
@@ -102,7 +100,8 @@ class Diagnosis:
     reliability: dict[str, list[Bin]]
     """By score, accuracy in tenths of all traces, from the lowest score to the highest."""
     reliability_within: dict[str, list[Bin]]
-    """The same by rank within the question, so that hard questions are beside easy ones."""
+    """By score, accuracy in tenths of the rank within the question, so that hard questions and easy
+    ones are in every bin."""
     answers: Answers
     notes: list[str]
     closing: str
@@ -166,7 +165,7 @@ def diagnose(
     tail: int | None = None,
     bottom: float | None = None,
     threads: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """What recorded traces say of confidence: does it tell right from wrong, and could it help?
 
@@ -179,160 +178,66 @@ def diagnose(
         bottom: the share of groups of the bottom-group confidence; by default the recording's,
             else 0.10.
         threads: by default all cores.
-        progress: called with the number of traces read, after each batch.
+        progress: called with traces read and, where known, in all (else 0).
 
     Raises:
-        InvalidInput: there is no trace that ran to its end, or the file cannot be read as traces.
+        InvalidInput: no trace ran to its end, one is there twice, a confidence is not finite, or an
+            answer is marked both right and wrong.
+        TraceFileError: a file cannot be read as traces.
         MissingExtra: pyarrow is not installed.
     """
     from deepconf.traces import TraceReader, read_traces
 
-    reader = traces if isinstance(traces, TraceReader) else read_traces(traces, columns=_COLUMNS)
-    recorded = {**(reader.settings.get("policy") or {}), **_known(reader.settings)}
-    measured = {
-        "window": int(recorded.get("window", 2048) if window is None else window),
-        "tail": int(recorded.get("tail", 2048) if tail is None else tail),
-        "bottom": float(recorded.get("bottom", 0.10) if bottom is None else bottom),
-    }
-    table = _Table()
-    for batch in reader:
-        table.add(batch, threads=threads, **measured)
-        if progress is not None:
-            progress(table.read)
-    return table.diagnosis(**measured)
-
-
-def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings[name] for name in ("window",) if settings.get(name) is not None}
-
-
-class _Table:
-    """Some numbers of each trace, column by column, as batches come."""
-
-    def __init__(self) -> None:
-        self.read = 0
-        self._questions: dict[str, int] = {}
-        self._answers: dict[tuple[int, str], int] = {}
-        self._left_out: dict[str, int] = {}
-        self._parts: dict[str, list[NDArray[Any]]] = {
-            name: [] for name in ("question", "order", "answer", "correct", "tokens", "armed")
-        }
-        self._scores: dict[str, list[Floats]] = {name: [] for name in MEASURES}
-
-    def add(
-        self, batch: Any, *, threads: int | None, window: int, tail: int, bottom: float
-    ) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        self.read += batch.num_rows
-        whole = pc.is_in(batch["status"], value_set=pa.array(_WHOLE))
-        if not pc.all(whole).as_py():
-            for status in batch["status"].filter(pc.invert(whole)).to_pylist():
-                self._left_out[status] = self._left_out.get(status, 0) + 1
-            batch = batch.filter(whole)
-        if not batch.num_rows:
-            return
-        scores = score(
-            batch["confidence"], window=window, tail=tail, bottom=bottom, threads=threads
+    reader = traces if isinstance(traces, TraceReader) else read_traces(traces)
+    asked = {"window": window, "tail": tail, "bottom": bottom}
+    settings = recorded(reader.settings)
+    settings |= {name: value for name, value in asked.items() if value is not None}
+    # A policy knows how scores are taken by default, and checks what is asked for.
+    measured = Policy.low(**{name: settings[name] for name in asked if name in settings})
+    scored = read(reader, measured, threads=threads, progress=progress)
+    known = scored.correct >= 0
+    separation, pooled, ranked = {}, {}, {}
+    for name, values in scored.scores.items() if known.any() else ():
+        separation[name], pooled[name], ranked[name] = _separated(
+            values[known], scored.correct[known] == 1, scored.question[known]
         )
-        questions = np.array(
-            [
-                self._questions.setdefault(name, len(self._questions))
-                for name in batch["question_id"].to_pylist()
-            ],
-            np.int64,
-        )
-        correct = batch["correct"].to_pylist() if "correct" in batch.schema.names else None
-        self._append(
-            question=questions,
-            order=batch["trace"].to_numpy(zero_copy_only=False).astype(np.int64),
-            answer=self._codes(questions, batch["answer"].to_pylist()),
-            # -1 is unknown.
-            correct=np.array(
-                [-1 if mark is None else mark for mark in correct or [None] * len(questions)],
-                np.int8,
-            ),
-            tokens=scores.num_tokens,
-            armed=scores.num_tokens >= window,
-        )
-        for name in MEASURES:
-            self._scores[name].append(getattr(scores, name))
-
-    def diagnosis(self, *, window: int, tail: int, bottom: float) -> Diagnosis:
-        if not self._parts["question"]:
-            every = ", ".join(f"{count} {status}" for status, count in self._left_out.items())
-            raise InvalidInput(
-                f"traces: none ran to its end ({every or 'there are none'}): only those with "
-                f"status finished or length say anything here"
-            )
-        columns = {name: np.concatenate(parts) for name, parts in self._parts.items()}
-        scores = {name: np.concatenate(parts) for name, parts in self._scores.items()}
-        count = len(self._questions)
-        question, correct = columns["question"], columns["correct"]
-        marked = np.bincount(question[correct >= 0], minlength=count) > 0
-        # A trace without an answer is wrong wherever right and wrong are known.
-        silent = (columns["answer"] < 0) & marked[question]
-        correct[silent] = 0
-        known = correct >= 0
-        right = correct[known] == 1
-        notes = _notes(count, marked, int((~known & marked[question]).sum()), self._left_out)
-        separation, pooled, ranked = {}, {}, {}
-        for name, values in scores.items() if known.any() else ():
-            some, inside = values[known], question[known]
-            alone = auroc(some, right)
-            pairs = within(*pairs_won(some, right, inside, count))
-            separation[name] = Separation(
-                None if math.isnan(alone) else alone, None if math.isnan(pairs.value) else pairs
-            )
-            pooled[name] = _bins(some, right)
-            ranked[name] = _bins(_ranks(some, inside, count), right)
-        candidates = _candidates(
-            question, columns["answer"], correct, columns["order"], count, marked
-        )
-        return Diagnosis(
-            questions=count,
-            known=int(marked.sum()),
-            traces=len(question),
-            left_out=self._left_out,
-            tokens=int(columns["tokens"].sum()),
-            window=window,
-            tail=tail,
-            bottom=bottom,
-            armed=float(columns["armed"].mean()),
-            separation=separation,
-            reliability=pooled,
-            reliability_within=ranked,
-            answers=candidates,
-            notes=notes,
-            closing=_closing(separation, candidates, float(columns["armed"].mean())),
-        )
-
-    def _append(self, **columns: NDArray[Any]) -> None:
-        for name, values in columns.items():
-            self._parts[name].append(values)
-
-    def _codes(self, questions: Ints, answers: list[str | None]) -> Ints:
-        """A number for each answer of each question; -1 for none."""
-        known = self._answers
-        return np.array(
-            [
-                -1 if answer is None else known.setdefault((question, answer), len(known))
-                for question, answer in zip(questions.tolist(), answers, strict=True)
-            ],
-            np.int64,
-        )
+    armed = float((scored.tokens >= measured.window).mean())
+    answers = _answers(scored)
+    return Diagnosis(
+        questions=len(scored.questions),
+        known=int(scored.known.sum()),
+        traces=len(scored.question),
+        left_out=scored.left_out,
+        tokens=int(scored.tokens.sum()),
+        window=measured.window,
+        tail=measured.tail,
+        bottom=measured.bottom,
+        armed=armed,
+        separation=separation,
+        reliability=pooled,
+        reliability_within=ranked,
+        answers=answers,
+        notes=_notes(scored),
+        closing=_closing(separation, answers, armed),
+    )
 
 
-def _candidates(
-    question: Ints,
-    answer: Ints,
-    correct: NDArray[np.int8],
-    order: Ints,
-    count: int,
-    marked: NDArray[np.bool_],
-) -> Answers:
+def _separated(
+    values: Floats, right: NDArray[np.bool_], question: Ints
+) -> tuple[Separation, list[Bin], list[Bin]]:
+    """How well a score tells right from wrong, and its two reliability curves."""
+    count = int(question.max()) + 1
+    alone = auroc(values, right)
+    inside = within(*pairs_won(values, right, question, count))
+    found = Separation(
+        None if math.isnan(alone) else alone, None if math.isnan(inside.value) else inside
+    )
+    return found, _tenths(values, right), _by_rank(_ranks(values, question, count), right)
+
+
+def _answers(scored: Scored) -> Answers:
     """The answers of each question, and which of them leads."""
+    question, answer, count = scored.question, scored.answer, len(scored.questions)
     spoken = answer >= 0
     sizes = np.bincount(question, minlength=count)
     voices = np.bincount(question[spoken], minlength=count)
@@ -341,7 +246,7 @@ def _candidates(
     of = question[spoken][first]
     earliest = np.full(len(codes), np.iinfo(np.int64).max)
     place = np.searchsorted(codes, answer[spoken])
-    np.minimum.at(earliest, place, order[spoken])
+    np.minimum.at(earliest, place, scored.order[spoken])
     share = heads / voices[of]
     distinct = np.bincount(of, minlength=count)
     entropy = np.bincount(of, weights=-share * np.log(share), minlength=count)
@@ -351,17 +256,17 @@ def _candidates(
     agreement = np.zeros(count)
     agreement[of[leaders]] = share[leaders]
     asked = voices > 0
-    figures = {
-        "answered": float((voices / sizes).mean()),
-        "agreement": float(agreement[asked].mean()) if asked.any() else 0.0,
-        "distinct": float(distinct.mean()),
-        "entropy": float(entropy.mean()),
-    }
-    if not marked.any():
-        return Answers(**figures, **dict.fromkeys(_MARKED))  # type: ignore[arg-type]
-    hits = np.bincount(place, weights=correct[spoken] == 1, minlength=len(codes))
-    good = hits * 2 > heads  # As most of its traces are marked.
-    alone = np.bincount(question, weights=correct == 1, minlength=count) / sizes
+    found = Answers(
+        answered=float((voices / sizes).mean()),
+        agreement=float(agreement[asked].mean()) if asked.any() else 0.0,
+        distinct=float(distinct.mean()),
+        entropy=float(entropy.mean()),
+    )
+    known = scored.known
+    if not known.any():
+        return found
+    good = scored.correct[spoken][first] == 1
+    alone = np.bincount(question, weights=scored.correct == 1, minlength=count) / sizes
     reached = np.bincount(of, weights=good, minlength=count) > 0
     winner = np.zeros(count, np.bool_)
     winner[of[leaders]] = good[leaders]
@@ -369,45 +274,44 @@ def _candidates(
     leading = np.zeros(count, np.int64)
     np.maximum.at(leading, of, wrong)
     all_wrong = np.bincount(of, weights=wrong, minlength=count)
-    any_wrong = marked & (all_wrong > 0)
-    each = estimates(np.stack([alone, winner, reached])[:, marked].astype(np.float64))
-    return Answers(
-        **figures,
+    any_wrong = known & (all_wrong > 0)
+    each = estimates(np.stack([alone, winner, reached])[:, known].astype(np.float64))
+    return replace(
+        found,
         pass_1=each[0],
         majority=each[1],
         pass_n=each[2],
-        majority_wrong=int((marked & ~winner).sum()),
-        within_reach=int((marked & ~winner & reached).sum()),
+        majority_wrong=int((known & ~winner).sum()),
+        within_reach=int((known & ~winner & reached).sum()),
         wrong_concentration=(
             float((leading[any_wrong] / all_wrong[any_wrong]).mean()) if any_wrong.any() else None
         ),
     )
 
 
-_MARKED = (
-    "pass_1",
-    "majority",
-    "pass_n",
-    "majority_wrong",
-    "within_reach",
-    "wrong_concentration",
-)
-
-
-def _bins(values: Floats, right: NDArray[np.bool_]) -> list[Bin]:
+def _tenths(values: Floats, right: NDArray[np.bool_]) -> list[Bin]:
     """Accuracy in tenths of the traces, from the lowest value to the highest."""
     there = ~np.isnan(values)
     values, right = values[there], right[there]
     order = np.argsort(values, kind="stable")
-    parts = np.array_split(order, min(BINS, len(order))) if len(order) else []
+    return _bins(values, right, np.array_split(order, BINS))
+
+
+def _by_rank(ranks: Floats, right: NDArray[np.bool_]) -> list[Bin]:
+    """Accuracy in tenths of the rank within a question."""
+    there = ~np.isnan(ranks)
+    ranks, right = ranks[there], right[there]
+    tenth = np.minimum((ranks * BINS).astype(np.int64), BINS - 1)
+    order = np.argsort(ranks, kind="stable")
+    ends = np.searchsorted(tenth[order], np.arange(1, BINS))
+    return _bins(ranks, right, np.split(order, ends))
+
+
+def _bins(values: Floats, right: NDArray[np.bool_], parts: list[Ints]) -> list[Bin]:
     return [
-        Bin(
-            float(values[part[0]]),
-            float(values[part[-1]]),
-            len(part),
-            float(right[part].mean()),
-        )
+        Bin(float(values[part[0]]), float(values[part[-1]]), len(part), float(right[part].mean()))
         for part in parts
+        if len(part)
     ]
 
 
@@ -427,25 +331,26 @@ def _ranks(values: Floats, question: Ints, count: int) -> Floats:
     return ranks
 
 
-def _notes(
-    count: int, marked: NDArray[np.bool_], unmarked: int, left_out: Mapping[str, int]
-) -> list[str]:
+def _notes(scored: Scored) -> list[str]:
     notes = []
-    if left_out:
-        every = ", ".join(f"{number} {status}" for status, number in left_out.items())
+    count, known = len(scored.questions), int(scored.known.sum())
+    if scored.left_out:
+        every = ", ".join(f"{number} {status}" for status, number in scored.left_out.items())
         notes.append(
-            f"traces that did not run to their end are left out ({every}): what remains is surer "
-            f"than what was generated"
+            f"traces that did not run to their end are left out ({every}): those that remain may "
+            f"be surer than what was generated"
         )
-    if marked.any() and not marked.all():
+    if 0 < known < count:
         notes.append(
-            f"{count - int(marked.sum())} of {count} questions have no known answer, and count in "
-            f"agreement and dispersion only"
+            f"{count - known} of {count} questions have no known answer, and count in agreement "
+            f"and dispersion only"
         )
+    unmarked = int((scored.known[scored.question] & (scored.correct < 0)).sum())
     if unmarked:
         notes.append(
-            f"{unmarked} traces have an answer and no mark, in questions that have marks: they are "
-            f"left out where right and wrong are compared"
+            f"{unmarked} {'trace has' if unmarked == 1 else 'traces have'} an answer that nothing "
+            f"marks, in questions that have marks: left out where right and wrong are compared, "
+            f"and no right candidate"
         )
     return notes
 
@@ -457,13 +362,15 @@ def _closing(separation: Mapping[str, Separation], answers: Answers, armed: floa
             f"No answers are known, so whether confidence tells right from wrong is not known "
             f"either; the leading answer has {answers.agreement:.0%} of the votes."
         )
-    reach = (
-        f"{answers.within_reach} of {answers.majority_wrong} questions that the majority misses "
-        f"have a right answer among the candidates"
-    )
+    reach = "the majority misses no question"
+    if answers.majority_wrong:
+        reach = (
+            f"of {answers.majority_wrong} questions that the majority misses, "
+            f"{answers.within_reach} have a right answer among the candidates"
+        )
     inside = {name: found.within for name, found in separation.items() if found.within is not None}
     if not inside:
-        return "In no question are there right and wrong traces, so there is nothing to tell apart."
+        return "No question has right traces beside wrong ones, so there is nothing to tell apart."
     name, best = max(inside.items(), key=lambda item: item[1].value)
     figure = f"{name.replace('_', ' ')}, AUROC {best.value:.2f} within questions"
     if best.low is not None and best.high is not None:
