@@ -56,6 +56,7 @@ from deepconf.errors import (
 
 if TYPE_CHECKING:
     from deepconf import answers, engines
+    from deepconf.batch import score_traces, vote_traces
     from deepconf.deepthink import DeepThink
     from deepconf.lab.diagnose import Diagnosis, diagnose
     from deepconf.lab.replay import Pool, Replay, grid, replay
@@ -107,11 +108,13 @@ __all__ = [
     "read_traces",
     "replay",
     "score",
+    "score_traces",
     "token_confidence",
     "token_entropy",
     "tune",
     "vote",
     "vote_many",
+    "vote_traces",
 ]
 
 # The driver pulls in asyncio: whoever only scores does not pay for it.
@@ -130,6 +133,8 @@ _LAZY = {
     "engines": "deepconf.engines",
     "grid": "deepconf.lab.replay",
     "read_traces": "deepconf.traces",
+    "score_traces": "deepconf.batch",
+    "vote_traces": "deepconf.batch",
     "replay": "deepconf.lab.replay",
     "tune": "deepconf.lab.tune",
 }
