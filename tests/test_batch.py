@@ -409,6 +409,22 @@ def test_scores_of_another_window_are_not_taken_for_those_asked_for(tmp_path: Pa
     assert done.in_force.origins["window"] == "recorded"
 
 
+def test_files_that_were_scored_otherwise_or_not_at_all_do_not_vote_together(
+    tmp_path: Path,
+) -> None:
+    a, b = pool(1), pool(1, prefix="r")
+    score_traces(a, tmp_path / "a.parquet", window=4)
+    score_traces(b, tmp_path / "b.parquet", window=5)
+    traces = write(tmp_path / "t.parquet", b)
+    out = tmp_path / "v.parquet"
+    with pytest.raises(InvalidInput, match=r"were scored with .*'window': 4.* and .*'window': 5"):
+        vote_traces([tmp_path / "a.parquet", tmp_path / "b.parquet"], out, window=4)
+    with pytest.raises(TraceFileError, match=r"a\.parquet: has no column confidence"):
+        vote_traces([tmp_path / "a.parquet", traces], out)
+    score_traces(b, tmp_path / "c.parquet", window=4)
+    assert vote_traces([tmp_path / "a.parquet", tmp_path / "c.parquet"], out).num_questions == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

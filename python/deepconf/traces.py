@@ -98,7 +98,7 @@ class TraceReader:
     num_rows: int | None
     """Traces in all; None where only reading tells."""
     available: tuple[str, ...]
-    """The columns that are there, read or not."""
+    """The columns that are there, in some file, read or not."""
 
     def __init__(
         self, sources: list[Source], columns: Sequence[str] | None, batch_tokens: int
@@ -120,6 +120,10 @@ class TraceReader:
         """The files it reads, in order; empty for a table."""
         return [source.path for source in self._sources if source.path is not None]
 
+    def has(self, *columns: str) -> bool:
+        """Whether these columns are in every file."""
+        return all(name in source.schema.names for source in self._sources for name in columns)
+
     def select(self, columns: Sequence[str] | None) -> TraceReader:
         """The same traces, other columns."""
         return read_traces(self, columns=columns, batch_tokens=self._batch_tokens)
@@ -127,8 +131,8 @@ class TraceReader:
     def parts(self) -> Iterator[Iterator[pa.RecordBatch]]:
         """The traces in pieces that several threads may read at once, each an iterator of batches.
 
-        A row group of Parquet or a record batch of an Arrow IPC file is a part, a stream or a table
-        is one. Read one after the other, they give what iterating gives.
+        Row groups of Parquet and record batches of an Arrow IPC file are parts, small ones go
+        together; a stream or a table is one. One after the other they give what iterating gives.
         """
         for source in self._sources:
             for part in source.parts(self.schema.names, self._batch_tokens):
