@@ -207,7 +207,8 @@ class TraceWriter:
         self._parquet = self.path.suffix.lower() == ".parquet"
         if not self._parquet and self.path.suffix.lower() not in (".arrow", ".feather"):
             raise InvalidInput(f"{self.path}: the name must end in .parquet, .arrow or .feather")
-        metadata = {"format": FORMAT, **_texts(schema.metadata), **_encoded(settings or {})}
+        whose = {"format": FORMAT} if "confidence" in schema.names else {}
+        metadata = {**whose, **_texts(schema.metadata), **_encoded(settings or {})}
         self.schema = schema.with_metadata(metadata)
         self._check_target()
         name = f".{self.path.name}.{secrets.token_hex(4)}.tmp"
