@@ -596,7 +596,7 @@ def test_the_commands_score_and_vote(tmp_path: Path) -> None:
     result = cli("score", path, "-o", scores, "--tail", 6, "--bottom", 0.25, "--decimals", "none")
     assert result.exit_code == 0, result.output
     assert "window=4 (recorded), tail=6 (given), bottom=0.25 (given)" in result.stderr
-    assert "scoring: 240 of 240 traces" in result.stderr
+    assert "scoring traces: 240 of 240" in result.stderr
     assert result.stdout.startswith("240 traces of ")
     expected = deepconf.score(counted(table), **SMALL)
     np.testing.assert_array_equal(pq.read_table(scores)["tail"].to_numpy(), expected.tail)
