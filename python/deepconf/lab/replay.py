@@ -159,7 +159,7 @@ class Replay:
         Raises:
             MissingExtra: pyarrow is not installed.
         """
-        from deepconf._trace_sources import arrow
+        from deepconf._trace_schema import arrow
 
         pa = arrow()
         shape = policies, questions, repeats = self.tokens.shape
