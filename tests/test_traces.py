@@ -270,6 +270,23 @@ def test_a_row_group_is_not_decoded_at_once(tmp_path: Path) -> None:
     assert most < 16e6
 
 
+def test_long_texts_are_not_decoded_at_once(tmp_path: Path) -> None:
+    count = 512
+    random = np.random.default_rng(2)
+    texts = ["".join(map(chr, random.integers(32, 127, 60_000))) for _ in range(count)]
+    table = replaced(rows([0] * count), "text", pa.array(texts))
+    path = write(tmp_path / "t.parquet", table)
+    del table
+    gc.collect()
+    before = pa.total_allocated_bytes()
+    most, found = 0, []
+    for batch in read_traces(path, batch_tokens=200_000):
+        most = max(most, pa.total_allocated_bytes() - before)
+        found += batch["text"].to_pylist()
+    assert found == texts  # 31 MB.
+    assert most < 12e6
+
+
 def test_parts_can_be_read_in_any_order(tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", rows([300, 400]), rows([500], "r"), rows([600], "s"))
     reader = read_traces(path, columns=["num_tokens", "confidence"], batch_tokens=1_300)

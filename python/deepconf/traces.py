@@ -148,7 +148,7 @@ class TraceReader:
         """What a function makes of each batch, in the order of the batches.
 
         Several threads read and call it at once, so it should release the interpreter lock.
-        Memory: a batch for each thread, and 64 MB of results that wait.
+        Memory: a batch for each thread, and 32 MB of results that wait.
 
         Args:
             function: from a batch to something with an attribute `nbytes`.
@@ -301,6 +301,9 @@ class TraceWriter:
             compression="zstd",
             use_dictionary=flat or False,
             use_byte_stream_split=split or False,
+            # How often a page's size is looked at: a thousand long texts would be one page, and
+            # whoever reads a page holds all of it.
+            write_batch_size=16,
         )
 
     def _check_target(self) -> None:
