@@ -382,6 +382,22 @@ def test_a_question_in_which_nothing_votes_has_no_answer(tmp_path: Path) -> None
     assert done.num_answered == 0
 
 
+def test_a_score_that_is_missing_is_found_by_its_question(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", pool(3))
+    score_traces(path, tmp_path / "s.parquet", **SMALL)
+    table = pq.read_table(tmp_path / "s.parquet")
+    row = next(
+        at
+        for at, trace in enumerate(table.to_pylist())
+        if at > 45 and trace["answer"] and trace["status"] == "finished" and trace["num_tokens"]
+    )
+    tails = table["tail"].to_pylist()
+    tails[row] = float("nan")
+    wrong = replaced(table, "tail", pa.array(tails))
+    with pytest.raises(InvalidInput, match=r"question 'q1': weights\[\d+\] = NaN"):
+        vote_traces(wrong, tmp_path / "v.parquet", weight="tail", keep=1.0)
+
+
 def test_a_trace_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     a, b = (write(tmp_path / f"{name}.parquet", pool(2)) for name in "ab")
     with pytest.raises(InvalidInput, match="question 'q0' has trace 0 twice"):
