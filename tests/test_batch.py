@@ -382,6 +382,22 @@ def test_a_question_in_which_nothing_votes_has_no_answer(tmp_path: Path) -> None
     assert done.num_answered == 0
 
 
+def test_a_score_that_is_missing_is_found_by_its_question(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", pool(3))
+    score_traces(path, tmp_path / "s.parquet", **SMALL)
+    table = pq.read_table(tmp_path / "s.parquet")
+    row = next(
+        at
+        for at, trace in enumerate(table.to_pylist())
+        if at > 45 and trace["answer"] and trace["status"] == "finished" and trace["num_tokens"]
+    )
+    tails = table["tail"].to_pylist()
+    tails[row] = float("nan")
+    wrong = replaced(table, "tail", pa.array(tails))
+    with pytest.raises(InvalidInput, match=r"question 'q1': weights\[\d+\] = NaN"):
+        vote_traces(wrong, tmp_path / "v.parquet", weight="tail", keep=1.0)
+
+
 def test_a_trace_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     a, b = (write(tmp_path / f"{name}.parquet", pool(2)) for name in "ab")
     with pytest.raises(InvalidInput, match="question 'q0' has trace 0 twice"):
@@ -407,6 +423,22 @@ def test_scores_of_another_window_are_not_taken_for_those_asked_for(tmp_path: Pa
     done = vote_traces(tmp_path / "s.parquet", tmp_path / "v.parquet")
     assert done.in_force.settings["window"] == 4
     assert done.in_force.origins["window"] == "recorded"
+
+
+def test_files_that_were_scored_otherwise_or_not_at_all_do_not_vote_together(
+    tmp_path: Path,
+) -> None:
+    a, b = pool(1), pool(1, prefix="r")
+    score_traces(a, tmp_path / "a.parquet", window=4)
+    score_traces(b, tmp_path / "b.parquet", window=5)
+    traces = write(tmp_path / "t.parquet", b)
+    out = tmp_path / "v.parquet"
+    with pytest.raises(InvalidInput, match=r"were scored with .*'window': 4.* and .*'window': 5"):
+        vote_traces([tmp_path / "a.parquet", tmp_path / "b.parquet"], out, window=4)
+    with pytest.raises(TraceFileError, match=r"a\.parquet: has no column confidence"):
+        vote_traces([tmp_path / "a.parquet", traces], out)
+    score_traces(b, tmp_path / "c.parquet", window=4)
+    assert vote_traces([tmp_path / "a.parquet", tmp_path / "c.parquet"], out).num_questions == 2
 
 
 @pytest.mark.parametrize(
@@ -580,7 +612,7 @@ def test_the_commands_score_and_vote(tmp_path: Path) -> None:
     result = cli("score", path, "-o", scores, "--tail", 6, "--bottom", 0.25, "--decimals", "none")
     assert result.exit_code == 0, result.output
     assert "window=4 (recorded), tail=6 (given), bottom=0.25 (given)" in result.stderr
-    assert "scoring: 240 of 240 traces" in result.stderr
+    assert "scoring traces: 240 of 240" in result.stderr
     assert result.stdout.startswith("240 traces of ")
     expected = deepconf.score(counted(table), **SMALL)
     np.testing.assert_array_equal(pq.read_table(scores)["tail"].to_numpy(), expected.tail)

@@ -346,7 +346,7 @@ def test_the_command_shows_what_the_function_finds(tmp_path: Path, capsys: Any) 
     pq.write_table(table(synthetic(12, 16), window=WINDOW, k=20), path)
     expected = diagnose(path, tail=TAIL)
     code, out, err = run(capsys, str(path), "--tail", str(TAIL))
-    assert (code, err) == (0, "scoring traces\n")
+    assert (code, err) == (0, "scoring traces: 192 of 192\n")
     assert expected.closing in out
     assert "lowest group, rank in question" in out
     code, out, _ = run(capsys, str(path), "--tail", str(TAIL), "--json")

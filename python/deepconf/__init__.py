@@ -133,10 +133,10 @@ _LAZY = {
     "engines": "deepconf.engines",
     "grid": "deepconf.lab.replay",
     "read_traces": "deepconf.traces",
-    "score_traces": "deepconf.batch",
-    "vote_traces": "deepconf.batch",
     "replay": "deepconf.lab.replay",
+    "score_traces": "deepconf.batch",
     "tune": "deepconf.lab.tune",
+    "vote_traces": "deepconf.batch",
 }
 
 

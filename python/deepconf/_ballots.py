@@ -98,47 +98,51 @@ class Ballots:
                     raise InvalidInput(
                         f"question {question!r}: the answer {answer!r} is marked right and wrong"
                     )
-        kept = ["question_id", "trace", "answer", "whole", *self._needed]
-        self._batches.append(batch.select(kept))
+        names = ["question_id", "trace", "answer", "whole", *self._needed]
+        columns = {name: batch[name] for name in names}
+        for name in ("question_id", "answer"):  # Each text once a batch.
+            columns[name] = columns[name].dictionary_encode()
+        self._batches.append(pa.RecordBatch.from_pydict(columns))
 
     def table(self, schema: pa.Schema) -> pa.Table:
         """The votes, a row a question."""
         pa = arrow()
-        traces = pa.Table.from_batches(self._batches)
+        traces = pa.Table.from_batches(self._batches).unify_dictionaries()
         self._batches.clear()
-        questions = traces["question_id"].combine_chunks().dictionary_encode()
-        codes = questions.indices.to_numpy()
-        numbers = traces["trace"].to_numpy()
+        questions, answers = (traces[name].combine_chunks() for name in ("question_id", "answer"))
+        names, texts = questions.dictionary.to_pylist(), answers.dictionary
+        codes, numbers = questions.indices.to_numpy(), traces["trace"].to_numpy()
         # In launch order, which decides ties.
         order = np.lexsort((numbers, codes))
         codes, numbers = codes[order], numbers[order]
-        names = questions.dictionary.to_pylist()
         twice = np.flatnonzero((np.diff(codes) == 0) & (np.diff(numbers) == 0))
         if len(twice):
             raise InvalidInput(
                 f"question {names[codes[twice[0]]]!r} has trace {numbers[twice[0]]} twice: the "
                 "files repeat each other, or hold runs that need ids of their own"
             )
-        answers = traces["answer"].cast(pa.large_string()).combine_chunks().take(pa.array(order))
         whole = traces["whole"].to_numpy()[order]
+        given = _where(answers.indices.take(pa.array(order)), whole)
         measures = {name: traces[name].to_numpy()[order] for name in self._needed}
-        answers = _where(answers, whole)
         bounds = np.searchsorted(codes, np.arange(len(names) + 1))
         rows: dict[str, list[Any]] = {name: [] for name in schema.names}
         for name, start, end in zip(names, bounds[:-1], bounds[1:], strict=True):
             part = slice(int(start), int(end))
-            found = self._vote(
-                answers[part], whole[part], {key: values[part] for key, values in measures.items()}
-            )
+            scores = {key: values[part] for key, values in measures.items()}
+            try:
+                found = self._vote(given[part], whole[part], scores)
+            except InvalidInput as error:
+                raise InvalidInput(f"question {name!r}: {error}") from error
+            answer = None if found.answer is None else texts[found.answer].as_py()
             rows["question_id"].append(name)
-            rows["answer"].append(found.answer)
+            rows["answer"].append(answer)
             rows["share"].append(found.share)
             rows["weight"].append(found.ballots.get(found.answer, 0.0))
             rows["num_voters"].append(found.num_voters)
             rows["fallback"].append(found.fallback)
             rows["threshold"].append(found.threshold)
             rows["num_traces"].append(end - start)
-            rows["correct"].append(self._correct(name, found.answer))
+            rows["correct"].append(self._correct(name, answer))
         return pa.table(rows, schema=schema)
 
     def _vote(

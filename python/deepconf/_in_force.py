@@ -75,6 +75,9 @@ def voting_settings(reader: TraceReader, given: Mapping[str, Any] | None = None)
             "is surest, so it can neither filter nor weigh: record k=2 or more, or count heads, "
             "with weight='majority' and keep=1"
         )
+    if "scores" in reader.differing:
+        each = " and ".join(repr(scores) for scores in reader.differing["scores"])
+        raise InvalidInput(f"the files were scored with {each}: score them alike")
     found = _in_force(reader, given, (*VOTING, *SCORING))
     policy = found.policy
     if is_scored(reader, needed):
@@ -134,5 +137,5 @@ def measures(policy: Policy) -> list[str]:
 
 
 def is_scored(reader: TraceReader, needed: list[str]) -> bool:
-    """Whether the scores are there to be read."""
-    return "scores" in reader.settings and set(needed) <= set(reader.available)
+    """Whether these scores are there to be read, in every file and by the same settings."""
+    return "scores" in reader.settings and reader.has(*needed)

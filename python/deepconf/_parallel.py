@@ -31,7 +31,7 @@ def cores() -> int:
 
 
 def in_order(
-    parts: Iterable[Iterable[T]], function: Callable[[T], R], *, threads: int, room: int = 32 << 20
+    parts: Iterable[Iterable[T]], function: Callable[[T], R], *, threads: int, room: int = 16 << 20
 ) -> Iterator[R]:
     """What a function makes of every item of every part, in their order.
 

@@ -181,8 +181,12 @@ def _common(sources: list[Source], name: str) -> pa.Field:
 
 
 def cast(source: Source, first: int, batch: pa.RecordBatch, wanted: pa.Schema) -> pa.RecordBatch:
+    """A batch in the wanted schema, checked; `first` is the number of its first row.
+
+    Raises:
+        InvalidInput, TraceFileError: a row that cannot be right.
+    """
     pa = arrow()
-    batch.validate(full=True)  # A damaged file may point anywhere.
     arrays = []
     for field in wanted:
         if field.name not in batch.schema.names:
@@ -195,16 +199,33 @@ def cast(source: Source, first: int, batch: pa.RecordBatch, wanted: pa.Schema) -
         try:
             if pa.types.is_dictionary(array.type) and array.type != field.type:
                 array = array.dictionary_decode()
-            array = array.cast(field.type)
+            is_list = field.name == "confidence"
+            arrays.append(_lists(array, field.type) if is_list else array.cast(field.type))
         except pa.ArrowException as error:
             raise source.wrong(
                 f"column {field.name}, rows {first} to {first + batch.num_rows - 1}: cannot be "
                 f"{field.type}: {error}"
             ) from error
-        arrays.append(array)
-    cast = pa.RecordBatch.from_arrays(arrays, schema=wanted)
-    _check_rows(source, first, cast)
-    return cast
+    found = pa.RecordBatch.from_arrays(arrays, schema=wanted)
+    _check_rows(source, first, found)
+    return found
+
+
+def _lists(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Lists of any kind, without nulls among them, as ones of this kind.
+
+    A piece of a large array is cast alone, however far behind its beginning it stands.
+    """
+    pa = arrow()
+    offsets = np.concatenate([[0], np.cumsum(_lengths(array))]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, array.flatten().cast(kind.value_type), type=kind)
+
+
+def _lengths(lists: pa.Array) -> np.ndarray[Any, Any]:
+    import pyarrow.compute as pc
+
+    lengths: np.ndarray[Any, Any] = pc.list_value_length(lists).fill_null(0).to_numpy()
+    return lengths.astype(np.int64)
 
 
 def _check_rows(source: Source, first: int, batch: pa.RecordBatch) -> None:
@@ -237,7 +258,7 @@ def _check_rows(source: Source, first: int, batch: pa.RecordBatch) -> None:
         )
     if "confidence" in columns:
         confidence = columns["confidence"]
-        lengths = confidence.value_lengths().to_numpy().astype(np.int64)
+        lengths = _lengths(confidence)
         if confidence.flatten().null_count:
             flat = confidence.flatten().is_null().to_numpy(zero_copy_only=False)
             token = int(np.flatnonzero(flat)[0])
@@ -245,30 +266,28 @@ def _check_rows(source: Source, first: int, batch: pa.RecordBatch) -> None:
             place = token - int(lengths[:at].sum())
             raise source.wrong(f"row {first + at}: confidence[{place}] is null")
         if "num_tokens" in columns:
+            count = columns["num_tokens"].to_numpy()
+            wrong = count < lengths
+            if "status" in columns:
+                # What comes behind a stop or an abort, or fails, is counted and not always scored.
+                whole = pc.is_in(columns["status"], value_set=pa.array(("finished", "length")))
+                wrong |= whole.to_numpy(zero_copy_only=False) & (count != lengths)
             check(
-                columns["num_tokens"].to_numpy() != lengths,
+                wrong,
                 "num_tokens is {num_tokens}, and there are {length} confidences",
             )
 
 
 def cut(batch: pa.RecordBatch, batch_tokens: int) -> Iterator[pa.RecordBatch]:
     """Pieces of a batch that hold so many tokens at the most, or one trace."""
-    if batch.num_rows == 0:
-        return
     rows = batch.num_rows
-    ends = np.arange(1, rows + 1, dtype=np.int64)
+    ends = np.zeros(rows, np.int64)
     if "confidence" in batch.schema.names:
-        column = batch.column(batch.schema.get_field_index("confidence"))
-        ends = np.cumsum(column.value_lengths().to_numpy().astype(np.int64))
-        if ends[-1] <= batch_tokens and rows <= MOST_ROWS:
-            yield batch
-            return
+        place = batch.schema.get_field_index("confidence")
+        ends = np.cumsum(_lengths(batch.column(place)))
     start = done = 0
     while start < rows:
-        if "confidence" in batch.schema.names:
-            stop = int(np.searchsorted(ends, done + batch_tokens, side="right"))
-        else:
-            stop = rows
+        stop = int(np.searchsorted(ends, done + batch_tokens, side="right"))
         stop = min(rows, start + MOST_ROWS, max(start + 1, stop))
         yield batch.slice(start, stop - start)
         done, start = int(ends[stop - 1]), stop

@@ -23,6 +23,8 @@ _IN_FOLDERS = (".parquet", ".arrow", ".feather", ".ipc")
 # Where no confidences are read, this many bytes of other columns count as a token.
 _BYTES = 8
 _BUFFER = 1 << 20
+# Into so many parts an Arrow IPC file is divided, since each has to be opened.
+_PARTS = 256
 
 Numbered = tuple[int, "pa.RecordBatch"]
 """A batch, and the number of its first row in its file."""
@@ -50,12 +52,15 @@ class Source:
     def checked(
         self, part: Iterator[Numbered], wanted: pa.Schema, batch_tokens: int
     ) -> Iterator[pa.RecordBatch]:
-        """The batches of a part: cast, checked, and cut where they are too long."""
+        """The batches of a part: cut where they are too long, cast, and checked."""
         pa = arrow()
         while True:
             try:
                 first, batch = next(part)
-                yield from cut(cast(self, first, batch, wanted), batch_tokens)
+                batch.validate(full=True)  # A damaged file may point anywhere.
+                for piece in cut(batch, batch_tokens):
+                    yield cast(self, first, piece, wanted)
+                    first += piece.num_rows
             except StopIteration:
                 return
             except DeepConfError:
@@ -86,34 +91,48 @@ class _Parquet(Source):
             yield file
 
     def parts(self, columns: list[str], batch_tokens: int) -> Iterator[Iterator[Numbered]]:
-        first = 0
         here = [name for name in columns if name in self.schema.names]
+        groups: list[int] = []
+        first = rows = size = 0
         for index in range(self._metadata.num_row_groups):
-            yield self._group(index, first, here, batch_tokens)
-            first += self._metadata.row_group(index).num_rows
+            more = self._metadata.row_group(index).num_rows
+            weight = max(self._weight(index, here))
+            # Opening a row group takes a millisecond, so small ones go together.
+            if groups and (size + weight > batch_tokens or rows + more > MOST_ROWS):
+                yield self._part(groups, first, here, batch_tokens)
+                groups, first, rows, size = [], first + rows, 0, 0
+            groups, rows, size = [*groups, index], rows + more, size + weight
+        if groups:
+            yield self._part(groups, first, here, batch_tokens)
 
-    def _group(
-        self, index: int, first: int, columns: list[str], batch_tokens: int
+    def _part(
+        self, groups: list[int], first: int, columns: list[str], batch_tokens: int
     ) -> Iterator[Numbered]:
         with self._open(self._metadata) as file:
-            rows = self._rows(file, index, columns, batch_tokens)
-            for batch in file.iter_batches(rows, row_groups=[index], columns=columns):
+            rows = MOST_ROWS
+            if len(groups) == 1:
+                rows = self._rows(file, groups[0], columns, batch_tokens)
+            for batch in file.iter_batches(rows, row_groups=groups, columns=columns):
                 yield first, batch
                 first += batch.num_rows
 
-    def _rows(self, file: Any, index: int, columns: list[str], batch_tokens: int) -> int:
-        """How many rows of a row group hold about so many tokens, wherever they are taken."""
+    def _weight(self, index: int, columns: list[str]) -> tuple[int, int]:
+        """The tokens of a row group; and its bytes, as tokens."""
         group = self._metadata.row_group(index)
         tokens = size = 0
         for place, name in enumerate(self._leaves):
             if name in columns:
                 tokens += group.column(place).num_values if name == "confidence" else 0
                 size += group.column(place).total_uncompressed_size
-        heavy = max(tokens, size // _BYTES)
-        if heavy <= batch_tokens:
-            return int(min(MOST_ROWS, max(1, group.num_rows)))
-        rows: int = max(1, min(MOST_ROWS, group.num_rows * batch_tokens // heavy))
-        if tokens and "num_tokens" in self.schema.names:
+        return tokens, size // _BYTES
+
+    def _rows(self, file: Any, index: int, columns: list[str], batch_tokens: int) -> int:
+        """How many rows of a row group hold about so many tokens, wherever they are taken."""
+        tokens, size = self._weight(index, columns)
+        heavy = max(tokens, size, 1)
+        count = self._metadata.row_group(index).num_rows
+        rows: int = max(1, min(MOST_ROWS, count * batch_tokens // heavy))
+        if tokens > batch_tokens and "num_tokens" in self.schema.names:
             # Long traces may stand together.
             column = file.read_row_group(index, columns=["num_tokens"]).column(0)
             with contextlib.suppress(arrow().ArrowException):
@@ -140,24 +159,23 @@ class _File(Source):
         # A batch has to be read to know its rows: one cheap column of it is enough.
         cheap = [f.name for f in self.schema if pa.types.is_integer(f.type)] or self.schema.names
         self._starts = [0]
-        for index in range(self._count):
-            self._starts.append(self._starts[-1] + self._batch(index, cheap[:1]).num_rows)
+        for _, batch in self._part(0, self._count, cheap[:1]):
+            self._starts.append(self._starts[-1] + batch.num_rows)
         self.num_rows = self._starts[-1]
-
-    def _batch(self, index: int, columns: list[str]) -> pa.RecordBatch:
-        pa = arrow()
-        fields = [self.schema.names.index(name) for name in columns]
-        options = pa.ipc.IpcReadOptions(included_fields=sorted(fields))
-        with pa.OSFile(self.name) as file, pa.ipc.open_file(file, options=options) as reader:
-            return reader.get_batch(index)
 
     def parts(self, columns: list[str], batch_tokens: int) -> Iterator[Iterator[Numbered]]:
         here = [name for name in columns if name in self.schema.names]
-        for index in range(self._count):
-            yield self._part(index, here)
+        step = 1 + self._count // _PARTS
+        for start in range(0, self._count, step):
+            yield self._part(start, min(start + step, self._count), here)
 
-    def _part(self, index: int, columns: list[str]) -> Iterator[Numbered]:
-        yield self._starts[index], self._batch(index, columns)
+    def _part(self, start: int, stop: int, columns: list[str]) -> Iterator[Numbered]:
+        pa = arrow()
+        fields = sorted(self.schema.names.index(name) for name in columns)
+        options = pa.ipc.IpcReadOptions(included_fields=fields)
+        with pa.OSFile(self.name) as file, pa.ipc.open_file(file, options=options) as reader:
+            for index in range(start, stop):
+                yield self._starts[index], reader.get_batch(index)
 
 
 class _Stream(Source):
@@ -286,7 +304,8 @@ def _paths(given: str | os.PathLike[str]) -> list[Path]:
         raise TraceFileError(f"{text}: cannot be read: {error.strerror or error}") from error
     except RuntimeError as error:  # A home that nobody has.
         raise TraceFileError(f"{text}: cannot be read: {error}") from error
-    return [path]
+    part = path.with_name(f"{path.name}.part")
+    return [part if not path.exists() and part.is_file() else path]
 
 
 def _counts(path: Path) -> bool:

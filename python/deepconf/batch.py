@@ -51,7 +51,7 @@ Progress = Callable[[int, "int | None"], None]
 _TOKENS = 8_000_000
 # A row group of what is written.
 _ROWS = 65_536
-_BYTES = 16 << 20
+_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class TraceReader:
     num_rows: int | None
     """Traces in all; None where only reading tells."""
     available: tuple[str, ...]
-    """The columns that are there, read or not."""
+    """The columns that are there, in some file, read or not."""
 
     def __init__(
         self, sources: list[Source], columns: Sequence[str] | None, batch_tokens: int
@@ -120,6 +120,10 @@ class TraceReader:
         """The files it reads, in order; empty for a table."""
         return [source.path for source in self._sources if source.path is not None]
 
+    def has(self, *columns: str) -> bool:
+        """Whether these columns are in every file."""
+        return all(name in source.schema.names for source in self._sources for name in columns)
+
     def select(self, columns: Sequence[str] | None) -> TraceReader:
         """The same traces, other columns."""
         return read_traces(self, columns=columns, batch_tokens=self._batch_tokens)
@@ -127,8 +131,8 @@ class TraceReader:
     def parts(self) -> Iterator[Iterator[pa.RecordBatch]]:
         """The traces in pieces that several threads may read at once, each an iterator of batches.
 
-        A row group of Parquet or a record batch of an Arrow IPC file is a part, a stream or a table
-        is one. Read one after the other, they give what iterating gives.
+        Row groups of Parquet and record batches of an Arrow IPC file are parts, small ones go
+        together; a stream or a table is one. One after the other they give what iterating gives.
         """
         for source in self._sources:
             for part in source.parts(self.schema.names, self._batch_tokens):
@@ -144,7 +148,7 @@ class TraceReader:
         """What a function makes of each batch, in the order of the batches.
 
         Several threads read and call it at once, so it should release the interpreter lock.
-        Memory: a batch for each thread, and 64 MB of results that wait.
+        Memory: a batch for each thread, and 32 MB of results that wait.
 
         Args:
             function: from a batch to something with an attribute `nbytes`.
@@ -203,7 +207,8 @@ class TraceWriter:
         self._parquet = self.path.suffix.lower() == ".parquet"
         if not self._parquet and self.path.suffix.lower() not in (".arrow", ".feather"):
             raise InvalidInput(f"{self.path}: the name must end in .parquet, .arrow or .feather")
-        metadata = {"format": FORMAT, **_texts(schema.metadata), **_encoded(settings or {})}
+        whose = {"format": FORMAT} if "confidence" in schema.names else {}
+        metadata = {**whose, **_texts(schema.metadata), **_encoded(settings or {})}
         self.schema = schema.with_metadata(metadata)
         self._check_target()
         name = f".{self.path.name}.{secrets.token_hex(4)}.tmp"
@@ -296,6 +301,9 @@ class TraceWriter:
             compression="zstd",
             use_dictionary=flat or False,
             use_byte_stream_split=split or False,
+            # How often a page's size is looked at: a thousand long texts would be one page, and
+            # whoever reads a page holds all of it.
+            write_batch_size=16,
         )
 
     def _check_target(self) -> None:

@@ -66,7 +66,6 @@ def score_command(
     Settings come from options; then from the files' metadata; then from the defaults.
     """
     from deepconf import _render
-    from deepconf._progress import Bar
     from deepconf.batch import score_traces, scoring_settings
     from deepconf.traces import read_traces
 
@@ -75,8 +74,14 @@ def score_command(
         console, err = _render.console(stdout), _render.console(sys.stderr)
         reader = read_traces(traces)
         err.print(f"settings: {scoring_settings(reader, settings)}", soft_wrap=True)
-        with Bar(err, "scoring", "traces") as bar:
-            done = score_traces(reader, out, threads=threads, progress=bar, **settings)
+        with _render.stages(err) as tell:
+            done = score_traces(
+                reader,
+                out,
+                threads=threads,
+                progress=lambda done, total: tell("scoring traces", done, total or 0),
+                **settings,
+            )
         if as_json:
             summary = {
                 "out": str(done.path),
@@ -132,7 +137,6 @@ def vote_command(
     from the files' metadata; then from the policy offline.
     """
     from deepconf import _render
-    from deepconf._progress import Bar
     from deepconf.batch import vote_traces, voting_settings
     from deepconf.traces import read_traces
 
@@ -150,8 +154,14 @@ def vote_command(
         console, err = _render.console(stdout), _render.console(sys.stderr)
         reader = read_traces(traces, columns=["question_id"])
         err.print(f"settings: {voting_settings(reader, settings)}", soft_wrap=True)
-        with Bar(err, "reading", "traces") as bar:
-            done = vote_traces(reader, out, threads=threads, progress=bar, **settings)
+        with _render.stages(err) as tell:
+            done = vote_traces(
+                reader,
+                out,
+                threads=threads,
+                progress=lambda done, total: tell("reading traces", done, total or 0),
+                **settings,
+            )
         if as_json:
             summary = {
                 "out": str(done.path),
