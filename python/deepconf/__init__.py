@@ -56,6 +56,7 @@ from deepconf.errors import (
 if TYPE_CHECKING:
     from deepconf import answers, engines
     from deepconf.deepthink import DeepThink
+    from deepconf.importing import import_traces
     from deepconf.result import Result, Trace
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "answers",
     "engines",
     "errors",
+    "import_traces",
     "logits_confidence",
     "score",
     "token_confidence",
@@ -104,6 +106,7 @@ _LAZY = {
     "Trace": "deepconf.result",
     "answers": "deepconf.answers",
     "engines": "deepconf.engines",
+    "import_traces": "deepconf.importing",
 }
 
 

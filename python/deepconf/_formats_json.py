@@ -1,0 +1,400 @@
+"""What is read of a record, be it a line of JSON, parsed JSON or objects: its traces."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from deepconf._formats_rows import Rows
+from deepconf.errors import InvalidInput
+
+__all__ = ["FORMATS", "Found", "Record", "decoded", "found_in", "parsed", "shape"]
+
+FORMATS = {
+    "openai": "chat completions and completions of OpenAI-style servers ('choices')",
+    "batch": "output of OpenAI Batch or `vllm run-batch` ('custom_id' and 'response')",
+    "vllm": "vLLM's RequestOutput ('outputs'), CompletionOutput ('token_ids' and 'logprobs'), or "
+    "rows of Ray Data ('generated_text' and 'logprobs')",
+    "inspect": "logs of Inspect (.eval, or JSON with 'eval' and 'samples')",
+    "reference": "pickled outputs of the authors' package ('all_traces')",
+}
+
+_STATUS: dict[str, Literal["finished", "length", "stopped", "aborted", "failed"]] = {
+    "stop": "finished",
+    "eos": "finished",
+    "eos_token": "finished",
+    "stop_sequence": "finished",
+    "tool_calls": "finished",
+    "function_call": "finished",
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "repetition": "length",
+    "gconf_threshold": "stopped",
+    "abort": "aborted",
+    "cancelled": "aborted",
+    "content_filter": "aborted",
+    "error": "failed",
+}
+
+
+@dataclass(slots=True)
+class Found:
+    """A trace in a source."""
+
+    place: str
+    """Where it is, for messages."""
+    question: str | None
+    """The id of its question; None where the source has none."""
+    countable: bool
+    """Whether the record's number may stand for the question instead."""
+    record: Callable[[], Any]
+    """The record it is in: parsed JSON, or the object."""
+    status: str
+    text: str = ""
+    rows: Rows | NDArray[np.float32] | None = None
+    """Log-probabilities, or token confidences; None for a failed trace without any."""
+    tokens: int | None = None
+    """How many there should be of the latter."""
+    answer: str | None = None
+    """What the source took for its answer, where there is no text."""
+    gold: Sequence[str] = ()
+    """The answers that are right, where the source has them."""
+    error: str | None = None
+    model: str | None = None
+    open_end: bool = False
+    """Whether the source says nothing about how it ended."""
+
+
+class _Entry(msgspec.Struct, gc=False):
+    logprob: float
+
+
+class _Ranked(msgspec.Struct, gc=False):
+    logprob: float
+    rank: int | None = None
+
+
+class _Token(msgspec.Struct, gc=False):
+    top_logprobs: list[_Entry] | None = None
+    logprob: float | None = None
+
+
+class _Logprobs(msgspec.Struct, gc=False):
+    content: list[_Token] | None = None  # Of chat completions.
+    top_logprobs: list[dict[str, float] | None] | None = None  # Of completions.
+    logprobs: list[float] | None = None  # Of vLLM's flat form, as the next two.
+    end_indices: list[int] | None = None
+    ranks: list[int | None] | None = None
+
+
+_AnyLogprobs = _Logprobs | list[dict[str | int, _Ranked] | None] | None
+
+
+class _Part(msgspec.Struct, gc=False):
+    text: str | None = None
+    reasoning: str | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str | list[_Part] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+    def whole(self) -> str:
+        """What was generated, reasoning first."""
+        parts = [self.reasoning or self.reasoning_content]
+        if isinstance(self.content, list):
+            parts += [part.reasoning or part.text for part in self.content]
+        else:
+            parts.append(self.content)
+        return "\n".join(part for part in parts if part)
+
+
+class _Choice(msgspec.Struct, gc=False):
+    text: str | None = None
+    message: _Message | None = None
+    logprobs: _AnyLogprobs = None
+    finish_reason: str | None | msgspec.UnsetType = None
+    stop_reason: str | int | None = None
+
+
+class _Body(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    status_code: int | None = None
+    body: _Body | None = None
+    model: str | None = None
+    error: Any = None
+    message: Any = None
+
+
+class _Output(msgspec.Struct, gc=False):
+    choices: list[_Choice] = []
+    model: str | None = None
+    error: Any = None
+
+
+class Sample(msgspec.Struct, gc=False):
+    """A sample of Inspect's, of one epoch."""
+
+    id: str | int
+    epoch: int
+    output: _Output
+    target: str | list[str] = ""
+    error: Any = None
+
+
+class _Eval(msgspec.Struct, gc=False):
+    model: str | None = None
+
+
+class Record(msgspec.Struct, gc=False):
+    """Everything that is read of a record of any form, and nothing else."""
+
+    question_id: str | int | None = None
+    custom_id: str | int | None = None
+    model: str | None = None
+    error: Any = None
+    choices: list[_Choice] | None = None
+    response: _Body | None | msgspec.UnsetType = msgspec.UNSET
+    request_id: str | int | None = None
+    outputs: list[_Choice] | None = None
+    generated_text: str | None = None
+    token_ids: Any = None
+    text: str | None = None
+    logprobs: _AnyLogprobs = None
+    finish_reason: str | None | msgspec.UnsetType = msgspec.UNSET
+    eval: _Eval | None = None
+    samples: list[Sample] | None = None
+
+
+_DECODER = msgspec.json.Decoder(Record)
+
+
+def parsed(raw: Any, place: str, kind: type[Any] = Record) -> Any:
+    """A record out of JSON.
+
+    Raises:
+        InvalidInput: it is no JSON, or a value is of another type than it must be.
+    """
+    decoder = _DECODER if kind is Record else msgspec.json.Decoder(kind)
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{place}: {_said(error)}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = bytes(raw)
+        if b"NaN" not in text and b"Infinity" not in text:
+            raise InvalidInput(f"{place}: {_said(error)}") from error
+    try:  # Python writes what JSON does not have.
+        return decoded(json.loads(text), place, kind)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{place}: not JSON: {error}") from error
+
+
+def decoded(value: Any, place: str, kind: type[Any] = Record) -> Any:
+    """A record out of parsed JSON, or of objects that have its fields as attributes.
+
+    Raises:
+        InvalidInput: a value is of another type than it must be.
+    """
+    try:
+        return msgspec.convert(value, kind, from_attributes=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise InvalidInput(f"{place}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """What msgspec says, with places as a person writes them."""
+    text = str(error).replace("`$.", "`")
+    if isinstance(error, msgspec.ValidationError):
+        return text
+    if "truncated" in text:
+        return "not JSON: it ends in the middle"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: {text}"
+    return text.replace("JSON is malformed", "not JSON")
+
+
+def shape(record: Record) -> str | None:
+    """Which of `FORMATS` a record is in; None if in none."""
+    if record.samples is not None and record.eval is not None:
+        return "inspect"
+    if record.outputs is not None:
+        return "vllm"
+    if record.response is not msgspec.UNSET:
+        return "batch"
+    if record.choices is not None:
+        return "openai"
+    if record.generated_text is not None or (
+        record.token_ids is not None and record.finish_reason is not msgspec.UNSET
+    ):
+        return "vllm"
+    return "openai" if record.error is not None else None
+
+
+def found_in(
+    record: Record, place: str, whole: Callable[[], Any], returned: bool
+) -> Iterator[Found]:
+    """The traces of a record that has a `shape`.
+
+    Args:
+        record: what was read of it.
+        place: where it is.
+        whole: gives all of it.
+        returned: whether sampled tokens that are not among the likeliest count.
+
+    Raises:
+        InvalidInput: a trace has no log-probabilities or no end; the message names its place.
+    """
+    if record.samples is not None:
+        model = record.eval.model if record.eval else None
+        for at, sample in enumerate(record.samples):
+            of_it = functools.partial(_sample_of, whole, at)
+            yield from of_sample(sample, f"{place}, samples[{at}]", of_it, model, returned)
+        return
+    name = record.custom_id if record.question_id is None else record.question_id
+    if record.outputs is not None:
+        name = record.request_id if name is None else name
+        places = [f"{place}, outputs[{at}]" for at in range(len(record.outputs))]
+        choices, model, error = record.outputs, record.model, None
+    elif record.choices is None and record.response is msgspec.UNSET and record.error is None:
+        places, choices, model, error = [place], [_alone(record)], record.model, None
+    else:
+        choices, model, error = _body(record)
+        places = [f"{place}, choice {at}" for at in range(len(choices))]
+    if error is not None:
+        yield Found(place, _id(name), True, whole, "failed", error=error, model=model)
+    elif not choices:
+        raise InvalidInput(f"{place}: holds no choices: there is no trace in it")
+    for where, choice in zip(places, choices, strict=True):
+        found = _of_choice(choice, where, choice.finish_reason, "finish_reason", returned)
+        found.question, found.record, found.model = _id(name), whole, model
+        # A list of completions is one question or many, and nothing says which.
+        found.countable = record.token_ids is None
+        yield found
+
+
+def _alone(record: Record) -> _Choice:
+    """An output of vLLM's without its request, or a row of Ray Data."""
+    text = record.text if record.generated_text is None else record.generated_text
+    return _Choice(text, None, record.logprobs, record.finish_reason)
+
+
+def _sample_of(whole: Callable[[], Any], at: int) -> Any:
+    log = whole()
+    return (log["samples"] if isinstance(log, Mapping) else log.samples)[at]
+
+
+def of_sample(
+    sample: Sample,
+    place: str,
+    whole: Callable[[], Any],
+    model: str | None,
+    returned: bool,
+) -> Iterator[Found]:
+    """The traces of a sample of Inspect's, which are those of its last output."""
+    gold = [sample.target] if isinstance(sample.target, str) else sample.target
+    gold = [answer for answer in gold if answer.strip()]
+    error = sample.error or sample.output.error
+    named = str(sample.id)
+    if error is not None or not sample.output.choices:
+        text = "no output" if error is None else _message(error)
+        yield Found(place, named, True, whole, "failed", gold=gold, error=text, model=model)
+        return
+    for at, choice in enumerate(sample.output.choices):
+        where = f"{place}, choice {at}"
+        found = _of_choice(choice, where, choice.stop_reason, "stop_reason", returned)
+        found.question, found.record, found.model, found.gold = named, whole, model, gold
+        yield found
+
+
+def _body(record: Record) -> tuple[list[_Choice], str | None, str | None]:
+    """The choices of a response, the model, and what went wrong instead."""
+    response = record.response
+    if response is msgspec.UNSET and record.choices is not None:
+        return record.choices, record.model, None
+    if response is None or response is msgspec.UNSET:
+        return [], record.model, _message(record.error or "there is no response")
+    body = response if response.choices is not None else response.body
+    code = response.status_code
+    if body is not None and body.choices is not None and code in (None, 200):
+        return body.choices, body.model or record.model, None
+    error = record.error or (body and (body.error or body.message)) or "there is no response"
+    prefix = "" if code is None else f"status {code}: "
+    return [], record.model, prefix + _message(error)
+
+
+def _message(error: Any) -> str:
+    found = error.get("message", error) if isinstance(error, Mapping) else error
+    text = found if isinstance(found, str) else json.dumps(found, default=str, ensure_ascii=False)
+    return text[:2000]
+
+
+def _id(value: str | int | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _of_choice(choice: _Choice, place: str, reason: Any, named: str, returned: bool) -> Found:
+    open_end = reason is msgspec.UNSET
+    status = "finished" if open_end else status_of(reason, f"{place}, {named}")
+    if choice.text is not None:
+        text = choice.text
+    elif choice.message is not None:
+        text = choice.message.whole()
+    else:
+        raise InvalidInput(
+            f"{place}: has neither message nor text; of a streamed response, all chunks must be "
+            "put together first"
+        )
+    rows = _rows(choice.logprobs, place, returned)
+    return Found(place, None, True, dict, status, text, rows, open_end=open_end)
+
+
+def status_of(reason: Any, place: str) -> str:
+    """The status of a trace that ended so.
+
+    Raises:
+        InvalidInput: a reason that is not known, or none.
+    """
+    if reason is None:
+        raise InvalidInput(
+            f"{place} is null: the trace has not ended, or is one chunk of a streamed response"
+        )
+    if reason not in _STATUS:
+        raise InvalidInput(
+            f"{place} is {reason!r}: what it means for the trace is not known; those known are "
+            f"{', '.join(_STATUS)}"
+        )
+    return _STATUS[reason]
+
+
+def _rows(logprobs: Any, place: str, returned: bool) -> Rows:
+    if isinstance(logprobs, list):
+        return Rows.of_dicts(logprobs)
+    if isinstance(logprobs, _Logprobs):
+        if logprobs.content is not None:
+            tokens = logprobs.content
+            tops = [token.top_logprobs or () for token in tokens]
+            return Rows.of_chat(tops, [token.logprob for token in tokens], returned)
+        if logprobs.top_logprobs is not None:
+            return Rows.of_completion(logprobs.top_logprobs)
+        flat = (logprobs.logprobs, logprobs.end_indices, logprobs.ranks)
+        if flat[0] is not None and flat[1] is not None and flat[2] is not None:
+            try:
+                return Rows.of_flat(flat[0], flat[1], flat[2])
+            except InvalidInput as error:
+                raise InvalidInput(f"{place}: {error}") from error
+    raise InvalidInput(
+        f"{place}: has no log-probabilities; the server must be asked for them (logprobs=True and "
+        "top_logprobs=20 for chat, logprobs=20 for completions and for vLLM's SamplingParams)"
+    )
