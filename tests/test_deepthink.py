@@ -1191,11 +1191,18 @@ def test_traces_go_through_parquet(mixed: Result, tmp_path: Path) -> None:
         ("confidence", "list<element: float>"),
         ("text", "string"),
         ("correct", "bool"),
+        ("seed", "int64"),
+        ("stop_token", "int64"),
+        ("voted", "bool"),
+        ("error", "string"),
+        ("gold", "string"),
+        ("finish_order", "int32"),
     ]
     rows = back.to_pylist()
     for row, trace in zip(rows, mixed.traces, strict=True):
         assert row["question_id"] == "q-1"
-        for name in ("trace", "answer", "status", "num_tokens", "text"):
+        names = ("trace", "answer", "status", "num_tokens", "text")
+        for name in (*names, "seed", "stop_token", "voted", "error"):
             assert row[name] == getattr(trace, name)
         assert row["confidence"] == trace.confidence.tolist()
     assert [row["correct"] for row in rows] == [True, None, False, True, True, False, None, None]

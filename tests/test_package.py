@@ -66,6 +66,7 @@ def test_everything_public_is_documented() -> None:
         (errors.EventError, RuntimeError),
         (errors.EngineError, RuntimeError),
         (errors.RunFileError, OSError),
+        (errors.TraceFileError, OSError),
         (errors.MissingExtra, ImportError),
     ],
 )

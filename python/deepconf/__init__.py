@@ -8,9 +8,9 @@ array([8.5, 2.5])
 '42'
 
 A scorer (`score`, `token_confidence`, `token_entropy`, `logits_confidence`, `TraceScorer`,
-`BatchScorer`), votes (`vote`, `vote_many`), decisions (`Policy`, `Controller`) and a driver
-(`DeepThink` on an engine of `deepconf.engines`). Confidences are in nats; higher is surer. The
-method: arXiv 2508.15260.
+`BatchScorer`), votes (`vote`, `vote_many`), trace files (`read_traces`, `TraceWriter`), decisions
+(`Policy`, `Controller`) and a driver (`DeepThink` on an engine of `deepconf.engines`). Confidences
+are in nats; higher is surer. The method: arXiv 2508.15260.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from deepconf.errors import (
     RunFileError,
     RunWarning,
     SignalNeverArmed,
+    TraceFileError,
     UnknownPreset,
 )
 
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from deepconf.deepthink import DeepThink
     from deepconf.importing import import_traces
     from deepconf.result import Result, Trace
+    from deepconf.traces import TraceReader, TraceWriter, read_traces
 
 __all__ = [
     "Action",
@@ -81,8 +83,11 @@ __all__ = [
     "Scores",
     "SignalNeverArmed",
     "Trace",
+    "TraceFileError",
+    "TraceReader",
     "TraceScorer",
     "TraceScores",
+    "TraceWriter",
     "UnknownPreset",
     "Vote",
     "Votes",
@@ -92,6 +97,7 @@ __all__ = [
     "errors",
     "import_traces",
     "logits_confidence",
+    "read_traces",
     "score",
     "token_confidence",
     "token_entropy",
@@ -104,9 +110,12 @@ _LAZY = {
     "DeepThink": "deepconf.deepthink",
     "Result": "deepconf.result",
     "Trace": "deepconf.result",
+    "TraceReader": "deepconf.traces",
+    "TraceWriter": "deepconf.traces",
     "answers": "deepconf.answers",
     "engines": "deepconf.engines",
     "import_traces": "deepconf.importing",
+    "read_traces": "deepconf.traces",
 }
 
 

@@ -122,7 +122,7 @@ class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     message: _Message | None = None
     logprobs: _AnyLogprobs = None
-    finish_reason: str | None | msgspec.UnsetType = None
+    finish_reason: str | msgspec.UnsetType | None = None
     stop_reason: str | int | None = None
 
 
@@ -163,14 +163,14 @@ class Record(msgspec.Struct, gc=False):
     model: str | None = None
     error: Any = None
     choices: list[_Choice] | None = None
-    response: _Body | None | msgspec.UnsetType = msgspec.UNSET
+    response: _Body | msgspec.UnsetType | None = msgspec.UNSET
     request_id: str | int | None = None
     outputs: list[_Choice] | None = None
     generated_text: str | None = None
     token_ids: Any = None
     text: str | None = None
     logprobs: _AnyLogprobs = None
-    finish_reason: str | None | msgspec.UnsetType = msgspec.UNSET
+    finish_reason: str | msgspec.UnsetType | None = msgspec.UNSET
     eval: _Eval | None = None
     samples: list[Sample] | None = None
 

@@ -20,6 +20,7 @@ __all__ = [
     "RunFileError",
     "RunWarning",
     "SignalNeverArmed",
+    "TraceFileError",
     "UnknownPreset",
 ]
 
@@ -73,6 +74,10 @@ class Interrupted(KeyboardInterrupt):
 
 class RunFileError(DeepConfError, OSError):
     """A file of a run cannot be read or written."""
+
+
+class TraceFileError(DeepConfError, OSError):
+    """A file of traces cannot be read or written, or holds something else."""
 
 
 class MissingExtra(DeepConfError, ImportError):

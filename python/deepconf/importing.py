@@ -68,10 +68,10 @@ def import_traces(
     | format | what it is |
     |---|---|
     | `openai` | chat completions and completions, with one choice or more |
-    | `batch` | what OpenAI Batch and `vllm run-batch` write; a request that failed is a failed trace |
+    | `batch` | what OpenAI Batch and `vllm run-batch` write; a failed request is a failed trace |
     | `vllm` | `RequestOutput`s, flat or with dicts, as objects, pickles or JSON; rows of Ray Data |
     | `inspect` | logs of Inspect, `.eval` or JSON: the last output of each sample and epoch |
-    | `reference` | pickled outputs of the authors' package; their confidences are taken as they are |
+    | `reference` | pickled outputs of the authors' package, with the confidences they have |
 
     Files are JSON lines, one JSON value, `.eval` archives or pickles, and are recognised by what is
     in them. Pickles are read without running anything. A file of JSON lines of any size takes the

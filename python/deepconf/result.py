@@ -187,6 +187,12 @@ class Result:
                 "confidence": [trace.confidence for trace in traces],
                 "text": [trace.text for trace in traces],
                 "correct": [None] * len(traces) if correct is None else list(correct),
+                "seed": [trace.seed for trace in traces],
+                "stop_token": [trace.stop_token for trace in traces],
+                "voted": [trace.voted for trace in traces],
+                "error": [trace.error for trace in traces],
+                "gold": [None] * len(traces),
+                "finish_order": [None] * len(traces),
             },
             schema=columns.with_metadata(self.metadata),
         )

@@ -1,50 +1,369 @@
-"""Trace files: one row a trace, as Arrow tables."""
+"""Trace files: one row a trace, read and written as Arrow batches of bounded size."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from deepconf.errors import MissingExtra
+from deepconf._trace_sources import STATUSES, Source, absent, canonical, opened, schema
+from deepconf._trace_sources import arrow as _arrow
+from deepconf.errors import InvalidInput, TraceFileError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["schema"]
+__all__ = ["FORMAT", "STATUSES", "TraceReader", "TraceWriter", "read_traces", "schema"]
+
+FORMAT = "deepconf-traces/1"
+
+# Settings that are text; all others are JSON.
+_TEXTS = ("format", "model", "entries")
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "k": ((int,), "a whole number"),
+    "window": ((int,), "a whole number"),
+    "seed": ((int, type(None)), "a whole number or null"),
+    "policy": ((dict,), "an object"),
+    "sampling": ((dict,), "an object"),
+    "versions": ((dict,), "an object"),
+    "scores": ((dict,), "an object"),
+    "vote": ((dict,), "an object"),
+}
+# What the confidences themselves depend on: files that differ in it cannot go together.
+_OF_CONFIDENCES = ("k", "entries")
 
 
-def schema() -> pa.Schema:
-    """The columns of a trace file.
+def read_traces(
+    source: Any, *, columns: Sequence[str] | None = None, batch_tokens: int = 4_000_000
+) -> TraceReader:
+    """Opens recorded traces, to be read in batches of bounded size.
 
-    | column | type | |
-    |---|---|---|
-    | question_id | string | |
-    | trace | int32 | launch order |
-    | answer | string, may be null | |
-    | status | string | `finished`, `length`, `stopped`, `aborted`, `failed` |
-    | num_tokens | int32 | |
-    | confidence | list of float32 | token confidences, nats |
-    | text | string, may be null | |
-    | correct | bool, may be null | |
+    Parquet, Arrow IPC files and Arrow IPC streams are told apart by their content. A file of any
+    size takes the memory of some batches; of an Arrow IPC file, that of its largest record batch.
 
-    A table that `Result.to_arrow` makes has the settings in its metadata, as strings: `model`, `k`,
-    `window`, `seed`; and as JSON `policy` (all settings) and `versions`.
+    Args:
+        source: a path, a glob, a folder (its `.parquet`, `.arrow`, `.feather` and `.ipc` files), a
+            sequence of these; a `pyarrow.Table` or `RecordBatchReader`, or anything else with the
+            method `__arrow_c_stream__`, as data frames of polars and pandas have it. A stream named
+            `*.part` is a recording in progress, of which whole batches count.
+        columns: those to read, in this order; None for all. Only these are decoded, checked and
+            demanded. One of `schema` that may be null and is in no file comes as nulls.
+        batch_tokens: how many tokens a batch holds at the most, or one trace, if that is longer.
 
     Raises:
+        InvalidInput: an argument that cannot be right, or a table whose columns are not those of
+            `schema`.
+        InvalidType: `source` is none of these.
         MissingExtra: pyarrow is not installed.
+        TraceFileError: a file is missing, damaged, empty or no trace file; a column is missing or
+            of a wrong type; files whose `k` or `entries` differ.
     """
+    _arrow()
+    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
+        raise InvalidInput(f"batch_tokens={batch_tokens!r}: must be a whole number of at least 1")
+    return TraceReader(opened(source), columns, batch_tokens)
+
+
+class TraceReader:
+    """Recorded traces, as `read_traces` opens them: iterating gives `pyarrow.RecordBatch`es.
+
+    Every batch has the types of `schema` (strings, integers and lists of any width are cast, and
+    dictionaries decoded; float16 and float64 confidences become float32, rounded), and is checked:
+    no nulls where there must be none, statuses that exist, as many confidences as `num_tokens`
+    says. Unknown columns stay as they are. Confidences that are not finite are left to whoever
+    scores them. Iterating raises `TraceFileError` for a file and `InvalidInput` for a table.
+
+    It may be iterated again, but for a `RecordBatchReader`, which can be read once.
+    """
+
+    schema: pa.Schema
+    """Columns and types of the batches; the metadata holds `settings`."""
+    settings: dict[str, Any]
+    """What the metadata says, decoded, as far as it is there and all files agree: `model` and
+    `entries` as text; `k`, `window` and `seed` as numbers; `policy`, `sampling`, `versions`, and in
+    files of scores and votes `scores` and `vote`, as dicts."""
+    differing: dict[str, list[Any]]
+    """Settings in which files differ, with their values in the order of the files."""
+    num_rows: int | None
+    """Traces in all; None where only reading tells."""
+    available: tuple[str, ...]
+    """The columns that are there, read or not."""
+
+    def __init__(
+        self, sources: list[Source], columns: Sequence[str] | None, batch_tokens: int
+    ) -> None:
+        self._sources = sources
+        self._batch_tokens = batch_tokens
+        self.available = tuple(dict.fromkeys(name for s in sources for name in s.schema.names))
+        self.settings, self.differing = _merged(sources)
+        fields = canonical(sources, columns)
+        self.schema = _arrow().schema(fields, metadata=_encoded(self.settings))
+        counts = [source.num_rows for source in sources]
+        known = [count for count in counts if count is not None]
+        self.num_rows = sum(known) if len(known) == len(counts) else None
+        if self.num_rows == 0:
+            raise absent(sources)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files it reads, in order; empty for a table."""
+        return [source.path for source in self._sources if source.path is not None]
+
+    def select(self, columns: Sequence[str] | None) -> TraceReader:
+        """The same traces, other columns."""
+        return TraceReader(self._sources, columns, self._batch_tokens)
+
+    def parts(self) -> Iterator[Iterator[pa.RecordBatch]]:
+        """The traces in pieces that several threads may read at once, each an iterator of batches.
+
+        A row group of Parquet or a record batch of an Arrow IPC file is a part, a stream or a table
+        is one. Read one after the other, they give what iterating gives.
+        """
+        for source in self._sources:
+            for part in source.parts(self.schema.names, self._batch_tokens):
+                yield source.checked(part, self.schema, self._batch_tokens)
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """The batches, in the order of the files."""
+        empty = True
+        for part in self.parts():
+            for batch in part:
+                empty = False
+                yield batch
+        if empty:
+            raise absent(self._sources)
+
+
+class TraceWriter:
+    """Writes a trace file, or one with other columns, that is there only when it is whole.
+
+    A context manager. Until its end the rows are in a hidden file beside the target, `.NAME.*.tmp`,
+    which is forced to the disk and then renamed; after an exception it is removed.
+
+    Args:
+        path: ends in `.parquet` (compressed with zstd), `.arrow` or `.feather` (Arrow IPC, zstd).
+        schema: columns and types of what is written.
+        settings: for the metadata, over what the schema's has; see `TraceReader.settings`.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        InvalidInput: a suffix that says no format; settings that are no JSON; rows of another
+            schema.
+        MissingExtra: pyarrow is not installed.
+        TraceFileError: it cannot be written, or is there and must not be replaced.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        schema: pa.Schema,
+        settings: Mapping[str, Any] | None = None,
+        overwrite: bool = True,
+    ) -> None:
+        pa = _arrow()
+        self.path = Path(path).expanduser()
+        self.num_rows = 0
+        """Rows written so far."""
+        self._overwrite = overwrite
+        self._parquet = self.path.suffix.lower() == ".parquet"
+        if not self._parquet and self.path.suffix.lower() not in (".arrow", ".feather"):
+            raise InvalidInput(f"{self.path}: the name must end in .parquet, .arrow or .feather")
+        metadata = {"format": FORMAT, **_texts(schema.metadata), **_encoded(settings or {})}
+        self.schema = schema.with_metadata(metadata)
+        self._check_target()
+        name = f".{self.path.name}.{secrets.token_hex(4)}.tmp"
+        self._temporary = self.path.with_name(name)
+        self._writer: Any = None
+        with self._errors():
+            # Through a file of Python's: what the disk refuses is an OSError with its number.
+            self._file: Any = open(self._temporary, "xb")  # noqa: SIM115
+            try:
+                self._writer = self._start(pa)
+            except BaseException:
+                self._discard()
+                raise
+
+    def write(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Adds rows, as one row group or record batch; the order of columns does not matter.
+
+        Raises:
+            InvalidInput: the columns are not those of the schema, or cannot be cast to it.
+            TraceFileError: it cannot be written.
+        """
+        pa = _arrow()
+        if self._writer is None:
+            raise InvalidInput(f"{self.path}: is closed, and takes no more rows")
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        if sorted(table.schema.names) != sorted(self.schema.names):
+            raise InvalidInput(
+                f"rows have the columns {', '.join(table.schema.names)}: "
+                f"must be {', '.join(self.schema.names)}"
+            )
+        try:
+            table = table.select(self.schema.names).cast(self.schema)
+        except pa.ArrowException as error:
+            raise InvalidInput(f"rows do not fit the schema: {error}") from error
+        except ValueError as error:
+            raise InvalidInput(f"rows do not fit the schema: {error}") from error
+        if table.num_rows == 0:
+            return
+        with self._errors():
+            if self._parquet:
+                self._writer.write_table(table, row_group_size=table.num_rows)
+            else:
+                for batch in table.combine_chunks().to_batches():
+                    self._writer.write_batch(batch)
+        self.num_rows += table.num_rows
+
+    def close(self) -> None:
+        """Finishes the file, and gives it its name; nothing more where that is done."""
+        if self._writer is None:
+            return
+        try:
+            with self._errors():
+                writer, self._writer = self._writer, None
+                writer.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                self._check_target()
+                os.replace(self._temporary, self.path)
+                _sync_folder(self.path.parent)
+        except BaseException:
+            self._discard()
+            raise
+
+    def __enter__(self) -> TraceWriter:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finishes the file; after an exception, removes what was written."""
+        if kind is None:
+            self.close()
+        else:
+            self._discard()
+
+    def _start(self, pa: Any) -> Any:
+        if not self._parquet:
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            return pa.ipc.new_file(self._file, self.schema, options=options)
+        import pyarrow.parquet as pq
+
+        # Confidences hardly repeat: a dictionary of them is in vain, and split into their bytes
+        # they are a tenth smaller and faster to read.
+        lists = [f.name for f in self.schema if f.name == "confidence"]
+        flat = [f.name for f in self.schema if not pa.types.is_nested(f.type)]
+        split = [f"{name}.list.element" for name in lists]
+        return pq.ParquetWriter(
+            self._file,
+            self.schema,
+            compression="zstd",
+            use_dictionary=flat or False,
+            use_byte_stream_split=split or False,
+        )
+
+    def _check_target(self) -> None:
+        if self.path.is_dir():
+            raise TraceFileError(f"{self.path}: cannot be written: it is a folder")
+        if not self.path.parent.is_dir():
+            raise TraceFileError(
+                f"{self.path}: cannot be written: there is no folder {self.path.parent}"
+            )
+        if not self._overwrite and self.path.exists():
+            raise TraceFileError(f"{self.path}: is there already, and is not to be overwritten")
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        pa = _arrow()
+        try:
+            yield
+        except TraceFileError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise TraceFileError(f"{self.path}: cannot be written: {error}") from error
+
+    def _discard(self) -> None:
+        writer, self._writer = self._writer, None
+        with contextlib.suppress(Exception):
+            if writer is not None:
+                writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name survives a power cut; not every file system can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+# ---- settings -----------------------------------------------------------------------------------
+
+
+def _texts(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    pairs = (metadata or {}).items()
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in pairs}
+
+
+def _encoded(settings: Mapping[str, Any]) -> dict[str, str]:
     try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise MissingExtra("arrow", "pyarrow") from error
-    return pa.schema(
-        [
-            pa.field("question_id", pa.string(), nullable=False),
-            pa.field("trace", pa.int32(), nullable=False),
-            pa.field("answer", pa.string()),
-            pa.field("status", pa.string(), nullable=False),
-            pa.field("num_tokens", pa.int32(), nullable=False),
-            pa.field("confidence", pa.list_(pa.float32()), nullable=False),
-            pa.field("text", pa.string()),
-            pa.field("correct", pa.bool_()),
-        ]
-    )
+        return {
+            name: str(value) if name in _TEXTS else json.dumps(value, allow_nan=False)
+            for name, value in settings.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"settings={settings!r}: must be JSON values: {error}") from error
+
+
+def _settings(source: Source) -> dict[str, Any]:
+    """The settings of one file; what is no setting of ours is left out."""
+    found: dict[str, Any] = {}
+    for name, text in _texts(source.schema.metadata).items():
+        if name == "format":
+            if text.startswith("deepconf-traces/") and text != FORMAT:
+                raise source.wrong(f"has the format {text}: this release reads {FORMAT}")
+        elif name in _TEXTS:
+            found[name] = text
+        elif name in _KINDS:
+            kinds, wanted = _KINDS[name]
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = text
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise source.wrong(f"says {name}={text!r} in its metadata: must be {wanted}")
+            found[name] = value
+    return found
+
+
+def _merged(sources: list[Source]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The settings in which the files agree, and those in which they do not."""
+    settings: dict[str, Any] = {}
+    differing: dict[str, list[Any]] = {}
+    first: dict[str, Source] = {}
+    for source in sources:
+        for name, value in _settings(source).items():
+            if name not in first:
+                settings[name], first[name] = value, source
+            elif name in differing:
+                differing[name].append(value)
+            elif settings[name] != value:
+                if name in _OF_CONFIDENCES:
+                    raise source.wrong(
+                        f"has {name}={value!r} and {first[name].name} has "
+                        f"{name}={settings[name]!r}: their confidences cannot be compared"
+                    )
+                differing[name] = [settings.pop(name), value]
+    return settings, differing
