@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import json
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +14,17 @@ import msgspec
 import numpy as np
 
 from deepconf import _formats_inspect, _formats_pickle
-from deepconf._formats_json import FORMATS, Found, decoded, found_in, parsed, shape, status_of
+from deepconf._formats_json import (
+    FORMATS,
+    Found,
+    Whole,
+    decoded,
+    found_in,
+    parsed,
+    said,
+    shape,
+    status_of,
+)
 from deepconf._formats_rows import Rows
 from deepconf.errors import InvalidInput, InvalidType
 
@@ -29,6 +38,8 @@ _PACKED = {
     b"PAR1": "it is a Parquet file: if it holds traces, deepconf.read_traces reads it",
     b"ARROW1": "it is an Arrow file: if it holds traces, deepconf.read_traces reads it",
 }
+_MARK = b"\xef\xbb\xbf"
+"""The byte order mark, which some editors put first."""
 _TRACES = ("all_traces", "warmup_traces", "final_traces")
 
 
@@ -84,7 +95,7 @@ class Reader:
         for magic, what in _PACKED.items():
             if head.startswith(magic):
                 raise InvalidInput(f"{path}: {what}")
-        text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        text = head.removeprefix(_MARK).lstrip()
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             self._expect("inspect", str(path))
             for found, done in _formats_inspect.read(path, self._returned):
@@ -110,20 +121,21 @@ class Reader:
         if listed:
             yield from self._of_document(file, path, listed)
             return
-        done = 0
+        done, first = 0, True
         for number, line in enumerate(file, start=1):
             done += len(line)
-            raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not raw.strip():
+            raw = line.removeprefix(_MARK) if number == 1 else line
+            if not raw or raw.isspace():
                 continue
             place = f"{path}, line {number}"
             try:
                 record = parsed(raw, place)
             except InvalidInput:
-                if number == 1 and self._is_document(file):
+                if first and done < path.stat().st_size and self._is_document(file):
                     yield from self._of_document(file, path, listed)
                     return
                 raise
+            first = False
             for found in self._of_record(record, place, raw):
                 yield found, str(number), done
 
@@ -131,7 +143,7 @@ class Reader:
         """Whether the file is one JSON value on several lines."""
         try:
             msgspec.json.decode(_mapped(file), type=msgspec.Raw)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         return True
 
@@ -141,8 +153,8 @@ class Reader:
         try:
             kind: Any = list[msgspec.Raw] if listed else msgspec.Raw
             value = msgspec.json.decode(whole, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{path}: not JSON: {error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidInput(f"{path}: {said(error)}") from error
         done = 0
         records: list[Any] = value if listed else [value]
         for at, raw in enumerate(records):
@@ -157,8 +169,7 @@ class Reader:
             keys = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
             raise _unknown(place, list(keys))
         self._expect(form, place)
-        whole = functools.partial(_loads, raw)
-        yield from found_in(record, place, whole, self._returned)
+        yield from found_in(record, place, Whole(raw=raw), self._returned)
 
     def _of_object(self, item: Any, place: str, default: str | None = None) -> Iterator[Found]:
         get = item.get if isinstance(item, Mapping) else functools.partial(_attribute, item)
@@ -171,7 +182,7 @@ class Reader:
         if form is None:
             raise _unknown(place, list(item) if isinstance(item, Mapping) else type(item).__name__)
         self._expect(form, place)
-        yield from found_in(record, place, lambda: item, self._returned)
+        yield from found_in(record, place, Whole(value=item), self._returned)
 
     def _expect(self, form: str, place: str) -> None:
         if self._form not in ("auto", form):
@@ -241,7 +252,7 @@ def _reference(
             where,
             name,
             True,
-            lambda: item,
+            Whole(value=item),
             status,
             text if isinstance(text, str) else "",
             _confidences(trace, where),
@@ -269,12 +280,9 @@ def _confidences(trace: Mapping[str, Any], place: str) -> Any:
     return found
 
 
-def _loads(raw: Any) -> Any:
-    return json.loads(bytes(raw))
-
-
-def _mapped(file: Any) -> mmap.mmap:
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _mapped(file: Any) -> memoryview:
+    whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return whole[len(_MARK) :] if whole[: len(_MARK)] == _MARK else whole
 
 
 def _attribute(item: Any, name: str) -> Any:

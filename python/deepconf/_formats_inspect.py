@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 import struct
 import zipfile
@@ -11,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepconf._formats_json import Found, Record, Sample, of_sample, parsed
+from deepconf._formats_json import Found, Record, Sample, Whole, of_sample, parsed
 from deepconf.errors import InvalidInput
 
 __all__ = ["read"]
@@ -55,8 +53,8 @@ def _read(archive: zipfile.ZipFile, path: Path, returned: bool) -> Iterator[tupl
         place = f"{path}, {info.filename}"
         raw = _content(archive, info)
         done += info.compress_size
-        whole = functools.partial(json.loads, raw)
-        for found in of_sample(parsed(raw, place, Sample), place, whole, model, returned):
+        sample = parsed(raw, place, Sample)
+        for found in of_sample(sample, place, Whole(raw=raw), model, returned):
             yield found, done
 
 

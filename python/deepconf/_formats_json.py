@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +14,18 @@ from numpy.typing import NDArray
 from deepconf._formats_rows import Rows
 from deepconf.errors import InvalidInput
 
-__all__ = ["FORMATS", "Found", "Record", "decoded", "found_in", "parsed", "shape"]
+__all__ = [
+    "FORMATS",
+    "Found",
+    "Record",
+    "Sample",
+    "Whole",
+    "decoded",
+    "found_in",
+    "parsed",
+    "said",
+    "shape",
+]
 
 FORMATS = {
     "openai": "chat completions and completions of OpenAI-style servers ('choices')",
@@ -45,6 +55,37 @@ _STATUS: dict[str, Literal["finished", "length", "stopped", "aborted", "failed"]
 }
 
 
+class Whole:
+    """All of a record, for a caller who looks for the question in it.
+
+    Args:
+        raw: its JSON; or
+        value: the object it is.
+    """
+
+    def __init__(self, raw: Any = None, value: Any = None) -> None:
+        self._raw = raw
+        self._value = value
+
+    def value(self) -> Any:
+        """Parsed JSON, or the object."""
+        return self._value if self._raw is None else json.loads(bytes(self._raw))
+
+    def field(self, path: Sequence[str]) -> Any:
+        """What stands at a path; None where there is none. Parses nothing else."""
+        found: Any = self._value if self._raw is None else self._raw
+        for name in path:
+            if self._raw is None:
+                inside = isinstance(found, Mapping)
+                found = found.get(name) if inside else getattr(found, name, None)
+                continue
+            try:
+                found = msgspec.json.decode(found, type=dict[str, msgspec.Raw])[name]
+            except (msgspec.DecodeError, KeyError):
+                return None
+        return found if self._raw is None else json.loads(bytes(found))
+
+
 @dataclass(slots=True)
 class Found:
     """A trace in a source."""
@@ -55,8 +96,8 @@ class Found:
     """The id of its question; None where the source has none."""
     countable: bool
     """Whether the record's number may stand for the question instead."""
-    record: Callable[[], Any]
-    """The record it is in: parsed JSON, or the object."""
+    whole: Whole
+    """The record it is in."""
     status: str
     text: str = ""
     rows: Rows | NDArray[np.float32] | None = None
@@ -172,10 +213,14 @@ class Record(msgspec.Struct, gc=False):
     logprobs: _AnyLogprobs = None
     finish_reason: str | msgspec.UnsetType | None = msgspec.UNSET
     eval: _Eval | None = None
-    samples: list[Sample] | None = None
+    samples: list[Any] | None = None
 
 
-_DECODER = msgspec.json.Decoder(Record)
+class _Written(Record, gc=False):
+    samples: list[msgspec.Raw] | None = None  # Each is parsed when it is its turn.
+
+
+_DECODER = msgspec.json.Decoder(_Written)
 
 
 def parsed(raw: Any, place: str, kind: type[Any] = Record) -> Any:
@@ -188,11 +233,11 @@ def parsed(raw: Any, place: str, kind: type[Any] = Record) -> Any:
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"{place}: {_said(error)}") from error
+        raise InvalidInput(f"{place}: {said(error)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         text = bytes(raw)
         if b"NaN" not in text and b"Infinity" not in text:
-            raise InvalidInput(f"{place}: {_said(error)}") from error
+            raise InvalidInput(f"{place}: {said(error)}") from error
     try:  # Python writes what JSON does not have.
         return decoded(json.loads(text), place, kind)
     except (ValueError, RecursionError) as error:
@@ -210,10 +255,10 @@ def decoded(value: Any, place: str, kind: type[Any] = Record) -> Any:
     try:
         return msgspec.convert(value, kind, from_attributes=True)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise InvalidInput(f"{place}: {_said(error)}") from error
+        raise InvalidInput(f"{place}: {said(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """What msgspec says, with places as a person writes them."""
     text = str(error).replace("`$.", "`")
     if isinstance(error, msgspec.ValidationError):
@@ -242,15 +287,13 @@ def shape(record: Record) -> str | None:
     return "openai" if record.error is not None else None
 
 
-def found_in(
-    record: Record, place: str, whole: Callable[[], Any], returned: bool
-) -> Iterator[Found]:
+def found_in(record: Record, place: str, whole: Whole, returned: bool) -> Iterator[Found]:
     """The traces of a record that has a `shape`.
 
     Args:
         record: what was read of it.
         place: where it is.
-        whole: gives all of it.
+        whole: all of it.
         returned: whether sampled tokens that are not among the likeliest count.
 
     Raises:
@@ -258,9 +301,13 @@ def found_in(
     """
     if record.samples is not None:
         model = record.eval.model if record.eval else None
-        for at, sample in enumerate(record.samples):
-            of_it = functools.partial(_sample_of, whole, at)
-            yield from of_sample(sample, f"{place}, samples[{at}]", of_it, model, returned)
+        for at, item in enumerate(record.samples):
+            where = f"{place}, samples[{at}]"
+            if isinstance(item, msgspec.Raw):
+                sample, of_it = parsed(item, where, Sample), Whole(raw=item)
+            else:
+                sample, of_it = decoded(item, where, Sample), Whole(value=item)
+            yield from of_sample(sample, where, of_it, model, returned)
         return
     name = record.custom_id if record.question_id is None else record.question_id
     if record.outputs is not None:
@@ -278,7 +325,7 @@ def found_in(
         raise InvalidInput(f"{place}: holds no choices: there is no trace in it")
     for where, choice in zip(places, choices, strict=True):
         found = _of_choice(choice, where, choice.finish_reason, "finish_reason", returned)
-        found.question, found.record, found.model = _id(name), whole, model
+        found.question, found.whole, found.model = _id(name), whole, model
         # A list of completions is one question or many, and nothing says which.
         found.countable = record.token_ids is None
         yield found
@@ -290,15 +337,10 @@ def _alone(record: Record) -> _Choice:
     return _Choice(text, None, record.logprobs, record.finish_reason)
 
 
-def _sample_of(whole: Callable[[], Any], at: int) -> Any:
-    log = whole()
-    return (log["samples"] if isinstance(log, Mapping) else log.samples)[at]
-
-
 def of_sample(
     sample: Sample,
     place: str,
-    whole: Callable[[], Any],
+    whole: Whole,
     model: str | None,
     returned: bool,
 ) -> Iterator[Found]:
@@ -314,7 +356,7 @@ def of_sample(
     for at, choice in enumerate(sample.output.choices):
         where = f"{place}, choice {at}"
         found = _of_choice(choice, where, choice.stop_reason, "stop_reason", returned)
-        found.question, found.record, found.model, found.gold = named, whole, model, gold
+        found.question, found.whole, found.model, found.gold = named, whole, model, gold
         yield found
 
 
@@ -357,7 +399,7 @@ def _of_choice(choice: _Choice, place: str, reason: Any, named: str, returned: b
             "put together first"
         )
     rows = _rows(choice.logprobs, place, returned)
-    return Found(place, None, True, dict, status, text, rows, open_end=open_end)
+    return Found(place, None, True, Whole(), status, text, rows, open_end=open_end)
 
 
 def status_of(reason: Any, place: str) -> str:

@@ -337,7 +337,7 @@ class Import:
         self._taken = taken
         if not isinstance(found.rows, np.ndarray):
             return self._score(found.rows, where)
-        lost = (found.tokens or 0) - len(found.rows)
+        lost = 0 if found.tokens is None else found.tokens - len(found.rows)
         if lost and (self._score.missing == "error" or lost < 0):
             raise InvalidInput(
                 f"{where}: has {found.tokens} tokens and {len(found.rows)} confidences: "
@@ -425,11 +425,7 @@ def _namer(question_id: Any) -> Callable[[Found], str | None]:
         parts = question_id.split(".")
 
         def looked_up(found: Found) -> str:
-            value = found.record()
-            for part in parts:
-                value = (
-                    value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
-                )
+            value = found.whole.field(parts)
             return _checked_id(value, found)
 
         return looked_up
@@ -440,7 +436,7 @@ def _namer(question_id: Any) -> Callable[[Found], str | None]:
 
     def called(found: Found) -> str:
         try:
-            value = question_id(found.record())
+            value = question_id(found.whole.value())
         except Exception as error:  # The caller's own code.
             reason = f"{type(error).__name__}: {error}"
             raise InvalidInput(f"{found.place}: question_id raised {reason}") from error
