@@ -212,6 +212,12 @@ def test_reasoning_is_part_of_the_text(tmp_path: Path) -> None:
     assert column(table, "text") == ["since"]
 
 
+def test_half_a_character_is_replaced_in_texts_and_refused_in_ids(tmp_path: Path) -> None:
+    table = import_traces([response(choice(likely(2), "a\ud83d"))])
+    assert column(table, "text") == ["a\ufffd"]
+    refused([batch("q\ud83d", choice(likely(2)))], "no Unicode")
+
+
 @pytest.mark.parametrize(
     ("reason", "status"),
     [
@@ -318,6 +324,14 @@ def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
     for source in (lines(tmp_path, record), [record]):
         for name in ("meta.name", "nowhere", "custom_id.x"):
             refused(source, "question_id finds None: must be a string", question_id=name)
+
+
+def test_a_field_is_found_in_what_python_writes_of_infinity(tmp_path: Path) -> None:
+    rows = [[-0.1, -1.0], [-0.2, float("-inf")]]
+    path = lines(tmp_path, response(choice(rows), meta={"name": "q"}))
+    table = import_traces(path, question_id="meta.name", logprob_floor=-9.0)
+    assert column(table, "question_id") == ["q"]
+    assert confidence(table)[1] == pytest.approx(4.6)
 
 
 def test_several_files_go_on_counting_traces(tmp_path: Path) -> None:
@@ -665,12 +679,14 @@ def test_their_confidences_do_not_go_together_with_ours() -> None:
 @pytest.mark.parametrize(
     ("trace", "words"),
     [
-        ({"stop_reason": "stop", "text": ""}, ["has no confs", "'text'"]),
-        ({"stop_reason": "stop", "confs": [1.0, float("nan")]}, ["not finite"]),
+        ({"stop_reason": "stop", "text": ""}, ["neither confs", "nor logprobs"]),
+        ({"stop_reason": "stop", "confs": [1.0, float("nan")]}, ["confs[1] is nan"]),
         ({"stop_reason": "stop", "confs": [[1.0], [2.0]]}, ["2 dimensions"]),
         ({"stop_reason": "stop", "confs": ["a"]}, ["not numbers"]),
         ({"confs": [1.0]}, ["stop_reason is null"]),
-        (3, ["is a int: must be a dict"]),
+        ({"confs": [1.0], "stop_reason": [1]}, ["Expected `str | null`"]),
+        ({"confs": [1.0], "stop_reason": "stop", "num_tokens": {}}, ["Expected `int | null`"]),
+        (3, ["Expected `object`, got `int`"]),
     ],
 )
 def test_damaged_traces_of_theirs_are_refused(trace: Any, words: list[str]) -> None:
@@ -1000,6 +1016,7 @@ def test_a_wrong_value_is_named_with_its_place(tmp_path: Path) -> None:
         ({"logprobs": {}}, ["has no log-probabilities"]),
         ({"logprobs": {"content": None}}, ["has no log-probabilities"]),
         ({"finish_reason": None}, ["finish_reason is null", "streamed"]),
+        ({"finish_reason": [1]}, ["Expected `str | null`"]),
         ({"finish_reason": "tired"}, ["finish_reason is 'tired'", "stop, eos"]),
         ({"message": None}, ["neither message nor text", "streamed"]),
     ],
@@ -1009,7 +1026,7 @@ def test_choices_that_are_no_traces_are_refused(
 ) -> None:
     good = choice(likely(2))
     path = lines(tmp_path, response(good), response(good, {**good, **change}))
-    refused(path, f"{path}, line 2, choice 1", *words)
+    refused(path, f"{path}, line 2", *words)
 
 
 def test_a_torn_last_line_is_refused(tmp_path: Path) -> None:

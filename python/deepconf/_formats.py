@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from deepconf import _formats_inspect, _formats_pickle
+from deepconf import _formats_inspect, _formats_pickle, _formats_reference
 from deepconf._formats_json import (
     FORMATS,
     Found,
@@ -23,9 +21,7 @@ from deepconf._formats_json import (
     parsed,
     said,
     shape,
-    status_of,
 )
-from deepconf._formats_rows import Rows
 from deepconf.errors import InvalidInput, InvalidType
 
 __all__ = ["FORMATS", "Reader"]
@@ -40,7 +36,6 @@ _PACKED = {
 }
 _MARK = b"\xef\xbb\xbf"
 """The byte order mark, which some editors put first."""
-_TRACES = ("all_traces", "warmup_traces", "final_traces")
 
 
 class Reader:
@@ -166,16 +161,14 @@ class Reader:
     def _of_record(self, record: Any, place: str, raw: Any) -> Iterator[Found]:
         form = shape(record)
         if form is None:
-            keys = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-            raise _unknown(place, list(keys))
+            raise _unknown(place, list(parsed(raw, place, dict[str, Any])))
         self._expect(form, place)
         yield from found_in(record, place, Whole(raw=raw), self._returned)
 
     def _of_object(self, item: Any, place: str, default: str | None = None) -> Iterator[Found]:
-        get = item.get if isinstance(item, Mapping) else functools.partial(_attribute, item)
-        if any(get(name) for name in _TRACES):
+        if _formats_reference.is_output(item):
             self._expect("reference", place)
-            yield from _reference(item, get, place, default)
+            yield from _formats_reference.traces_of(item, place, default, self._returned)
             return
         record = decoded(item, place)
         form = shape(record)
@@ -233,60 +226,9 @@ def _items(source: Any) -> Iterable[Any]:
     return source
 
 
-def _reference(
-    item: Any, get: Callable[[str], Any], place: str, default: str | None
-) -> Iterator[Found]:
-    """The traces of an output of the authors' package, which has confidences already."""
-    config = get("config") or {}
-    model = config.get("model") if isinstance(config, Mapping) else None
-    traces = get("all_traces") or [*(get("warmup_traces") or ()), *(get("final_traces") or ())]
-    question, gold = get("qid"), get("ground_truth")
-    name = default if question is None else str(question)
-    for at, trace in enumerate(traces):
-        where = f"{place}, all_traces[{at}]"
-        if not isinstance(trace, Mapping):
-            raise InvalidInput(f"{where}: is a {type(trace).__name__}: must be a dict")
-        status = status_of(trace.get("stop_reason"), f"{where}, stop_reason")
-        text = trace.get("text")
-        yield Found(
-            where,
-            name,
-            True,
-            Whole(value=item),
-            status,
-            text if isinstance(text, str) else "",
-            _confidences(trace, where),
-            tokens=trace.get("num_tokens"),
-            answer=None if isinstance(text, str) else trace.get("extracted_answer"),
-            gold=() if gold is None else (str(gold),),
-            model=model if isinstance(model, str) else None,
-        )
-
-
-def _confidences(trace: Mapping[str, Any], place: str) -> Any:
-    confs = trace.get("confs")
-    if confs is None:
-        if isinstance(trace.get("logprobs"), list):
-            record = decoded({"token_ids": [], **trace, "finish_reason": "stop"}, place)
-            return Rows.of_dicts(record.logprobs)
-        raise InvalidInput(f"{place}: has no confs, the token confidences; its keys are {[*trace]}")
-    try:
-        found = np.asarray(confs, np.float32)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{place}: confs are not numbers: {error}") from error
-    if found.ndim != 1 or not np.isfinite(found).all():
-        wrong = f"{found.ndim} dimensions" if found.ndim != 1 else "an entry that is not finite"
-        raise InvalidInput(f"{place}: confs has {wrong}: must be one finite number a token")
-    return found
-
-
 def _mapped(file: Any) -> memoryview:
     whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     return whole[len(_MARK) :] if whole[: len(_MARK)] == _MARK else whole
-
-
-def _attribute(item: Any, name: str) -> Any:
-    return getattr(item, name, None)
 
 
 def _unknown(place: str, what: Any) -> InvalidInput:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deepconf._formats_json import Found, Record, Sample, Whole, of_sample, parsed
-from deepconf.errors import InvalidInput
+from deepconf.errors import DeepConfError, InvalidInput
 
 __all__ = ["read"]
 
@@ -30,7 +30,10 @@ def read(path: Path, returned: bool) -> Iterator[tuple[Found, int]]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield from _read(archive, path, returned)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
+    except DeepConfError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        # A number that is damaged may ask for anything: encryption, another version.
         raise InvalidInput(
             f"{path}: this log of Inspect is damaged, or was not finished: {error}"
         ) from error
@@ -60,10 +63,7 @@ def _read(archive: zipfile.ZipFile, path: Path, returned: bool) -> Iterator[tupl
 
 def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if info.compress_type != _ZSTD:
-        try:
-            return archive.read(info)
-        except NotImplementedError as error:
-            raise InvalidInput(f"{archive.filename}, {info.filename}: {error}") from error
+        return archive.read(info)
     import pyarrow as pa
 
     file = archive.fp
@@ -76,7 +76,7 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     file.seek(name + extra, 1)
     packed = pa.BufferReader(file.read(info.compress_size))
     try:
-        content = bytes(pa.CompressedInputStream(packed, "zstd").read())
+        content: bytes = pa.CompressedInputStream(packed, "zstd").read(info.file_size + 1)
     except OSError as error:
         raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
     if len(content) != info.file_size or zlib.crc32(content) != info.CRC:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -16,13 +16,16 @@ from deepconf.errors import InvalidInput
 
 __all__ = [
     "FORMATS",
+    "AnyLogprobs",
     "Found",
+    "Int",
     "Record",
     "Sample",
     "Whole",
     "decoded",
     "found_in",
     "parsed",
+    "rows_of",
     "said",
     "shape",
 ]
@@ -72,18 +75,22 @@ class Whole:
         return self._value if self._raw is None else json.loads(bytes(self._raw))
 
     def field(self, path: Sequence[str]) -> Any:
-        """What stands at a path; None where there is none. Parses nothing else."""
-        found: Any = self._value if self._raw is None else self._raw
-        for name in path:
-            if self._raw is None:
-                inside = isinstance(found, Mapping)
-                found = found.get(name) if inside else getattr(found, name, None)
-                continue
-            try:
-                found = msgspec.json.decode(found, type=dict[str, msgspec.Raw])[name]
-            except (msgspec.DecodeError, KeyError):
-                return None
-        return found if self._raw is None else json.loads(bytes(found))
+        """What stands at a path; None where there is none. Parses the first part of it only."""
+        if self._raw is None:
+            return _looked_up(self._value, path)
+        try:
+            parts = msgspec.json.decode(self._raw, type=dict[str, msgspec.Raw])
+        except (msgspec.DecodeError, UnicodeDecodeError):  # It has NaN, which JSON has not.
+            return _looked_up(self.value(), path)
+        part = parts.get(path[0])
+        return None if part is None else _looked_up(json.loads(bytes(part)), path[1:])
+
+
+def _looked_up(found: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        inside = isinstance(found, Mapping)
+        found = found.get(name) if inside else getattr(found, name, None)
+    return found
 
 
 @dataclass(slots=True)
@@ -114,13 +121,17 @@ class Found:
     """Whether the source says nothing about how it ended."""
 
 
+Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What NumPy's int64 holds."""
+
+
 class _Entry(msgspec.Struct, gc=False):
     logprob: float
 
 
 class _Ranked(msgspec.Struct, gc=False):
     logprob: float
-    rank: int | None = None
+    rank: Int | None = None
 
 
 class _Token(msgspec.Struct, gc=False):
@@ -132,11 +143,11 @@ class _Logprobs(msgspec.Struct, gc=False):
     content: list[_Token] | None = None  # Of chat completions.
     top_logprobs: list[dict[str, float] | None] | None = None  # Of completions.
     logprobs: list[float] | None = None  # Of vLLM's flat form, as the next two.
-    end_indices: list[int] | None = None
-    ranks: list[int | None] | None = None
+    end_indices: list[Int] | None = None
+    ranks: list[Int | None] | None = None
 
 
-_AnyLogprobs = _Logprobs | list[dict[str | int, _Ranked] | None] | None
+AnyLogprobs = _Logprobs | list[dict[str | int, _Ranked] | None] | None
 
 
 class _Part(msgspec.Struct, gc=False):
@@ -162,7 +173,7 @@ class _Message(msgspec.Struct, gc=False):
 class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     message: _Message | None = None
-    logprobs: _AnyLogprobs = None
+    logprobs: AnyLogprobs = None
     finish_reason: str | msgspec.UnsetType | None = None
     stop_reason: str | int | None = None
 
@@ -210,7 +221,7 @@ class Record(msgspec.Struct, gc=False):
     generated_text: str | None = None
     token_ids: Any = None
     text: str | None = None
-    logprobs: _AnyLogprobs = None
+    logprobs: AnyLogprobs = None
     finish_reason: str | msgspec.UnsetType | None = msgspec.UNSET
     eval: _Eval | None = None
     samples: list[Any] | None = None
@@ -254,7 +265,7 @@ def decoded(value: Any, place: str, kind: type[Any] = Record) -> Any:
     """
     try:
         return msgspec.convert(value, kind, from_attributes=True)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, UnicodeError) as error:
         raise InvalidInput(f"{place}: {said(error)}") from error
 
 
@@ -265,7 +276,7 @@ def said(error: Exception) -> str:
         return text
     if "truncated" in text:
         return "not JSON: it ends in the middle"
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeError):
         return f"not UTF-8: {text}"
     return text.replace("JSON is malformed", "not JSON")
 
@@ -398,7 +409,7 @@ def _of_choice(choice: _Choice, place: str, reason: Any, named: str, returned: b
             f"{place}: has neither message nor text; of a streamed response, all chunks must be "
             "put together first"
         )
-    rows = _rows(choice.logprobs, place, returned)
+    rows = rows_of(choice.logprobs, place, returned)
     return Found(place, None, True, Whole(), status, text, rows, open_end=open_end)
 
 
@@ -412,7 +423,7 @@ def status_of(reason: Any, place: str) -> str:
         raise InvalidInput(
             f"{place} is null: the trace has not ended, or is one chunk of a streamed response"
         )
-    if reason not in _STATUS:
+    if not isinstance(reason, str) or reason not in _STATUS:
         raise InvalidInput(
             f"{place} is {reason!r}: what it means for the trace is not known; those known are "
             f"{', '.join(_STATUS)}"
@@ -420,7 +431,12 @@ def status_of(reason: Any, place: str) -> str:
     return _STATUS[reason]
 
 
-def _rows(logprobs: Any, place: str, returned: bool) -> Rows:
+def rows_of(logprobs: Any, place: str, returned: bool) -> Rows:
+    """The rows of log-probabilities, in any of their forms.
+
+    Raises:
+        InvalidInput: there are none.
+    """
     if isinstance(logprobs, list):
         return Rows.of_dicts(logprobs)
     if isinstance(logprobs, _Logprobs):

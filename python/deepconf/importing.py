@@ -276,6 +276,8 @@ class Import:
     def _question(self, found: Found, number: str, reader: Reader) -> str:
         name = self._named(found)
         if name is not None:
+            if _unicode(name) != name:
+                raise InvalidInput(f"{found.place}: its question is {name!r}, which is no Unicode")
             return name
         if not found.countable:
             raise InvalidInput(
@@ -310,19 +312,19 @@ class Import:
             self._score.unsure,
         )
         if found.model:
-            summary.models[found.model] = None
+            summary.models[_unicode(found.model)] = None
         asked.traces += 1
         return {
             "question_id": question,
             "trace": asked.traces - 1,
-            "answer": answer,
+            "answer": answer and _unicode(answer),
             "status": found.status,
             "num_tokens": len(confidence),
             "confidence": confidence,
-            "text": found.text,
+            "text": _unicode(found.text),
             "correct": correct,
-            "error": found.error,
-            "gold": gold,
+            "error": found.error and _unicode(found.error),
+            "gold": gold and _unicode(gold),
         }
 
     def _confidence(self, found: Found, where: str) -> NDArray[np.float32]:
@@ -425,7 +427,10 @@ def _namer(question_id: Any) -> Callable[[Found], str | None]:
         parts = question_id.split(".")
 
         def looked_up(found: Found) -> str:
-            value = found.whole.field(parts)
+            try:
+                value = found.whole.field(parts)
+            except (ValueError, RecursionError) as error:
+                raise InvalidInput(f"{found.place}: not JSON: {error}") from error
             return _checked_id(value, found)
 
         return looked_up
@@ -451,6 +456,15 @@ def _checked_id(value: Any, found: Found) -> str:
             f"{found.place}: question_id finds {value!r}: must be a string or a whole number"
         )
     return str(value)
+
+
+def _unicode(text: str) -> str:
+    """Half a character, as of a token that was cut, becomes the replacement character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _columns() -> pa.Schema:
