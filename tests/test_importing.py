@@ -1195,3 +1195,17 @@ def test_the_command_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert f"error: {path}, line 1, choice 0: has no log-probabilities" in done.stderr
     assert not out.exists()
+
+
+def test_what_is_not_installed_is_named() -> None:
+    for package in ("msgspec", "pyarrow"):
+        code = (
+            f"import sys; sys.modules[{package!r}] = None\n"
+            "import deepconf\n"
+            "try: deepconf.import_traces([])\n"
+            "except deepconf.MissingExtra as error: print(error)"
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert f"needs the package {package}" in done.stdout
+        assert "pip install 'deepconf-rs[import]'" in done.stdout

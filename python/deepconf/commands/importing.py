@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from deepconf.importing import Summary
 
 
+_LARGE = 100_000_000
+
+
 @app.command("import")
 @guarded
 def import_(
@@ -124,7 +127,7 @@ def import_(
 
 @contextmanager
 def _bar(err: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes on a terminal, a line every tenth of the way elsewhere."""
+    """A bar of bytes on a terminal; elsewhere, of large files, a line every tenth of the way."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -155,7 +158,7 @@ def _bar(err: Console) -> Iterator[Callable[[int, int], None]]:
         nonlocal said
         bars.update(task, completed=done, total=total)
         tenth = 10 * done // max(1, total)
-        if tenth > said and not err.is_terminal:
+        if tenth > said and total > _LARGE and not err.is_terminal:
             said = tenth
             err.print(f"reading: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", soft_wrap=True)
 
