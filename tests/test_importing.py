@@ -982,6 +982,7 @@ def test_any_k_gives_what_the_scorer_of_responses_gives(data: st.DataObject) -> 
         (b"{}\n", ["line 1: has the keys []", "no record of a known format"]),
         (b'{"prompt": "a", "text": "b"}\n', ["'prompt', 'text'", "'choices'"]),
         (b"[]", ["there are no traces in it"]),
+        (b'{"eval": {}, "samples": []}', ["there are no traces in it"]),
         (b"[1]", ["[0]: Expected `object`, got `int`"]),
         (b'{"choices": []}\n', ["line 1: holds no choices"]),
         (b'{"choices": {}}\n', ["line 1: Expected `array | null`, got `object` - at `choices`"]),
@@ -1005,8 +1006,8 @@ def test_a_wrong_value_is_named_with_its_place(tmp_path: Path) -> None:
     bad = response(choice(likely(3)))
     bad["choices"][0]["logprobs"]["content"][2]["top_logprobs"][1]["logprob"] = "x"
     path = lines(tmp_path, good, bad)
-    place = "choices[0].logprobs.content[2].top_logprobs[1].logprob"
-    refused(path, f"{path}, line 2", "Expected `float`, got `str`", place)
+    place = "logprobs.content[2].top_logprobs[1].logprob"
+    refused(path, f"{path}, line 2, choice 0", "Expected `float`, got `str`", place)
 
 
 @pytest.mark.parametrize(

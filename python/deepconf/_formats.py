@@ -15,13 +15,14 @@ from deepconf import _formats_inspect, _formats_pickle, _formats_reference
 from deepconf._formats_json import (
     FORMATS,
     Found,
-    Whole,
+    How,
     decoded,
     found_in,
     parsed,
     said,
     shape,
 )
+from deepconf._formats_question import Namer
 from deepconf.errors import InvalidInput, InvalidType
 
 __all__ = ["FORMATS", "Reader"]
@@ -44,6 +45,7 @@ class Reader:
     Args:
         source: a path, a glob, several of these; an object, or an iterable of objects.
         form: one of `FORMATS`, or "auto".
+        name: finds the question of a record.
         returned: whether sampled tokens that are not among the likeliest count.
 
     Raises:
@@ -51,11 +53,11 @@ class Reader:
         InvalidType: the source is none of these.
     """
 
-    def __init__(self, source: Any, form: str, returned: bool) -> None:
+    def __init__(self, source: Any, form: str, name: Namer, returned: bool) -> None:
         if form != "auto" and form not in FORMATS:
             raise InvalidInput(f"format={form!r}: must be 'auto', {_quoted(FORMATS)}")
         self._form = form
-        self._returned = returned
+        self._how = How(name, returned)
         self.files = _paths(source)
         self._objects = source if self.files is None else ()
         self.total = sum(file.stat().st_size for file in self.files or ())
@@ -93,7 +95,7 @@ class Reader:
         text = head.removeprefix(_MARK).lstrip()
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             self._expect("inspect", str(path))
-            for found, done in _formats_inspect.read(path, self._returned):
+            for found, done in _formats_inspect.read(path, self._how):
                 yield found, "", done
         elif head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
             value = _formats_pickle.load(file, str(path))
@@ -116,10 +118,10 @@ class Reader:
         if listed:
             yield from self._of_document(file, path, listed)
             return
-        done, first = 0, True
-        for number, line in enumerate(file, start=1):
-            done += len(line)
-            raw = line.removeprefix(_MARK) if number == 1 else line
+        done, number, first = 0, 0, True
+        while raw := file.readline():  # `enumerate` would keep a line until it has the next.
+            done, number = done + len(raw), number + 1
+            raw = raw.removeprefix(_MARK) if number == 1 else raw
             if not raw or raw.isspace():
                 continue
             place = f"{path}, line {number}"
@@ -133,6 +135,7 @@ class Reader:
             first = False
             for found in self._of_record(record, place, raw):
                 yield found, str(number), done
+            del record, raw  # Before the next one, which may be as long.
 
     def _is_document(self, file: Any) -> bool:
         """Whether the file is one JSON value on several lines."""
@@ -163,19 +166,19 @@ class Reader:
         if form is None:
             raise _unknown(place, list(parsed(raw, place, dict[str, Any])))
         self._expect(form, place)
-        yield from found_in(record, place, Whole(raw=raw), self._returned)
+        yield from found_in(record, place, self._how, raw=raw)
 
     def _of_object(self, item: Any, place: str, default: str | None = None) -> Iterator[Found]:
         if _formats_reference.is_output(item):
             self._expect("reference", place)
-            yield from _formats_reference.traces_of(item, place, default, self._returned)
+            yield from _formats_reference.traces_of(item, place, default, self._how)
             return
         record = decoded(item, place)
         form = shape(record)
         if form is None:
             raise _unknown(place, list(item) if isinstance(item, Mapping) else type(item).__name__)
         self._expect(form, place)
-        yield from found_in(record, place, Whole(value=item), self._returned)
+        yield from found_in(record, place, self._how, value=item)
 
     def _expect(self, form: str, place: str) -> None:
         if self._form not in ("auto", form):

@@ -9,7 +9,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepconf._formats_json import Found, Record, Sample, Whole, of_sample, parsed
+import msgspec
+
+from deepconf._formats_json import Found, How, Record, of_sample, parsed
 from deepconf.errors import DeepConfError, InvalidInput
 
 __all__ = ["read"]
@@ -19,7 +21,7 @@ _ZSTD = 93
 _SAMPLE = re.compile(r"samples/.*_epoch_(\d+)\.json", re.DOTALL)
 
 
-def read(path: Path, returned: bool) -> Iterator[tuple[Found, int]]:
+def read(path: Path, how: How) -> Iterator[tuple[Found, int]]:
     """The traces, first epoch first, each with how many bytes of the file are done.
 
     Within an epoch they come as the log has them, which is the order in which they ended.
@@ -29,7 +31,7 @@ def read(path: Path, returned: bool) -> Iterator[tuple[Found, int]]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            yield from _read(archive, path, returned)
+            yield from _read(archive, path, how)
     except DeepConfError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
@@ -39,7 +41,7 @@ def read(path: Path, returned: bool) -> Iterator[tuple[Found, int]]:
         ) from error
 
 
-def _read(archive: zipfile.ZipFile, path: Path, returned: bool) -> Iterator[tuple[Found, int]]:
+def _read(archive: zipfile.ZipFile, path: Path, how: How) -> Iterator[tuple[Found, int]]:
     names = {info.filename: info for info in archive.infolist()}  # The last one written counts.
     header = names.get("header.json") or names.get("_journal/start.json")
     if header is None:
@@ -56,8 +58,7 @@ def _read(archive: zipfile.ZipFile, path: Path, returned: bool) -> Iterator[tupl
         place = f"{path}, {info.filename}"
         raw = _content(archive, info)
         done += info.compress_size
-        sample = parsed(raw, place, Sample)
-        for found in of_sample(sample, place, Whole(raw=raw), model, returned):
+        for found in of_sample(msgspec.Raw(raw), place, model, how):
             yield found, done
 
 

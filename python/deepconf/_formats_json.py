@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from deepconf._formats_question import Namer, Whole
 from deepconf._formats_rows import Rows
 from deepconf.errors import InvalidInput
 
@@ -18,10 +19,10 @@ __all__ = [
     "FORMATS",
     "AnyLogprobs",
     "Found",
+    "How",
     "Int",
     "Record",
     "Sample",
-    "Whole",
     "decoded",
     "found_in",
     "parsed",
@@ -58,39 +59,14 @@ _STATUS: dict[str, Literal["finished", "length", "stopped", "aborted", "failed"]
 }
 
 
-class Whole:
-    """All of a record, for a caller who looks for the question in it.
+@dataclass(frozen=True, slots=True)
+class How:
+    """What a caller wants of the records."""
 
-    Args:
-        raw: its JSON; or
-        value: the object it is.
-    """
-
-    def __init__(self, raw: Any = None, value: Any = None) -> None:
-        self._raw = raw
-        self._value = value
-
-    def value(self) -> Any:
-        """Parsed JSON, or the object."""
-        return self._value if self._raw is None else json.loads(bytes(self._raw))
-
-    def field(self, path: Sequence[str]) -> Any:
-        """What stands at a path; None where there is none. Parses the first part of it only."""
-        if self._raw is None:
-            return _looked_up(self._value, path)
-        try:
-            parts = msgspec.json.decode(self._raw, type=dict[str, msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError):  # It has NaN, which JSON has not.
-            return _looked_up(self.value(), path)
-        part = parts.get(path[0])
-        return None if part is None else _looked_up(json.loads(bytes(part)), path[1:])
-
-
-def _looked_up(found: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        inside = isinstance(found, Mapping)
-        found = found.get(name) if inside else getattr(found, name, None)
-    return found
+    name: Namer
+    """Finds the question of a record."""
+    returned: bool
+    """Whether sampled tokens that are not among the likeliest count."""
 
 
 @dataclass(slots=True)
@@ -100,11 +76,7 @@ class Found:
     place: str
     """Where it is, for messages."""
     question: str | None
-    """The id of its question; None where the source has none."""
-    countable: bool
-    """Whether the record's number may stand for the question instead."""
-    whole: Whole
-    """The record it is in."""
+    """Its question; None where the record does not say."""
     status: str
     text: str = ""
     rows: Rows | NDArray[np.float32] | None = None
@@ -117,6 +89,8 @@ class Found:
     """The answers that are right, where the source has them."""
     error: str | None = None
     model: str | None = None
+    countable: bool = True
+    """Whether the record's number may stand for the question."""
     open_end: bool = False
     """Whether the source says nothing about how it ended."""
 
@@ -178,13 +152,21 @@ class _Choice(msgspec.Struct, gc=False):
     stop_reason: str | int | None = None
 
 
-class _Body(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
-    status_code: int | None = None
-    body: _Body | None = None
+# Raw in JSON and anything in Python: each choice and sample is read when it is its turn, so that no
+# more than one is there in pieces.
+T = TypeVar("T")
+
+
+class _Body(msgspec.Struct, Generic[T], gc=False):
+    choices: list[T] | None = None
     model: str | None = None
     error: Any = None
     message: Any = None
+
+
+class _Response(_Body[T], Generic[T], gc=False):
+    status_code: int | None = None
+    body: _Body[T] | None = None
 
 
 class _Output(msgspec.Struct, gc=False):
@@ -207,42 +189,39 @@ class _Eval(msgspec.Struct, gc=False):
     model: str | None = None
 
 
-class Record(msgspec.Struct, gc=False):
+class Record(msgspec.Struct, Generic[T], gc=False):
     """Everything that is read of a record of any form, and nothing else."""
 
     question_id: str | int | None = None
     custom_id: str | int | None = None
     model: str | None = None
     error: Any = None
-    choices: list[_Choice] | None = None
-    response: _Body | msgspec.UnsetType | None = msgspec.UNSET
+    choices: list[T] | None = None
+    response: _Response[T] | msgspec.UnsetType | None = msgspec.UNSET
     request_id: str | int | None = None
-    outputs: list[_Choice] | None = None
+    outputs: list[T] | None = None
     generated_text: str | None = None
     token_ids: Any = None
     text: str | None = None
     logprobs: AnyLogprobs = None
     finish_reason: str | msgspec.UnsetType | None = msgspec.UNSET
     eval: _Eval | None = None
-    samples: list[Any] | None = None
+    samples: list[T] | None = None
 
 
-class _Written(Record, gc=False):
-    samples: list[msgspec.Raw] | None = None  # Each is parsed when it is its turn.
+_DECODER = msgspec.json.Decoder(Record[msgspec.Raw])
 
 
-_DECODER = msgspec.json.Decoder(_Written)
-
-
-def parsed(raw: Any, place: str, kind: type[Any] = Record) -> Any:
-    """A record out of JSON.
+def parsed(raw: Any, place: str, kind: Any = Record) -> Any:
+    """A record, or a part of one, out of JSON.
 
     Raises:
         InvalidInput: it is no JSON, or a value is of another type than it must be.
     """
-    decoder = _DECODER if kind is Record else msgspec.json.Decoder(kind)
     try:
-        return decoder.decode(raw)
+        if kind is Record:
+            return _DECODER.decode(raw)
+        return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"{place}: {said(error)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -250,19 +229,20 @@ def parsed(raw: Any, place: str, kind: type[Any] = Record) -> Any:
         if b"NaN" not in text and b"Infinity" not in text:
             raise InvalidInput(f"{place}: {said(error)}") from error
     try:  # Python writes what JSON does not have.
-        return decoded(json.loads(text), place, kind)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InvalidInput):
-            raise
         raise InvalidInput(f"{place}: not JSON: {error}") from error
+    return decoded(value, place, kind)
 
 
-def decoded(value: Any, place: str, kind: type[Any] = Record) -> Any:
-    """A record out of parsed JSON, or of objects that have its fields as attributes.
+def decoded(value: Any, place: str, kind: Any = Record) -> Any:
+    """The same out of parsed JSON, or of objects that have its fields as attributes.
 
     Raises:
         InvalidInput: a value is of another type than it must be.
     """
+    if isinstance(value, msgspec.Raw):
+        return parsed(value, place, kind)
     try:
         return msgspec.convert(value, kind, from_attributes=True)
     except (msgspec.ValidationError, RecursionError, UnicodeError) as error:
@@ -281,7 +261,7 @@ def said(error: Exception) -> str:
     return text.replace("JSON is malformed", "not JSON")
 
 
-def shape(record: Record) -> str | None:
+def shape(record: Record[Any]) -> str | None:
     """Which of `FORMATS` a record is in; None if in none."""
     if record.samples is not None and record.eval is not None:
         return "inspect"
@@ -298,14 +278,17 @@ def shape(record: Record) -> str | None:
     return "openai" if record.error is not None else None
 
 
-def found_in(record: Record, place: str, whole: Whole, returned: bool) -> Iterator[Found]:
+def found_in(
+    record: Record[Any], place: str, how: How, *, raw: Any = None, value: Any = None
+) -> Iterator[Found]:
     """The traces of a record that has a `shape`.
 
     Args:
         record: what was read of it.
         place: where it is.
-        whole: all of it.
-        returned: whether sampled tokens that are not among the likeliest count.
+        how: what is wanted of it.
+        raw: its JSON; or
+        value: the object that it is.
 
     Raises:
         InvalidInput: a trace has no log-probabilities or no end; the message names its place.
@@ -313,65 +296,70 @@ def found_in(record: Record, place: str, whole: Whole, returned: bool) -> Iterat
     if record.samples is not None:
         model = record.eval.model if record.eval else None
         for at, item in enumerate(record.samples):
-            where = f"{place}, samples[{at}]"
-            if isinstance(item, msgspec.Raw):
-                sample, of_it = parsed(item, where, Sample), Whole(raw=item)
-            else:
-                sample, of_it = decoded(item, where, Sample), Whole(value=item)
-            yield from of_sample(sample, where, of_it, model, returned)
+            yield from of_sample(item, f"{place}, samples[{at}]", model, how)
         return
-    name = record.custom_id if record.question_id is None else record.question_id
+    given = record.custom_id if record.question_id is None else record.question_id
+    error = None
     if record.outputs is not None:
-        name = record.request_id if name is None else name
-        places = [f"{place}, outputs[{at}]" for at in range(len(record.outputs))]
-        choices, model, error = record.outputs, record.model, None
+        given = record.request_id if given is None else given
+        choices, model = record.outputs, record.model
+        places = [f"{place}, outputs[{at}]" for at in range(len(choices))]
     elif record.choices is None and record.response is msgspec.UNSET and record.error is None:
-        places, choices, model, error = [place], [_alone(record)], record.model, None
+        choices, model, places = [_alone(record)], record.model, [place]
     else:
         choices, model, error = _body(record)
         places = [f"{place}, choice {at}" for at in range(len(choices))]
+    question = how.name(Whole(place, given, raw, value))
     if error is not None:
-        yield Found(place, _id(name), True, whole, "failed", error=error, model=model)
+        yield Found(place, question, "failed", error=error, model=model)
     elif not choices:
         raise InvalidInput(f"{place}: holds no choices: there is no trace in it")
-    for where, choice in zip(places, choices, strict=True):
-        found = _of_choice(choice, where, choice.finish_reason, "finish_reason", returned)
-        found.question, found.whole, found.model = _id(name), whole, model
+    for where, part in zip(places, choices, strict=True):
+        choice = decoded(part, where, _Choice)
+        found = _of_choice(choice, where, choice.finish_reason, "finish_reason", how)
+        found.question, found.model = question, model
         # A list of completions is one question or many, and nothing says which.
         found.countable = record.token_ids is None
         yield found
 
 
-def _alone(record: Record) -> _Choice:
+def _alone(record: Record[Any]) -> _Choice:
     """An output of vLLM's without its request, or a row of Ray Data."""
     text = record.text if record.generated_text is None else record.generated_text
     return _Choice(text, None, record.logprobs, record.finish_reason)
 
 
-def of_sample(
-    sample: Sample,
-    place: str,
-    whole: Whole,
-    model: str | None,
-    returned: bool,
-) -> Iterator[Found]:
-    """The traces of a sample of Inspect's, which are those of its last output."""
+def of_sample(item: Any, place: str, model: str | None, how: How) -> Iterator[Found]:
+    """The traces of a sample of Inspect's, which are those of its last output.
+
+    Args:
+        item: its JSON, or the object.
+        place: where it is.
+        model: of the log.
+        how: what is wanted of it.
+
+    Raises:
+        InvalidInput: as `found_in`.
+    """
+    sample = decoded(item, place, Sample)
+    written = isinstance(item, msgspec.Raw)
+    whole = Whole(place, sample.id, item if written else None, None if written else item)
+    question = how.name(whole)
     gold = [sample.target] if isinstance(sample.target, str) else sample.target
     gold = [answer for answer in gold if answer.strip()]
     error = sample.error or sample.output.error
-    named = str(sample.id)
     if error is not None or not sample.output.choices:
         text = "no output" if error is None else _message(error)
-        yield Found(place, named, True, whole, "failed", gold=gold, error=text, model=model)
+        yield Found(place, question, "failed", gold=gold, error=text, model=model)
         return
     for at, choice in enumerate(sample.output.choices):
         where = f"{place}, choice {at}"
-        found = _of_choice(choice, where, choice.stop_reason, "stop_reason", returned)
-        found.question, found.whole, found.model, found.gold = named, whole, model, gold
+        found = _of_choice(choice, where, choice.stop_reason, "stop_reason", how)
+        found.question, found.model, found.gold = question, model, gold
         yield found
 
 
-def _body(record: Record) -> tuple[list[_Choice], str | None, str | None]:
+def _body(record: Record[Any]) -> tuple[list[Any], str | None, str | None]:
     """The choices of a response, the model, and what went wrong instead."""
     response = record.response
     if response is msgspec.UNSET and record.choices is not None:
@@ -393,11 +381,7 @@ def _message(error: Any) -> str:
     return text[:2000]
 
 
-def _id(value: str | int | None) -> str | None:
-    return None if value is None else str(value)
-
-
-def _of_choice(choice: _Choice, place: str, reason: Any, named: str, returned: bool) -> Found:
+def _of_choice(choice: _Choice, place: str, reason: Any, named: str, how: How) -> Found:
     open_end = reason is msgspec.UNSET
     status = "finished" if open_end else status_of(reason, f"{place}, {named}")
     if choice.text is not None:
@@ -409,8 +393,8 @@ def _of_choice(choice: _Choice, place: str, reason: Any, named: str, returned: b
             f"{place}: has neither message nor text; of a streamed response, all chunks must be "
             "put together first"
         )
-    rows = rows_of(choice.logprobs, place, returned)
-    return Found(place, None, True, Whole(), status, text, rows, open_end=open_end)
+    rows = rows_of(choice.logprobs, place, how.returned)
+    return Found(place, None, status, text, rows, open_end=open_end)
 
 
 def status_of(reason: Any, place: str) -> str:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from deepconf._formats_json import (
     AnyLogprobs,
     Found,
+    How,
     Int,
-    Whole,
     decoded,
     rows_of,
     status_of,
 )
+from deepconf._formats_question import Whole
 from deepconf._formats_rows import Rows
 from deepconf.errors import InvalidInput
 
@@ -51,14 +52,14 @@ def is_output(item: Any) -> bool:
     return any(isinstance(getattr(item, name, None), list) for name in _TRACES)
 
 
-def traces_of(item: Any, place: str, default: str | None, returned: bool) -> Iterator[Found]:
+def traces_of(item: Any, place: str, default: str | None, how: How) -> Iterator[Found]:
     """The traces of an output; of an online one, those of its warmup come first.
 
     Args:
         item: the output.
         place: where it is.
         default: the question, where `qid` says none.
-        returned: of log-probabilities, whether all entries count.
+        how: what is wanted of it.
 
     Raises:
         InvalidInput: a trace is damaged, or has neither confidences nor log-probabilities.
@@ -66,18 +67,18 @@ def traces_of(item: Any, place: str, default: str | None, returned: bool) -> Ite
     output = decoded(item, place, _Output)
     model = output.config.get("model") if isinstance(output.config, Mapping) else None
     gold = "" if output.ground_truth is None else str(output.ground_truth).strip()
+    given = default if output.qid is None else output.qid
+    question = how.name(Whole(place, given, value=item))
     every = output.all_traces or [*output.warmup_traces, *output.final_traces]
     for at, part in enumerate(every):
         where = f"{place}, all_traces[{at}]"
         trace = decoded(part, where, _Trace)
         yield Found(
             where,
-            default if output.qid is None else str(output.qid),
-            True,
-            Whole(value=item),
+            question,
             status_of(trace.stop_reason, f"{where}, stop_reason"),
             trace.text or "",
-            _confidences(trace, where, returned),
+            _confidences(trace, where, how.returned),
             tokens=trace.num_tokens,
             answer=trace.extracted_answer if trace.text is None else None,
             gold=[gold] if gold else [],

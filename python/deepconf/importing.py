@@ -74,8 +74,8 @@ def import_traces(
     | `reference` | pickled outputs of the authors' package, with the confidences they have |
 
     Files are JSON lines, one JSON value, `.eval` archives or pickles, and are recognised by what is
-    in them. Pickles are read without running anything. A file of JSON lines of any size takes the
-    memory of its longest line and of one row group.
+    in them. Pickles are read without running anything. JSON lines of any number take the memory of
+    twice the longest line and of one row group; a pickle is held whole.
 
     Traces are numbered within their question, in the order in which they are met. Answers are
     extracted, given one name for all that are equivalent within a question, and marked where the
@@ -206,6 +206,7 @@ class Import:
         for package in ("pyarrow", "msgspec"):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra("import", package)
+        from deepconf._formats_question import namer
         from deepconf._formats_rows import Scorer
 
         self._format = format
@@ -215,7 +216,7 @@ class Import:
         AnswerBook(math=math)  # Says at once what is wrong with it.
         self._math = math
         self._gold = _right_answers(gold)
-        self._named = _namer(question_id)
+        self._namer = namer(question_id)
         self._progress = progress
         self._asked: dict[str, _Asked] = {}
         self._taken: bool | None = None  # Whether confidences are taken as they are.
@@ -248,7 +249,7 @@ class Import:
     def _rows(self, source: Any) -> Iterator[dict[str, Any]]:
         from deepconf._formats import Reader
 
-        reader = Reader(source, self._format, self._entries == "returned")
+        reader = Reader(source, self._format, self._namer, self._entries == "returned")
         for found, number in reader:
             yield self._row(found, self._question(found, number, reader))
             if self._progress is not None:
@@ -274,11 +275,8 @@ class Import:
         return settings
 
     def _question(self, found: Found, number: str, reader: Reader) -> str:
-        name = self._named(found)
-        if name is not None:
-            if _unicode(name) != name:
-                raise InvalidInput(f"{found.place}: its question is {name!r}, which is no Unicode")
-            return name
+        if found.question is not None:
+            return found.question
         if not found.countable:
             raise InvalidInput(
                 f"{found.place}: does not say which question it answers: pass RequestOutputs, or "
@@ -396,66 +394,6 @@ def _right_answers(gold: Any) -> dict[str, str]:
     if not found:
         raise InvalidInput("gold: there is nothing in it")
     return found
-
-
-def _namer(question_id: Any) -> Callable[[Found], str | None]:
-    """What finds the question of a trace."""
-    if question_id is None:
-        return lambda found: found.question
-    if isinstance(question_id, str) and question_id.startswith("regex:"):
-        try:
-            question_id = re.compile(question_id.removeprefix("regex:"))
-        except re.error as error:
-            raise InvalidInput(
-                f"question_id={question_id!r} is no regular expression: {error}"
-            ) from error
-    if isinstance(question_id, re.Pattern):
-        pattern = question_id
-
-        def matched(found: Found) -> str:
-            match = None if found.question is None else pattern.search(found.question)
-            if match is None:
-                raise InvalidInput(
-                    f"{found.place}: question_id={pattern.pattern!r} is not in its id, "
-                    f"{found.question!r}"
-                )
-            group = "question" if "question" in pattern.groupindex else min(pattern.groups, 1)
-            return _checked_id(match[group], found)
-
-        return matched
-    if isinstance(question_id, str) and question_id:
-        parts = question_id.split(".")
-
-        def looked_up(found: Found) -> str:
-            try:
-                value = found.whole.field(parts)
-            except (ValueError, RecursionError) as error:
-                raise InvalidInput(f"{found.place}: not JSON: {error}") from error
-            return _checked_id(value, found)
-
-        return looked_up
-    if not callable(question_id):
-        raise InvalidType(
-            f'question_id={question_id!r}: must be the name of a field, "regex:..." or a callable'
-        )
-
-    def called(found: Found) -> str:
-        try:
-            value = question_id(found.whole.value())
-        except Exception as error:  # The caller's own code.
-            reason = f"{type(error).__name__}: {error}"
-            raise InvalidInput(f"{found.place}: question_id raised {reason}") from error
-        return _checked_id(value, found)
-
-    return called
-
-
-def _checked_id(value: Any, found: Found) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise InvalidInput(
-            f"{found.place}: question_id finds {value!r}: must be a string or a whole number"
-        )
-    return str(value)
 
 
 def _unicode(text: str) -> str:
