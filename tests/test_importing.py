@@ -37,6 +37,9 @@ HERE = Path(__file__).parent
 LOG = HERE / "data" / "inspect.eval"
 """What Inspect 0.3.285 wrote: questions "a" and 7, two epochs, five log-probabilities a token."""
 
+# Most tests have one trace a question.
+pytestmark = pytest.mark.filterwarnings("ignore:each of the .* questions has one trace")
+
 RNG = np.random.default_rng(7)
 
 
@@ -317,6 +320,16 @@ def test_samples_of_one_question_may_have_different_ids(question_id: Any, tmp_pa
     table = import_traces(path, question_id=question_id)
     assert column(table, "question_id") == ["q-1", "q-1", "q-2", "q-2"]
     assert column(table, "trace") == [0, 1, 0, 1]
+
+
+def test_samples_that_each_count_as_a_question_are_warned_of() -> None:
+    records = [batch(f"q-{at}", choice(likely(2))) for at in range(3)]
+    with pytest.warns(RunWarning, match="each of the 3 questions has one trace.*question_id"):
+        import_traces(records)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        import_traces(records, question_id="custom_id")
+        import_traces(records, question_id=r"regex:(.+)-")
 
 
 def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -915,7 +928,7 @@ def test_tokens_without_entries_are_refused_or_left_out(tmp_path: Path) -> None:
     rows = likely(4)
     rows[2] = []
     one = response(choice(rows))
-    refused([one], "(question '0', trace 0): token 2 has no log-probabilities, as 1 of 4", "skip")
+    refused([one], "(question '0', trace 0): token 2 has no log-probabilities (1 of 4", "skip")
     with pytest.warns(RunWarning, match="1 tokens without log-probabilities were left out"):
         table = import_traces([one], missing="skip")
     np.testing.assert_array_equal(confidence(table), expected([rows[0], rows[1], rows[3]]))
@@ -1016,6 +1029,7 @@ def test_a_wrong_value_is_named_with_its_place(tmp_path: Path) -> None:
         ({"logprobs": None}, ["has no log-probabilities", "top_logprobs=20"]),
         ({"logprobs": {}}, ["has no log-probabilities"]),
         ({"logprobs": {"content": None}}, ["has no log-probabilities"]),
+        ({"logprobs": {"content": []}}, ["has a text and no log-probabilities"]),
         ({"finish_reason": None}, ["finish_reason is null", "streamed"]),
         ({"finish_reason": [1]}, ["Expected `str | null`"]),
         ({"finish_reason": "tired"}, ["finish_reason is 'tired'", "stop, eos"]),
@@ -1093,6 +1107,7 @@ def test_sources_that_cannot_be(tmp_path: Path) -> None:
     refused(b"{}", "source is a bytes")
     refused([], "there are no traces")
     refused([3], "source[0]: ")
+    refused(tmp_path.parent.glob("*"), "source[0]: is a path; pass paths as a list")
     refused([object()], "source[0]: is a object")
     path = lines(tmp_path, batch("q", choice(likely(2))))
     refused([path, path], "named twice")

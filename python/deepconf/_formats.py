@@ -169,6 +169,8 @@ class Reader:
         yield from found_in(record, place, self._how, raw=raw)
 
     def _of_object(self, item: Any, place: str, default: str | None = None) -> Iterator[Found]:
+        if isinstance(item, str | os.PathLike):
+            raise InvalidType(f"{place}: is a path; pass paths as a list")
         if _formats_reference.is_output(item):
             self._expect("reference", place)
             yield from _formats_reference.traces_of(item, place, default, self._how)
@@ -196,7 +198,7 @@ def _paths(source: Any) -> list[Path] | None:
         given = list(source)
     else:
         return None
-    found = []
+    found: dict[Path, Path] = {}
     for item in given:
         if not isinstance(item, str | os.PathLike):
             raise InvalidType(f"source holds paths, and a {type(item).__name__}: {item!r:.100}")
@@ -204,18 +206,16 @@ def _paths(source: Any) -> list[Path] | None:
         matches = [path]
         if not path.exists() and glob.has_magic(str(path)):
             matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+            if not matches:
+                raise InvalidInput(f"{path}: no file matches this")
         for match in matches:
             if match.is_dir():
                 raise InvalidInput(f"{match}: is a folder; name its files, such as {match}/*.jsonl")
             if not match.is_file():
                 raise InvalidInput(f"{match}: there is no such file")
-        if not matches:
-            raise InvalidInput(f"{path}: no file matches this")
-        found += matches
-    twice = {file for file in found if found.count(file) > 1} if len(found) < 10_000 else set()
-    if twice:
-        raise InvalidInput(f"{min(twice)}: is named twice")
-    return found
+            if found.setdefault(match.resolve(), match) is not match:
+                raise InvalidInput(f"{match}: is named twice")
+    return list(found.values())
 
 
 def _items(source: Any) -> Iterable[Any]:

@@ -394,6 +394,8 @@ def _of_choice(choice: _Choice, place: str, reason: Any, named: str, how: How) -
             "put together first"
         )
     rows = rows_of(choice.logprobs, place, how.returned)
+    if not len(rows.widths) and text:
+        raise InvalidInput(f"{place}: has a text and no log-probabilities of its tokens")
     return Found(place, None, status, text, rows, open_end=open_end)
 
 

@@ -166,7 +166,7 @@ class Scorer:
         token_confidence(np.zeros((1, 2)), logprob_floor=logprob_floor)  # Refuses a bad one.
         self.k = k
         self._given = k is not None
-        self._model = ""
+        self._first = ""  # The trace that k is from.
         self._returned = entries == "returned"
         self._floor = logprob_floor
         self.missing = missing
@@ -212,8 +212,8 @@ class Scorer:
         without = np.flatnonzero(rows.widths == 0)
         if self.missing == "error":
             raise InvalidInput(
-                f"{place}: token {without[0]} has no log-probabilities, as {len(without)} of "
-                f"{len(rows.widths)} tokens: missing='skip' leaves such tokens out"
+                f"{place}: token {without[0]} has no log-probabilities ({len(without)} of "
+                f"{len(rows.widths)} tokens have none): missing='skip' leaves such tokens out"
             )
         self.dropped += len(without)
 
@@ -228,9 +228,9 @@ class Scorer:
                     "in all: at least 2 are needed, and the paper takes 20; ask the server for "
                     "more (top_logprobs=20 for chat, logprobs=20)"
                 )
-            self.k, self._model = fewest, place
+            self.k, self._first = fewest, place
         if fewest < self.k:
-            asked = f"k={self.k}" if self._given else f"and {self._model} has {self.k} a token"
+            asked = f"k={self.k}" if self._given else f"and {self._first} has {self.k} a token"
             hint = (
                 f"k can be at most {fewest}"
                 if self._given
@@ -240,7 +240,7 @@ class Scorer:
         if not self._given and most > self.k + (not rows.exact):
             long = int(at[likely.argmax()])
             raise InvalidInput(
-                f"{place}: token {long} has {_entries(most)}, and {self._model} has {self.k} a "
+                f"{place}: token {long} has {_entries(most)}, and {self._first} has {self.k} a "
                 f"token: how many are to count, k={self.k} or less?"
             )
         return self.k

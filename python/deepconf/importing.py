@@ -150,6 +150,8 @@ class Summary:
     """Tokens without log-probabilities that were left out."""
     unsure: int = 0
     """Tokens of which the k-th likeliest may be missing."""
+    alone: bool = False
+    """Whether nobody said how questions are found, and each has one trace."""
     open_ends: int = 0
     """Traces that do not say how they ended."""
     unknown: dict[str, None] = field(default_factory=dict)
@@ -157,6 +159,11 @@ class Summary:
 
     def notes(self) -> Iterator[str]:
         """What its reader must know."""
+        if self.alone and self.traces > 1:
+            yield (
+                f"each of the {self.questions:,} questions has one trace: where several answer one "
+                "question, question_id says which"
+            )
         if self.unsure and self.k is not None:
             yield (
                 f"at {self.unsure:,} of {self.tokens:,} tokens the sampled token may stand in the "
@@ -217,6 +224,7 @@ class Import:
         self._math = math
         self._gold = _right_answers(gold)
         self._namer = namer(question_id)
+        self._named = question_id is not None
         self._progress = progress
         self._asked: dict[str, _Asked] = {}
         self._taken: bool | None = None  # Whether confidences are taken as they are.
@@ -298,6 +306,7 @@ class Import:
         summary = self.summary
         summary.traces += 1
         summary.questions = len(self._asked)
+        summary.alone = not self._named and summary.questions == summary.traces
         summary.tokens += len(confidence)
         summary.statuses[found.status] += 1
         summary.answered += answer is not None
