@@ -192,8 +192,23 @@ def test_a_settings_file_is_found(tmp_path: Path, beside: bool) -> None:
     [
         ("{", "cannot be read"),
         ([], "must be a JSON object"),
-        ({"windows": 8}, "unknown key 'windows': the keys are sampling, engine, mode, budget"),
+        (
+            {"windows": 8},
+            "unknown key 'windows': the keys are sampling, engine, policies, policy, mode",
+        ),
         ({"sampling": 1.0}, "sampling is 1.0: must be an object"),
+        ({"policies": ["low"]}, "policies is ['low']: must be an object"),
+        ({"policies": {"low": {}}}, "policies: low: is the name of a preset"),
+        ({"policies": {"mine": 1}}, "policies: mine is 1: must be an object of settings"),
+        (
+            {"policies": {"mine": {"kep": 1}}},
+            "policies: mine: unknown key 'kep': the keys are pres",
+        ),
+        (
+            {"policies": {"mine": {"preset": "lo"}}},
+            "mine: preset is 'lo': must be one of low, high",
+        ),
+        ({"policy": "mine"}, "policy is 'mine': must be one of low, high"),
     ],
 )
 def test_a_broken_settings_file_is_named(tmp_path: Path, settings: Any, says: str) -> None:
@@ -228,6 +243,54 @@ def test_pairs_are_read() -> None:
         "h": {"x": [1]},
         "i": "a=b",
     }
+
+
+def test_a_policy_of_the_file_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    vote = {"preset": "offline", "keep": 1.0, "stop": "consensus", "warmup": 0, "budget": 12}
+    settings = {
+        "window": 8,
+        "warmup": 4,
+        "budget": 32,
+        "policies": {"vote": vote},
+        "policy": "vote",
+    }
+    found = _settings.find(str(model_folder(tmp_path, settings)))
+    assert found.chosen == "vote"
+    built = _settings.build(["vote", "high"], found.policy, {"seed": 7}, {}, found.policies)
+    assert built["high"] == Policy.high(window=8, warmup=4, budget=32, seed=7)
+    # What is its own holds, though it is offline; options win over it.
+    expected = Policy.offline(window=8, keep=1.0, stop="consensus", budget=12, seed=7)
+    assert built["vote"] == expected
+    again = _settings.build(["vote"], found.policy, {"budget": 16}, {}, found.policies)
+    assert again["vote"].budget == 16
+
+
+@pytest.mark.parametrize("name", Policy.presets())
+@pytest.mark.parametrize(
+    "defaults", [{}, {"window": 8, "warmup": 3, "keep": 0.4, "stop": "budget"}]
+)
+def test_a_policy_is_described_so_that_it_is_built_again(name: str, defaults: Any) -> None:
+    policy = Policy.preset(name, weight="majority", tail=5, budget=99, min_ballots=2)
+    described = _settings.describe(policy, defaults)
+    assert described["preset"] in Policy.presets()
+    assert _settings.build(["it"], defaults, {}, {}, {"it": described}) == {"it": policy}
+    if not defaults and not name.startswith("paper"):
+        assert len(described) <= 5
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("keep", "must be NAME=VALUE,VALUE"),
+        ("=1", "must be NAME=VALUE,VALUE"),
+        ("keep=", "must be NAME=VALUE,VALUE"),
+        ("keep=0.1,,0.2", "must be NAME=VALUE,VALUE"),
+        ("keep=0.1,0.10", "has 0.1 twice"),
+    ],
+)
+def test_a_grid_that_means_nothing_is_named(given: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=f"--grid '{given}': {says}"):
+        _settings.axes([given], "--grid")
 
 
 def test_what_wins_over_what() -> None:

@@ -7,7 +7,14 @@ import importlib
 
 import pytest
 
-MODULES = ["deepconf", "deepconf._settings", "deepconf.answers", "deepconf.report"]
+MODULES = [
+    "deepconf",
+    "deepconf._settings",
+    "deepconf._statistics",
+    "deepconf.answers",
+    "deepconf.lab._goal",
+    "deepconf.lab.replay",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

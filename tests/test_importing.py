@@ -107,6 +107,13 @@ def column(table: Any, name: str) -> list[Any]:
     return found
 
 
+def recorded(source: Any) -> dict[str, Any]:
+    """The settings of a trace file, which has the versions that made it too."""
+    settings = deepconf.read_traces(source).settings
+    assert settings.pop("versions")["deepconf"] == deepconf.__version__
+    return settings
+
+
 def refused(source: Any, *words: str, **options: Any) -> str:
     """The message with which an import is refused; it must have all words."""
     with pytest.raises(DeepConfError) as caught:
@@ -138,8 +145,7 @@ def test_every_choice_of_a_chat_completion_is_a_trace(tmp_path: Path) -> None:
     assert column(table, "text") == [r"\boxed{2}", "hm", r"\boxed{3}"]
     for at, rows in enumerate((first, second, third)):
         np.testing.assert_array_equal(confidence(table, at), expected(rows))
-    settings = deepconf.read_traces(table).settings
-    assert settings == {"k": 4, "entries": "topk", "model": "m"}
+    assert recorded(table) == {"k": 4, "entries": "topk", "model": "m"}
 
 
 def test_confidences_are_those_of_the_scorer_of_responses() -> None:
@@ -510,7 +516,7 @@ def test_a_log_of_inspect() -> None:
     assert by_name["a", 0]["gold"] == "2"
     assert by_name["7", 0]["correct"] is False
     assert by_name["a", 1]["status"] == "length"
-    assert deepconf.read_traces(table).settings == {
+    assert recorded(table) == {
         "k": 5,
         "entries": "topk",
         "model": "mockllm/model",
@@ -566,7 +572,8 @@ def test_samples_that_failed_are_failed_traces_and_any_target_is_right(tmp_path:
     table = import_traces(repacked(tmp_path / "x", change)).sort_by("question_id")
     assert column(table, "status") == ["failed", "finished"]
     assert column(table, "error") == ["boom", None]
-    assert column(table, "correct") == [False, True]
+    assert column(table, "correct") == [None, True]
+    assert column(table, "gold") == ["0", "0"]
 
 
 def test_a_damaged_log_is_refused(tmp_path: Path) -> None:
@@ -639,7 +646,7 @@ def test_a_pickle_of_the_authors_package(theirs: Path, protocol: int) -> None:
     assert column(table, "answer") == ["2", None]
     assert column(table, "correct") == [True, False]
     assert confidence(table) == pytest.approx([1.1] * 6)
-    assert deepconf.read_traces(table).settings == {"entries": "returned", "model": "theirs"}
+    assert recorded(table) == {"entries": "returned", "model": "theirs"}
 
 
 def test_their_output_itself_is_read_without_their_package(theirs: Path) -> None:

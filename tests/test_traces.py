@@ -90,7 +90,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, suffix: str) -> None:
     assert reader.schema.metadata[b"k"] == b"20"
     assert (reader.num_rows, reader.differing, reader.paths) == (7, {}, [path])
     assert table_of(reader).equals(pa.concat_tables([first, second]).cast(schema()))
-    assert len(list(reader)) == 2  # A row group each, and it may be iterated again.
+    assert table_of(reader).num_rows == 7  # It may be iterated again.
 
 
 def test_a_result_is_a_trace_table() -> None:
@@ -110,6 +110,7 @@ def test_a_result_is_a_trace_table() -> None:
     assert (reader.settings["k"], reader.settings["window"]) == (5, 4)
 
 
+WIDER = {"confidence": pa.large_list(pa.float64()), "text": pa.large_string()}
 VARIANTS: dict[str, Callable[[pa.Table], pa.Table]] = {
     "large strings": lambda t: t.cast(
         pa.schema(
@@ -137,6 +138,18 @@ VARIANTS: dict[str, Callable[[pa.Table], pa.Table]] = {
     ),
     "lists of half floats": lambda t: replaced(
         t, "confidence", t["confidence"].cast(pa.list_(pa.float16()))
+    ),
+    "a piece of a larger table": lambda t: (
+        pa.concat_tables(
+            [
+                rows([9, 9, 9]),
+                t,
+                rows([8]),
+            ]
+        )
+        .combine_chunks()
+        .cast(pa.schema([(f.name, WIDER.get(f.name, f.type)) for f in t.schema]))
+        .slice(3, t.num_rows)
     ),
     "another order": lambda t: t.select(t.schema.names[::-1]),
     "nulls without a type": lambda t: replaced(t, "error", pa.nulls(t.num_rows)),
@@ -258,11 +271,25 @@ def test_a_row_group_is_not_decoded_at_once(tmp_path: Path) -> None:
 
 
 def test_parts_can_be_read_in_any_order(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.parquet", rows([3, 4]), rows([5], "r"), rows([6, 7], "s"))
-    parts = list(read_traces(path, columns=["num_tokens"]).parts())
-    assert len(parts) == 3
-    found = {at: [n for b in parts[at] for n in b[0].to_pylist()] for at in (2, 0, 1)}
-    assert found == {0: [3, 4], 1: [5], 2: [6, 7]}
+    path = write(tmp_path / "t.parquet", rows([300, 400]), rows([500], "r"), rows([600], "s"))
+    reader = read_traces(path, columns=["num_tokens", "confidence"], batch_tokens=1_300)
+    parts = list(reader.parts())
+    assert len(parts) == 2
+    found = {at: [n for b in parts[at] for n in b[0].to_pylist()] for at in (1, 0)}
+    assert found == {0: [300, 400, 500], 1: [600]}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_many_small_row_groups_are_read_together(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"t{suffix}", *(rows([3, 4], f"q{at}") for at in range(700)))
+    reader = read_traces(path, batch_tokens=1_000)
+    assert len(list(reader.parts())) < 300
+    assert table_of(reader)["question_id"].to_pylist()[::2] == [f"q{at}" for at in range(700)]
+    wrong = [*(rows([3, 4], f"q{at}") for at in range(400)), rows([3, 4])]
+    wrong[-1] = replaced(wrong[-1], "num_tokens", pa.array([3, 5], pa.int32()))
+    path = write(tmp_path / f"u{suffix}", *wrong)
+    with pytest.raises(TraceFileError, match="row 801: num_tokens is 5, and there are 4 conf"):
+        list(read_traces(path, batch_tokens=1_000))
 
 
 # ---- several files -------------------------------------------------------------------------------
@@ -455,7 +482,7 @@ def test_a_column_of_another_type_is_named(
         ("status", "done", "row 3: status is 'done': must be finished, length, stopped"),
         ("status", "{x}", "row 3: status is '{x}': must be"),
         ("trace", -1, "row 3: trace is -1: must be at least 0"),
-        ("trace", 2**31, "column trace, rows 2 to 3: cannot be int32"),
+        ("trace", 2**31, "column trace, rows 0 to 3: cannot be int32"),
         ("num_tokens", 5, "row 3: num_tokens is 5, and there are 4 confidences"),
         ("num_tokens", None, "row 3: num_tokens is null"),
         ("confidence", None, "row 3: confidence is null"),

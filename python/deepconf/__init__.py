@@ -56,8 +56,10 @@ from deepconf.errors import (
 
 if TYPE_CHECKING:
     from deepconf import answers, engines
+    from deepconf.batch import score_traces, vote_traces
     from deepconf.deepthink import DeepThink
     from deepconf.importing import import_traces
+    from deepconf.lab.replay import Pool, Replay, grid, replay
     from deepconf.result import Result, Trace
     from deepconf.traces import TraceReader, TraceWriter, read_traces
 
@@ -77,6 +79,8 @@ __all__ = [
     "MissingExtra",
     "Outcome",
     "Policy",
+    "Pool",
+    "Replay",
     "Result",
     "RunFileError",
     "RunWarning",
@@ -95,27 +99,37 @@ __all__ = [
     "answers",
     "engines",
     "errors",
+    "grid",
     "import_traces",
     "logits_confidence",
     "read_traces",
+    "replay",
     "score",
+    "score_traces",
     "token_confidence",
     "token_entropy",
     "vote",
     "vote_many",
+    "vote_traces",
 ]
 
 # The driver pulls in asyncio: whoever only scores does not pay for it.
 _LAZY = {
     "DeepThink": "deepconf.deepthink",
+    "Pool": "deepconf.lab.replay",
+    "Replay": "deepconf.lab.replay",
     "Result": "deepconf.result",
     "Trace": "deepconf.result",
     "TraceReader": "deepconf.traces",
     "TraceWriter": "deepconf.traces",
     "answers": "deepconf.answers",
     "engines": "deepconf.engines",
+    "grid": "deepconf.lab.replay",
     "import_traces": "deepconf.importing",
     "read_traces": "deepconf.traces",
+    "replay": "deepconf.lab.replay",
+    "score_traces": "deepconf.batch",
+    "vote_traces": "deepconf.batch",
 }
 
 
@@ -125,7 +139,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     module = importlib.import_module(_LAZY[name])
-    return module if _LAZY[name].endswith(f".{name}") else getattr(module, name)
+    return module if _LAZY[name] == f"deepconf.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

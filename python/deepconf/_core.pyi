@@ -22,6 +22,7 @@ __all__ = [
     "Controller",
     "Outcome",
     "Policy",
+    "ReplayPool",
     "Scores",
     "TraceScorer",
     "TraceScores",
@@ -426,6 +427,14 @@ class Controller:
     def start(self) -> list[Action]: ...
     def launched(self, trace: SupportsIndex) -> None: ...
     def tokens(self, trace: SupportsIndex, confidences: ArrayLike) -> Action.Stop | None: ...
+    def scored(
+        self,
+        trace: SupportsIndex,
+        scores: TraceScores,
+        *,
+        num_tokens: SupportsIndex | None = None,
+        stop_token: SupportsIndex | None = None,
+    ) -> Action.Stop | None: ...
     def finished(
         self, trace: SupportsIndex, finish: _Finish, answer: str | None = None
     ) -> list[Action]: ...
@@ -444,3 +453,27 @@ class Controller:
     def threshold(self) -> float | None: ...
     @property
     def num_tokens(self) -> int: ...
+
+@final
+class ReplayPool:
+    REASONS: list[str]
+    def __new__(cls, policies: Sequence[Policy]) -> Self: ...
+    def add(
+        self,
+        questions: ArrayLike,
+        traces: ArrayLike,
+        answers: ArrayLike,
+        at_limit: ArrayLike,
+        confidences: _Arrow,
+    ) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def num_lows(self) -> int: ...
+    def run(
+        self,
+        question: int,
+        policies: Sequence[Policy],
+        draws: NDArray[np.uint32],
+        lag: int = 0,
+        threads: SupportsIndex | None = None,
+    ) -> dict[str, NDArray[Any]]: ...

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -22,6 +23,14 @@ Model = Annotated[
     str,
     typer.Option(
         "--model", "-m", help="A model folder, or a name on the hub.", rich_help_panel=_MODEL
+    ),
+]
+Settings = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A file of settings. Default: deepconf.json in the model's folder or beside it.",
+        rich_help_panel=_MODEL,
     ),
 ]
 EngineArg = Annotated[
@@ -162,6 +171,7 @@ class Common:
     """What every command takes."""
 
     model: Model
+    settings: Settings = None
     engine_arg: EngineArg = field(default_factory=list)
     chat: Chat = None
     chat_template_kwargs: ChatTemplateKwargs = None

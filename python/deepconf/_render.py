@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +25,7 @@ from deepconf.evaluate import Progress
 from deepconf.report import Report
 from deepconf.result import Result, Trace
 
-__all__ = ["Watch", "console", "show_report", "show_result", "show_warnings", "working"]
+__all__ = ["Watch", "console", "show_report", "show_result", "show_warnings", "stages", "working"]
 
 _MOST_BALLOTS = 10
 
@@ -126,6 +133,38 @@ def working(err: Console, what: str) -> Iterator[None]:
     else:
         err.print(what, soft_wrap=True)
         yield
+
+
+@contextmanager
+def stages(err: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Gives what is told what is being done, how many are, and of how many (0: not known).
+
+    A bar with the time left for each thing that is done on a terminal; elsewhere a line, and one
+    every tenth of the way.
+    """
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=err,
+        disable=not err.is_terminal,
+    )
+    tasks: dict[str, TaskID] = {}
+    told: dict[str, int] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total or None)
+        bars.update(tasks[what], completed=done)
+        tenth = 10 * done // total if total else 0
+        if not err.is_terminal and tenth > told.get(what, -1):
+            told[what] = tenth
+            far = f": {done:,} of {total:,}" if total else ""
+            err.print(f"{what}{far}", soft_wrap=True)
+
+    with bars:
+        yield tell
 
 
 class Watch(Progress):

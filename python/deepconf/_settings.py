@@ -12,11 +12,25 @@ from typing import Any
 from deepconf._core import Policy
 from deepconf.errors import InvalidInput
 
-__all__ = ["Defaults", "build", "engine_args", "find", "json_object", "pairs"]
+__all__ = [
+    "Defaults",
+    "axes",
+    "build",
+    "describe",
+    "engine_args",
+    "find",
+    "fitted",
+    "json_object",
+    "pairs",
+    "read",
+    "recorded",
+]
 
 FILE = "deepconf.json"
 # What an offline policy has no use for: it stops nothing and runs to the end of its budget.
 _ONLINE = ("warmup", "stop")
+# The settings on which what a trace file holds depends, or its scores do.
+_MEASURED = ("top_logprobs", "entries", "logprob_floor", "window", "tail", "bottom")
 # What an engine takes that is no argument of vLLM's, and how to say it here.
 _NOT_VLLM = {
     "model": "it is --model",
@@ -35,10 +49,15 @@ class Defaults:
     policy: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
+    policies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Policies of its own, by name: settings over those of their `preset`."""
+    chosen: str | None = None
+    """The policy that is taken where none is asked for."""
 
     def __str__(self) -> str:
         """As `name=value`, in the order of the file."""
         named = self.policy | self.sampling | self.engine
+        named |= {} if self.chosen is None else {"policy": self.chosen}
         return ", ".join(f"{name}={value}" for name, value in named.items())
 
 
@@ -53,24 +72,114 @@ def find(model: str) -> Defaults:
         return Defaults()
     folder = folder.resolve()
     path = next((p for p in (folder / FILE, folder.parent / FILE) if p.is_file()), None)
-    if path is None:
-        return Defaults()
+    return Defaults() if path is None else read(path)
+
+
+def read(path: Path) -> Defaults:
+    """A settings file.
+
+    Raises:
+        InvalidInput: it cannot be read, or has a key that means nothing.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path}: cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise InvalidInput(f"{path}: must be a JSON object of settings")
-    parts = {name: found.pop(name, {}) for name in ("sampling", "engine")}
+    parts = {name: found.pop(name, {}) for name in ("sampling", "engine", "policies")}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise InvalidInput(f"{path}: {name} is {part!r}: must be an object")
+    chosen = found.pop("policy", None)
+    _check_keys(found, f"{path}", "sampling", "engine", "policies", "policy")
+    presets = Policy.presets()
+    for name, settings in parts["policies"].items():
+        place = f"{path}: policies: {name}"
+        if name in presets:
+            raise InvalidInput(f"{place}: is the name of a preset: choose another")
+        if not isinstance(settings, dict):
+            raise InvalidInput(f"{place} is {settings!r}: must be an object of settings")
+        _check_keys({key for key in settings if key != "preset"}, place, "preset")
+        if settings.get("preset", "low") not in presets:
+            names = ", ".join(presets)
+            raise InvalidInput(f"{place}: preset is {settings['preset']!r}: must be one of {names}")
+    every = [*presets, *parts["policies"]]
+    if chosen is not None and chosen not in every:
+        raise InvalidInput(f"{path}: policy is {chosen!r}: must be one of {', '.join(every)}")
+    return Defaults(path, found, **parts, chosen=chosen)
+
+
+def _check_keys(keys: Iterable[str], place: str, *others: str) -> None:
     known = Policy.low().as_dict()
-    for name in found:
+    for name in keys:
         if name not in known:
-            names = ", ".join(["sampling", "engine", *known])
-            raise InvalidInput(f"{path}: unknown key {name!r}: the keys are {names}")
-    return Defaults(path, found, **parts)
+            names = ", ".join([*others, *known])
+            raise InvalidInput(f"{place}: unknown key {name!r}: the keys are {names}")
+
+
+def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings of a trace file say of any policy on it: how it was measured, its budget.
+
+    >>> recorded({"k": 10, "window": 32, "model": "tiny"})
+    {'top_logprobs': 10, 'window': 32}
+    """
+    names = {"k": "top_logprobs", "entries": "entries", "window": "window"}
+    found = {to: settings[name] for name, to in names.items() if settings.get(name) is not None}
+    policy = settings.get("policy") or {}
+    return found | {name: policy[name] for name in (*_MEASURED, "budget") if name in policy}
+
+
+def fitted(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any], explicit: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What policies on a trace file start from: what it says, under a settings file's defaults.
+
+    A small budget warms up with a quarter of its traces, unless something else is said.
+    """
+    found = {**recorded(settings), **defaults}
+    budget = {**found, **explicit}.get("budget")
+    if isinstance(budget, int) and "warmup" not in found:
+        found["warmup"] = min(Policy.low().warmup, max(1, budget // 4))
+    return found
+
+
+def describe(policy: Policy, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy as a settings file with these defaults names it: a preset, and what differs.
+
+    Of the presets, the one from which the fewest settings differ.
+    """
+    wanted = policy.as_dict()
+    presets = {name: Policy.preset(name).as_dict() for name in Policy.presets()}
+    name = min(presets, key=lambda name: sum(presets[name][key] != wanted[key] for key in wanted))
+    # A default of the file would come between a preset and what is left out here.
+    return {"preset": name} | {
+        key: value
+        for key, value in wanted.items()
+        if presets[name][key] != value or defaults.get(key, value) != value
+    }
+
+
+def axes(given: Iterable[str], option: str) -> dict[str, list[Any]]:
+    """`NAME=VALUE,VALUE,...` options as lists; a name that is given again goes on.
+
+    >>> axes(["keep=0.1,0.5", "stop=consensus,budget", "keep=0.9"], "--grid")
+    {'keep': [0.1, 0.5, 0.9], 'stop': ['consensus', 'budget']}
+
+    Raises:
+        InvalidInput: one has no name, no `=`, no value, or a value twice.
+    """
+    found: dict[str, list[Any]] = {}
+    for pair in given:
+        name, equals, values = pair.partition("=")
+        if not equals or not name.strip() or not all(v.strip() for v in values.split(",")):
+            raise InvalidInput(f"{option} {pair!r}: must be NAME=VALUE,VALUE,...")
+        known = found.setdefault(name.strip().replace("-", "_"), [])
+        for value in map(_value, map(str.strip, values.split(","))):
+            if value in known:
+                raise InvalidInput(f"{option} {pair!r}: has {value!r} twice")
+            known.append(value)
+    return found
 
 
 def pairs(given: Iterable[str], option: str) -> dict[str, Any]:
@@ -137,26 +246,32 @@ def build(
     defaults: Mapping[str, Any],
     options: Mapping[str, Any],
     explicit: Mapping[str, Any],
+    own: Mapping[str, Mapping[str, Any]] = {},
 ) -> dict[str, Policy]:
     """The policies asked for, by name.
 
     Args:
-        names: presets.
+        names: presets, or policies of the settings file.
         defaults: from the settings file.
         options: from options, which win over it. Like the defaults, those that mean nothing to an
             offline policy do not touch it.
         explicit: from `--set`, which wins over all and applies to every policy.
+        own: the policies of the settings file, which win over its defaults.
 
     Raises:
-        InvalidInput: a preset does not exist, a setting is wrong, or two policies are the same.
+        InvalidInput: a policy does not exist, a setting is wrong, or two policies are the same.
     """
     policies: dict[str, Policy] = {}
     for name in names:
-        policy = Policy.preset(name)
-        settings = {**defaults, **options}
-        if {**settings, **explicit}.get("mode", policy.mode) == "offline":
-            settings = {key: value for key, value in settings.items() if key not in _ONLINE}
-        policy = policy.replace(**{**settings, **explicit})
+        mine = dict(own.get(name, {}))
+        policy = Policy.preset(mine.pop("preset", "low") if name in own else name)
+        mode = {**defaults, **mine, **options, **explicit}.get("mode", policy.mode)
+        idle = _ONLINE if mode == "offline" else ()
+        weaker, stronger = (
+            {key: value for key, value in settings.items() if key not in idle}
+            for settings in (defaults, options)
+        )
+        policy = policy.replace(**{**weaker, **mine, **stronger, **explicit})
         for other, same in policies.items():
             if policy == same:
                 raise InvalidInput(

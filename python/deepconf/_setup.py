@@ -150,15 +150,22 @@ class Setup:
 
     @classmethod
     def make(cls, err: Console, options: Common, names: Sequence[str]) -> Setup:
-        """From options, with the model's settings file for what they leave out."""
-        defaults = _settings.find(options.model)
+        """From options, with the model's settings file for what they leave out.
+
+        Without names, the policy is the one that the settings file chooses, or `low`.
+        """
+        if options.settings is None:
+            defaults = _settings.find(options.model)
+        else:
+            defaults = _settings.read(options.settings.expanduser())
+        names = names or [defaults.chosen or "low"]
         if defaults.path is not None:
             err.print(f"settings from {_short(defaults.path)}: {defaults}", soft_wrap=True)
         explicit = _settings.pairs(options.set_, "--set")
         policy = options.given(*_POLICY)
         return cls(
             model=options.model,
-            policies=_settings.build(names, defaults.policy, policy, explicit),
+            policies=_settings.build(names, defaults.policy, policy, explicit, defaults.policies),
             sampling={
                 **defaults.sampling,
                 **options.given("temperature", "top_p", "max_tokens"),

@@ -1,4 +1,4 @@
-"""Where recorded traces come from: files and tables, checked and brought to one schema."""
+"""Where recorded traces come from: Parquet, Arrow IPC, and what has the Arrow interface."""
 
 from __future__ import annotations
 
@@ -11,87 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepconf.errors import DeepConfError, InvalidInput, InvalidType, MissingExtra, TraceFileError
+from deepconf._trace_schema import MOST_ROWS, arrow, cast, cut
+from deepconf.errors import DeepConfError, InvalidInput, InvalidType, TraceFileError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["STATUSES", "Source", "absent", "arrow", "canonical", "opened", "schema"]
+__all__ = ["Source", "absent", "opened"]
 
-STATUSES = ("finished", "length", "stopped", "aborted", "failed")
-
-_REQUIRED = ("question_id", "trace", "answer", "status", "num_tokens", "confidence")
 _IN_FOLDERS = (".parquet", ".arrow", ".feather", ".ipc")
 # Where no confidences are read, this many bytes of other columns count as a token.
 _BYTES = 8
-_MOST_ROWS = 65_536
 _BUFFER = 1 << 20
+# Into so many parts an Arrow IPC file is divided, since each has to be opened.
+_PARTS = 256
 
 Numbered = tuple[int, "pa.RecordBatch"]
 """A batch, and the number of its first row in its file."""
-
-
-def arrow() -> Any:
-    """Package pyarrow.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.ipc
-    except ImportError as error:
-        raise MissingExtra("arrow", "pyarrow") from error
-    return pyarrow
-
-
-def schema() -> pa.Schema:
-    """The columns of a trace file.
-
-    | column | type | |
-    |---|---|---|
-    | question_id | string | |
-    | trace | int32 | launch order |
-    | answer | string, may be null | one spelling for all that are equivalent |
-    | status | string | `finished`, `length`, `stopped`, `aborted`, `failed` |
-    | num_tokens | int32 | |
-    | confidence | list of float32 | token confidences, nats |
-    | text | string, may be null | |
-    | correct | bool, may be null | |
-    | seed | int64, may be null | what it was sampled with |
-    | stop_token | int64, may be null | whose group fell below the threshold, counted from 0 |
-    | voted | bool, may be null | whether its answer counted |
-    | error | string, may be null | why it failed |
-    | gold | string, may be null | the right answer |
-    | finish_order | int32, may be null | the how-manieth of its question to end, from 0 |
-
-    The first six must be in a file; the others are there where they are known.
-
-    Raises:
-        MissingExtra: pyarrow is not installed.
-    """
-    pa = arrow()
-    return pa.schema(
-        [
-            pa.field("question_id", pa.string(), nullable=False),
-            pa.field("trace", pa.int32(), nullable=False),
-            pa.field("answer", pa.string()),
-            pa.field("status", pa.string(), nullable=False),
-            pa.field("num_tokens", pa.int32(), nullable=False),
-            pa.field("confidence", pa.list_(pa.float32()), nullable=False),
-            pa.field("text", pa.string()),
-            pa.field("correct", pa.bool_()),
-            pa.field("seed", pa.int64()),
-            pa.field("stop_token", pa.int64()),
-            pa.field("voted", pa.bool_()),
-            pa.field("error", pa.string()),
-            pa.field("gold", pa.string()),
-            pa.field("finish_order", pa.int32()),
-        ]
-    )
-
-
-# ---- what is read -------------------------------------------------------------------------------
 
 
 class Source:
@@ -116,12 +52,15 @@ class Source:
     def checked(
         self, part: Iterator[Numbered], wanted: pa.Schema, batch_tokens: int
     ) -> Iterator[pa.RecordBatch]:
-        """The batches of a part: cast, checked, and cut where they are too long."""
+        """The batches of a part: cut where they are too long, cast, and checked."""
         pa = arrow()
         while True:
             try:
                 first, batch = next(part)
-                yield from _cut(_cast(self, first, batch, wanted), batch_tokens)
+                batch.validate(full=True)  # A damaged file may point anywhere.
+                for piece in cut(batch, batch_tokens):
+                    yield cast(self, first, piece, wanted)
+                    first += piece.num_rows
             except StopIteration:
                 return
             except DeepConfError:
@@ -152,34 +91,48 @@ class _Parquet(Source):
             yield file
 
     def parts(self, columns: list[str], batch_tokens: int) -> Iterator[Iterator[Numbered]]:
-        first = 0
         here = [name for name in columns if name in self.schema.names]
+        groups: list[int] = []
+        first = rows = size = 0
         for index in range(self._metadata.num_row_groups):
-            yield self._group(index, first, here, batch_tokens)
-            first += self._metadata.row_group(index).num_rows
+            more = self._metadata.row_group(index).num_rows
+            weight = max(self._weight(index, here))
+            # Opening a row group takes a millisecond, so small ones go together.
+            if groups and (size + weight > batch_tokens or rows + more > MOST_ROWS):
+                yield self._part(groups, first, here, batch_tokens)
+                groups, first, rows, size = [], first + rows, 0, 0
+            groups, rows, size = [*groups, index], rows + more, size + weight
+        if groups:
+            yield self._part(groups, first, here, batch_tokens)
 
-    def _group(
-        self, index: int, first: int, columns: list[str], batch_tokens: int
+    def _part(
+        self, groups: list[int], first: int, columns: list[str], batch_tokens: int
     ) -> Iterator[Numbered]:
         with self._open(self._metadata) as file:
-            rows = self._rows(file, index, columns, batch_tokens)
-            for batch in file.iter_batches(rows, row_groups=[index], columns=columns):
+            rows = MOST_ROWS
+            if len(groups) == 1:
+                rows = self._rows(file, groups[0], columns, batch_tokens)
+            for batch in file.iter_batches(rows, row_groups=groups, columns=columns):
                 yield first, batch
                 first += batch.num_rows
 
-    def _rows(self, file: Any, index: int, columns: list[str], batch_tokens: int) -> int:
-        """How many rows of a row group hold about so many tokens, wherever they are taken."""
+    def _weight(self, index: int, columns: list[str]) -> tuple[int, int]:
+        """The tokens of a row group; and its bytes, as tokens."""
         group = self._metadata.row_group(index)
         tokens = size = 0
         for place, name in enumerate(self._leaves):
             if name in columns:
                 tokens += group.column(place).num_values if name == "confidence" else 0
                 size += group.column(place).total_uncompressed_size
-        heavy = max(tokens, size // _BYTES)
-        if heavy <= batch_tokens:
-            return int(min(_MOST_ROWS, max(1, group.num_rows)))
-        rows: int = max(1, min(_MOST_ROWS, group.num_rows * batch_tokens // heavy))
-        if tokens and "num_tokens" in self.schema.names:
+        return tokens, size // _BYTES
+
+    def _rows(self, file: Any, index: int, columns: list[str], batch_tokens: int) -> int:
+        """How many rows of a row group hold about so many tokens, wherever they are taken."""
+        tokens, size = self._weight(index, columns)
+        heavy = max(tokens, size, 1)
+        count = self._metadata.row_group(index).num_rows
+        rows: int = max(1, min(MOST_ROWS, count * batch_tokens // heavy))
+        if tokens > batch_tokens and "num_tokens" in self.schema.names:
             # Long traces may stand together.
             column = file.read_row_group(index, columns=["num_tokens"]).column(0)
             with contextlib.suppress(arrow().ArrowException):
@@ -206,24 +159,23 @@ class _File(Source):
         # A batch has to be read to know its rows: one cheap column of it is enough.
         cheap = [f.name for f in self.schema if pa.types.is_integer(f.type)] or self.schema.names
         self._starts = [0]
-        for index in range(self._count):
-            self._starts.append(self._starts[-1] + self._batch(index, cheap[:1]).num_rows)
+        for _, batch in self._part(0, self._count, cheap[:1]):
+            self._starts.append(self._starts[-1] + batch.num_rows)
         self.num_rows = self._starts[-1]
-
-    def _batch(self, index: int, columns: list[str]) -> pa.RecordBatch:
-        pa = arrow()
-        fields = [self.schema.names.index(name) for name in columns]
-        options = pa.ipc.IpcReadOptions(included_fields=sorted(fields))
-        with pa.OSFile(self.name) as file, pa.ipc.open_file(file, options=options) as reader:
-            return reader.get_batch(index)
 
     def parts(self, columns: list[str], batch_tokens: int) -> Iterator[Iterator[Numbered]]:
         here = [name for name in columns if name in self.schema.names]
-        for index in range(self._count):
-            yield self._part(index, here)
+        step = 1 + self._count // _PARTS
+        for start in range(0, self._count, step):
+            yield self._part(start, min(start + step, self._count), here)
 
-    def _part(self, index: int, columns: list[str]) -> Iterator[Numbered]:
-        yield self._starts[index], self._batch(index, columns)
+    def _part(self, start: int, stop: int, columns: list[str]) -> Iterator[Numbered]:
+        pa = arrow()
+        fields = sorted(self.schema.names.index(name) for name in columns)
+        options = pa.ipc.IpcReadOptions(included_fields=fields)
+        with pa.OSFile(self.name) as file, pa.ipc.open_file(file, options=options) as reader:
+            for index in range(start, stop):
+                yield self._starts[index], reader.get_batch(index)
 
 
 class _Stream(Source):
@@ -396,189 +348,3 @@ def absent(sources: list[Source]) -> DeepConfError:
     if len(sources) == 1:
         return sources[0].wrong("has no rows: there are no traces")
     return TraceFileError(f"{sources[0].name} and {len(sources) - 1} more: have no rows")
-
-
-# ---- one schema ---------------------------------------------------------------------------------
-
-
-def canonical(sources: list[Source], columns: Sequence[str] | None) -> list[pa.Field]:
-    """The columns that are to be read, as they will be.
-
-    Raises:
-        InvalidInput: names that are no names, or that nobody knows.
-        TraceFileError: a column is missing, twice there, or of a type that means something else.
-    """
-    ours = {field.name: field for field in schema()}
-    names = list(dict.fromkeys(name for source in sources for name in source.schema.names))
-    if columns is None:
-        first = [name for name in ours if name in names or name in _REQUIRED]
-        columns = [*first, *(name for name in names if name not in ours)]
-    elif isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
-        raise InvalidInput(f"columns={columns!r}: must be a sequence of names")
-    elif not columns or len(set(columns)) < len(columns):
-        raise InvalidInput(f"columns={list(columns)!r}: must be names, each of them once")
-    fields = []
-    for name in columns:
-        for source in sources:
-            _check_presence(source, name)
-        if name in ours:
-            for source in sources:
-                _check_type(source, ours[name])
-            fields.append(ours[name])
-        elif name in names:
-            fields.append(_common(sources, name))
-        else:
-            raise InvalidInput(
-                f"columns names {name!r}, which is not there: there are {', '.join(names)}"
-            )
-    return fields
-
-
-def _check_presence(source: Source, name: str) -> None:
-    there = source.schema.names.count(name)
-    if there > 1:
-        raise source.wrong(f"has {there} columns named {name}")
-    if not there and name in _REQUIRED:
-        has = ", ".join(source.schema.names) or "none"
-        raise source.wrong(f"has no column {name}; a trace file has one. Its columns: {has}")
-
-
-def _check_type(source: Source, wanted: pa.Field) -> None:
-    pa = arrow()
-    t = pa.types
-    if wanted.name not in source.schema.names:
-        return
-    kind = source.schema.field(wanted.name).type
-    plain = kind.value_type if t.is_dictionary(kind) else kind
-    if t.is_null(plain):
-        fits, must = wanted.nullable, f"a {wanted.type}"
-    elif t.is_string(wanted.type):
-        fits, must = _is_string(plain), "a string"
-    elif t.is_integer(wanted.type):
-        fits, must = t.is_integer(plain), f"an integer ({wanted.type})"
-    elif t.is_boolean(wanted.type):
-        fits, must = t.is_boolean(plain), "a boolean"
-    else:
-        fits, must = _is_list(plain) and t.is_floating(plain.value_type), "a list of float32"
-    if not fits:
-        raise source.wrong(f"column {wanted.name} is {kind}: must be {must}")
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    t = arrow().types
-    return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    t = arrow().types
-    return bool(
-        t.is_list(kind)
-        or t.is_large_list(kind)
-        or t.is_fixed_size_list(kind)
-        or t.is_list_view(kind)
-        or t.is_large_list_view(kind)
-    )
-
-
-def _common(sources: list[Source], name: str) -> pa.Field:
-    """A column that is not ours: it must be of one type in all files that have it."""
-    pa = arrow()
-    found: tuple[Source, Any] | None = None
-    for source in sources:
-        if name not in source.schema.names:
-            continue
-        kind = source.schema.field(name).type
-        if found is None or pa.types.is_null(found[1]):
-            found = source, kind
-        elif kind != found[1] and not pa.types.is_null(kind):
-            other = f"{found[1]} in {found[0].name}"
-            raise source.wrong(f"column {name} is {kind}, and {other}: must be the same")
-    assert found is not None
-    return pa.field(name, found[1])
-
-
-def _cast(source: Source, first: int, batch: pa.RecordBatch, wanted: pa.Schema) -> pa.RecordBatch:
-    pa = arrow()
-    batch.validate(full=True)  # A damaged file may point anywhere.
-    arrays = []
-    for field in wanted:
-        if field.name not in batch.schema.names:
-            arrays.append(pa.nulls(batch.num_rows, field.type))
-            continue
-        array = batch.column(batch.schema.get_field_index(field.name))
-        if not field.nullable and array.null_count:
-            row = first + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-            raise source.wrong(f"row {row}: {field.name} is null")
-        try:
-            if pa.types.is_dictionary(array.type) and array.type != field.type:
-                array = array.dictionary_decode()
-            array = array.cast(field.type)
-        except pa.ArrowException as error:
-            raise source.wrong(
-                f"column {field.name}, rows {first} to {first + batch.num_rows - 1}: cannot be "
-                f"{field.type}: {error}"
-            ) from error
-        arrays.append(array)
-    cast = pa.RecordBatch.from_arrays(arrays, schema=wanted)
-    _check_rows(source, first, cast)
-    return cast
-
-
-def _check_rows(source: Source, first: int, batch: pa.RecordBatch) -> None:
-    import pyarrow.compute as pc
-
-    pa = arrow()
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-
-    def check(wrong: Any, what: str) -> None:
-        found = np.flatnonzero(np.asarray(wrong))
-        if len(found):
-            at = int(found[0])
-            row = {name: columns[name][at].as_py() for name in columns if name != "confidence"}
-            raise source.wrong(f"row {first + at}: " + what.format(length=lengths[at], **row))
-
-    lengths = np.zeros(batch.num_rows, np.int64)
-    if "status" in columns:
-        known = pc.is_in(columns["status"], value_set=pa.array(STATUSES, pa.string()))
-        must = ", ".join(STATUSES)
-        check(~known.to_numpy(zero_copy_only=False), f"status is '{{status}}': must be {must}")
-    for name in ("trace", "num_tokens"):
-        if name in columns:
-            check(columns[name].to_numpy() < 0, f"{name} is {{{name}}}: must be at least 0")
-    if "confidence" in columns:
-        confidence = columns["confidence"]
-        lengths = confidence.value_lengths().to_numpy().astype(np.int64)
-        if confidence.flatten().null_count:
-            flat = confidence.flatten().is_null().to_numpy(zero_copy_only=False)
-            token = int(np.flatnonzero(flat)[0])
-            at = int(np.searchsorted(np.cumsum(lengths), token, side="right"))
-            place = token - int(lengths[:at].sum())
-            raise source.wrong(f"row {first + at}: confidence[{place}] is null")
-        if "num_tokens" in columns:
-            check(
-                columns["num_tokens"].to_numpy() != lengths,
-                "num_tokens is {num_tokens}, and there are {length} confidences",
-            )
-
-
-def _cut(batch: pa.RecordBatch, batch_tokens: int) -> Iterator[pa.RecordBatch]:
-    """Pieces of a batch that hold so many tokens at the most, or one trace."""
-    if batch.num_rows == 0:
-        return
-    rows = batch.num_rows
-    ends = np.arange(1, rows + 1, dtype=np.int64)
-    if "confidence" in batch.schema.names:
-        column = batch.column(batch.schema.get_field_index("confidence"))
-        ends = np.cumsum(column.value_lengths().to_numpy().astype(np.int64))
-        if ends[-1] <= batch_tokens and rows <= _MOST_ROWS:
-            yield batch
-            return
-    start = done = 0
-    while start < rows:
-        if "confidence" in batch.schema.names:
-            stop = int(np.searchsorted(ends, done + batch_tokens, side="right"))
-        else:
-            stop = rows
-        stop = min(rows, start + _MOST_ROWS, max(start + 1, stop))
-        yield batch.slice(start, stop - start)
-        done, start = int(ends[stop - 1]), stop

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from deepconf.answers import AnswerBook, extractor, marks
 from deepconf.errors import InvalidInput, InvalidType, MissingExtra, RunWarning
+from deepconf.provenance import versions
 from deepconf.questions import Question, read_questions
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ class Import:
         head = []
         for row in rows:
             head.append(row)
-            if self._score.k is not None or len(head) == _TRACES:
+            if self._score.k is not None or self._taken or len(head) == _TRACES:
                 break
         with TraceWriter(out, schema=_columns(), settings=self._settings()) as writer:
             for batch in _batches(chain(head, rows)):
@@ -275,7 +276,10 @@ class Import:
             )
 
     def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {"entries": "returned" if self._taken else self._entries}
+        settings: dict[str, Any] = {
+            "entries": "returned" if self._taken else self._entries,
+            "versions": versions(),
+        }
         if self._score.k is not None:
             settings["k"] = self._score.k
         if self.summary.models:
@@ -375,6 +379,8 @@ class Import:
             if self._gold:
                 self.summary.unknown[question] = None
             return answer, None, None
+        if found.status == "failed":  # Neither right nor wrong.
+            return answer, right[0], None
         if answer is None:
             return None, right[0], False
         key = (answer, right)

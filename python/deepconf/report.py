@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from deepconf._core import Policy, vote_many
-from deepconf.errors import InvalidInput
+from deepconf._statistics import auroc
 
 __all__ = ["KEEPS", "MEASURES", "Report", "Row", "auroc", "summarise"]
 
@@ -121,38 +121,6 @@ class Report:
             "auroc": dict(self.auroc),
             "notes": list(self.notes),
         }
-
-
-def auroc(scores: ArrayLike, right: ArrayLike) -> float:
-    """The probability that a right trace scores above a wrong one, ties counting half.
-
-    Exact, by ranks: O(n log n).
-
-    Args:
-        scores: `[n]` float; NaN entries are left out.
-        right: `[n]` bool.
-
-    Returns:
-        In [0, 1]; NaN where all are right, or none.
-
-    >>> auroc([0.9, 0.8, 0.8, 0.1], [True, True, False, False])
-    0.875
-    """
-    values = np.asarray(scores, np.float64)
-    labels = np.asarray(right, np.bool_)
-    if values.ndim != 1 or values.shape != labels.shape:
-        raise InvalidInput(f"scores {values.shape} and right {labels.shape} must be two equal rows")
-    known = ~np.isnan(values)
-    values, labels = values[known], labels[known]
-    positive = int(labels.sum())
-    negative = len(labels) - positive
-    if not positive or not negative:
-        return float("nan")
-    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    # Equal scores share the mean of their ranks, counted from 1.
-    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]
-    won = float(ranks[labels].sum()) - positive * (positive + 1) / 2
-    return won / (positive * negative)
 
 
 def summarise(

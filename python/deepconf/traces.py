@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from deepconf._trace_sources import STATUSES, Source, absent, canonical, opened, schema
-from deepconf._trace_sources import arrow as _arrow
+from deepconf._parallel import Sized, cores, in_order
+from deepconf._trace_schema import STATUSES, canonical, schema
+from deepconf._trace_schema import arrow as _arrow
+from deepconf._trace_sources import Source, absent, opened
 from deepconf.errors import InvalidInput, TraceFileError
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "STATUSES", "TraceReader", "TraceWriter", "read_traces", "schema"]
 
 FORMAT = "deepconf-traces/1"
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Sized)
 
 # Settings that are text; all others are JSON.
 _TEXTS = ("format", "model", "entries")
@@ -48,8 +53,9 @@ def read_traces(
     Args:
         source: a path, a glob, a folder (its `.parquet`, `.arrow`, `.feather` and `.ipc` files), a
             sequence of these; a `pyarrow.Table` or `RecordBatchReader`, or anything else with the
-            method `__arrow_c_stream__`, as data frames of polars and pandas have it. A stream named
-            `*.part` is a recording in progress, of which whole batches count.
+            method `__arrow_c_stream__`, as data frames of polars and pandas have it; or a
+            `TraceReader`. A stream named `*.part` is a recording in progress, of which whole
+            batches count.
         columns: those to read, in this order; None for all. Only these are decoded, checked and
             demanded. One of `schema` that may be null and is in no file comes as nulls.
         batch_tokens: how many tokens a batch holds at the most, or one trace, if that is longer.
@@ -65,7 +71,8 @@ def read_traces(
     _arrow()
     if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
         raise InvalidInput(f"batch_tokens={batch_tokens!r}: must be a whole number of at least 1")
-    return TraceReader(opened(source), columns, batch_tokens)
+    sources = source._sources if isinstance(source, TraceReader) else opened(source)
+    return TraceReader(sources, columns, batch_tokens)
 
 
 class TraceReader:
@@ -91,7 +98,7 @@ class TraceReader:
     num_rows: int | None
     """Traces in all; None where only reading tells."""
     available: tuple[str, ...]
-    """The columns that are there, read or not."""
+    """The columns that are there, in some file, read or not."""
 
     def __init__(
         self, sources: list[Source], columns: Sequence[str] | None, batch_tokens: int
@@ -113,15 +120,19 @@ class TraceReader:
         """The files it reads, in order; empty for a table."""
         return [source.path for source in self._sources if source.path is not None]
 
+    def has(self, *columns: str) -> bool:
+        """Whether these columns are in every file."""
+        return all(name in source.schema.names for source in self._sources for name in columns)
+
     def select(self, columns: Sequence[str] | None) -> TraceReader:
         """The same traces, other columns."""
-        return TraceReader(self._sources, columns, self._batch_tokens)
+        return read_traces(self, columns=columns, batch_tokens=self._batch_tokens)
 
     def parts(self) -> Iterator[Iterator[pa.RecordBatch]]:
         """The traces in pieces that several threads may read at once, each an iterator of batches.
 
-        A row group of Parquet or a record batch of an Arrow IPC file is a part, a stream or a table
-        is one. Read one after the other, they give what iterating gives.
+        Row groups of Parquet and record batches of an Arrow IPC file are parts, small ones go
+        together; a stream or a table is one. One after the other they give what iterating gives.
         """
         for source in self._sources:
             for part in source.parts(self.schema.names, self._batch_tokens):
@@ -129,11 +140,34 @@ class TraceReader:
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """The batches, in the order of the files."""
+        yield from self._some(batch for part in self.parts() for batch in part)
+
+    def map(
+        self, function: Callable[[pa.RecordBatch], R], *, threads: int | None = None
+    ) -> Iterator[R]:
+        """What a function makes of each batch, in the order of the batches.
+
+        Several threads read and call it at once, so it should release the interpreter lock.
+        Memory: a batch for each thread, and 64 MB of results that wait.
+
+        Args:
+            function: from a batch to something with an attribute `nbytes`.
+            threads: how many; None for one a core.
+        """
+        threads = cores() if threads is None else threads
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise InvalidInput(f"threads={threads!r}: must be a whole number of at least 1")
+        parts = list(self.parts())
+        if len(parts) == 1 and threads > 1:  # One reads, one calls.
+            parts = [in_order(parts, lambda batch: batch, threads=1, room=1)]
+        return self._some(in_order(parts, function, threads=min(threads, len(parts) or 1)))
+
+    def _some(self, found: Iterator[T]) -> Iterator[T]:
+        """All of these; there must be one."""
         empty = True
-        for part in self.parts():
-            for batch in part:
-                empty = False
-                yield batch
+        for one in found:
+            empty = False
+            yield one
         if empty:
             raise absent(self._sources)
 
@@ -173,7 +207,8 @@ class TraceWriter:
         self._parquet = self.path.suffix.lower() == ".parquet"
         if not self._parquet and self.path.suffix.lower() not in (".arrow", ".feather"):
             raise InvalidInput(f"{self.path}: the name must end in .parquet, .arrow or .feather")
-        metadata = {"format": FORMAT, **_texts(schema.metadata), **_encoded(settings or {})}
+        whose = {"format": FORMAT} if "confidence" in schema.names else {}
+        metadata = {**whose, **_texts(schema.metadata), **_encoded(settings or {})}
         self.schema = schema.with_metadata(metadata)
         self._check_target()
         name = f".{self.path.name}.{secrets.token_hex(4)}.tmp"

@@ -41,8 +41,15 @@ def think(
     ],
     options: o.Common,
     policy: Annotated[
-        str, typer.Option("--policy", "-p", help=f"One of {', '.join(Policy.presets())}.")
-    ] = "low",
+        str | None,
+        typer.Option(
+            "--policy",
+            "-p",
+            help=f"One of {', '.join(Policy.presets())}, or of the settings file. Default: the one "
+            "that file chooses, or low.",
+            show_default=False,
+        ),
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Save the traces to this Parquet file.")] = None,
 ) -> None:
     """Answers one question by many traces, and shows how they voted.
@@ -57,13 +64,13 @@ def think(
 
     with own_stdout() as stdout:
         out, err = _render.console(stdout), _render.console(sys.stderr)
-        setup = Setup.make(err, options, [policy])
+        setup = Setup.make(err, options, [] if policy is None else [policy])
         extractor(options.answer)  # Says at once what is wrong with it.
         prompt = posed(question, system=options.system, suffix=options.suffix)
         if save is not None:
             save = save.expanduser()
             _check_target(save)
-        chosen = setup.policies[policy]
+        [(label, chosen)] = setup.policies.items()
         failure: EngineDied | Interrupted | None = None
         with setup.start(err) as engine:
             watch = _render.Watch(err, "traces")
@@ -72,7 +79,7 @@ def think(
             )
             with watch, warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeepConfWarning)  # Shown below, and in full.
-                watch.policy(policy, 0, chosen.budget)
+                watch.policy(label, 0, chosen.budget)
                 result: Result | None
                 try:
                     result = driver.run(prompt)

@@ -40,10 +40,20 @@
 //! lets it vote. Until then it is *unnamed*: its weight counts against the leader, whoever that is, and
 //! the budget is not spent. [`finished`](Controller::finished) is both steps in one.
 //!
-//! **Cost.** O(1) a token; O(traces) when one ends.
+//! Traces that are scored elsewhere, by an engine or from a recording, are told by
+//! [`scored`](Controller::scored) instead of token by token. All else is the same.
+//!
+//! **Cost.** O(1) a token, and O(1) when a trace ends, but for a vote that may settle the run: that
+//! one is counted anew, O(traces).
+
+mod entry;
+mod standing;
 
 use std::collections::HashMap;
 use std::fmt;
+
+use entry::{Scoring, Trace};
+use standing::Standing;
 
 use crate::error::{Error, Result};
 use crate::fixed;
@@ -219,59 +229,6 @@ impl fmt::Display for State {
     }
 }
 
-#[derive(Clone, Debug)]
-struct Trace {
-    status: Status,
-    scoring: Scoring,
-    /// All tokens, scored or not.
-    tokens: u64,
-    /// It ended, and its answer is not known yet.
-    unnamed: bool,
-    /// Ended when the run was over already: too late to vote.
-    late: bool,
-    answer: Option<u32>,
-}
-
-#[derive(Clone, Debug)]
-enum Scoring {
-    Live {
-        /// What decides; frozen at the token that asked for a stop.
-        live: Box<TraceScorer>,
-        /// What the scores are recomputed from, where they are rounded.
-        rounded: Option<Box<TraceScorer>>,
-    },
-    Ended(Scores),
-}
-
-impl Trace {
-    fn scores(&self) -> Scores {
-        match &self.scoring {
-            Scoring::Live { live, rounded } => rounded.as_ref().unwrap_or(live).scores(),
-            Scoring::Ended(scores) => *scores,
-        }
-    }
-
-    fn end(&mut self, status: Status) {
-        self.scoring = Scoring::Ended(self.scores());
-        self.status = status;
-    }
-
-    /// The scores of a trace that ended; NaN for one that has not, which has no vote yet.
-    fn final_score(&self, measure: Measure) -> f64 {
-        match &self.scoring {
-            Scoring::Ended(scores) => measure.of(scores),
-            Scoring::Live { .. } => f64::NAN,
-        }
-    }
-
-    fn scored(&self) -> u64 {
-        match &self.scoring {
-            Scoring::Live { live, .. } => live.num_tokens(),
-            Scoring::Ended(scores) => scores.num_tokens,
-        }
-    }
-}
-
 /// The state machine of one run: see the module.
 #[derive(Clone, Debug)]
 pub struct Controller {
@@ -283,6 +240,12 @@ pub struct Controller {
     answers: Vec<String>,
     answer_ids: HashMap<String, u32>,
     outcome: Option<Outcome>,
+    /// How many traces are in flight.
+    in_flight: usize,
+    /// How many have ended without their answers being known.
+    unnamed: usize,
+    /// The vote of those that are named, once the threshold is known.
+    standing: Standing,
 }
 
 impl Controller {
@@ -301,6 +264,9 @@ impl Controller {
             answers: Vec::new(),
             answer_ids: HashMap::new(),
             outcome: None,
+            in_flight: 0,
+            unnamed: 0,
+            standing: Standing::default(),
         })
     }
 
@@ -341,16 +307,32 @@ impl Controller {
         let Some(entry) = self.traces.get_mut(trace as usize) else {
             return Err(self.misplaced("tokens", trace, "it was never launched"));
         };
-        let (live, rounded) = match (entry.status, &mut entry.scoring) {
-            (Status::Running, Scoring::Live { live, rounded }) => (live, rounded),
-            (Status::Stopping | Status::Aborting, _) => {
+        match entry.status {
+            Status::Running if confidences.is_empty() => return Ok(None),
+            Status::Running => {}
+            Status::Stopping | Status::Aborting => {
                 entry.tokens += confidences.len() as u64;
                 return Ok(None);
             }
             _ => return Err(self.misplaced("tokens", trace, "only a running trace has new ones")),
+        }
+        if matches!(entry.scoring, Scoring::Waiting) {
+            self.traces[trace as usize].scoring = self.scoring(trace)?;
+        }
+        let entry = &mut self.traces[trace as usize];
+        let Scoring::Live { live, rounded } = &mut entry.scoring else {
+            return Err(self.misplaced("tokens", trace, "its scores are told, not its tokens"));
         };
         let seen = live.num_tokens();
-        let stop = live.extend(confidences).map_err(|error| error.in_trace(trace, seen))?;
+        let stop = match live.extend(confidences) {
+            Ok(stop) => stop,
+            Err(error) => {
+                if seen == 0 {
+                    entry.scoring = Scoring::Waiting;
+                }
+                return Err(error.in_trace(trace, seen));
+            }
+        };
         if let Some(rounded) = rounded {
             rounded.extend(&confidences[..stop.map_or(confidences.len(), |at| at + 1)])?;
         }
@@ -358,6 +340,74 @@ impl Controller {
         Ok(stop.map(|at| {
             entry.status = Status::Stopping;
             Action::Stop { trace, token: seen + at as u64 }
+        }))
+    }
+
+    /// What a trace that is scored elsewhere has come to, in place of its [`tokens`](Self::tokens).
+    ///
+    /// Once before it ends is enough. Told while it runs, `scores` are those so far, and later ones
+    /// take their place; `stop` is the token that completed the first group below
+    /// [`threshold`](Self::threshold), of which the trace is then stopping: `scores` go up to there.
+    /// `tokens` are all that were generated, scored or not.
+    ///
+    /// A score that the policy weighs or ranks by and that is NaN takes the trace's vote.
+    ///
+    /// # Errors
+    /// [`Error::Event`] unless it runs, and where its tokens were told; [`Error::Setting`] where the
+    /// numbers cannot be: fewer tokens than before or than were scored, a stop beyond them, a stop of
+    /// a trace without a threshold, a score that is infinite or out of range.
+    pub fn scored(
+        &mut self,
+        trace: u32,
+        scores: Scores,
+        tokens: u64,
+        stop: Option<u64>,
+    ) -> Result<Option<Action>> {
+        let Some(entry) = self.traces.get(trace as usize) else {
+            return Err(self.misplaced("scores", trace, "it was never launched"));
+        };
+        let running = match entry.status {
+            Status::Running => true,
+            Status::Stopping | Status::Aborting => false,
+            _ => return Err(self.misplaced("scores", trace, "only a running trace has new ones")),
+        };
+        if matches!(entry.scoring, Scoring::Live { .. }) {
+            return Err(self.misplaced("scores", trace, "its tokens were told"));
+        }
+        let least = entry.tokens.max(scores.num_tokens);
+        if tokens < least {
+            let expected = format!("trace {trace} has {least} already");
+            return Err(Error::setting("num_tokens", tokens, expected));
+        }
+        let measures = [Measure::Mean, Measure::LowestGroup, Measure::BottomGroup, Measure::Tail];
+        for measure in measures {
+            let value = measure.of(&scores);
+            if !(value.is_nan() || fixed::in_range(value)) {
+                let expected = "must be in nats, within ±32,768, or NaN where it is not known";
+                return Err(Error::setting(measure.name(), value, expected));
+            }
+        }
+        if let Some(token) = stop {
+            let expected = if self.threshold_of(trace).is_none() {
+                format!("trace {trace} has no threshold that could stop it")
+            } else if token >= tokens {
+                format!("trace {trace} has {tokens} tokens, counted from 0")
+            } else {
+                String::new()
+            };
+            if !expected.is_empty() {
+                return Err(Error::setting("stop_token", token, expected));
+            }
+        }
+        let entry = &mut self.traces[trace as usize];
+        entry.tokens = tokens;
+        if !running {
+            return Ok(None);
+        }
+        entry.scoring = Scoring::Known(scores);
+        Ok(stop.map(|token| {
+            entry.status = Status::Stopping;
+            Action::Stop { trace, token }
         }))
     }
 
@@ -414,6 +464,7 @@ impl Controller {
             return Err(self.misplaced("the failure", trace, "only a trace in flight can fail"));
         }
         self.traces[trace as usize].end(Status::Failed);
+        self.in_flight -= 1;
         self.advance()
     }
 
@@ -487,7 +538,7 @@ impl Controller {
                 (None, false) => "warmup",
             },
             traces,
-            unnamed: self.unnamed(),
+            unnamed: self.unnamed,
             remaining: if self.outcome.is_some() { 0 } else { self.remaining() },
             tokens: self.num_tokens(),
             threshold: self.threshold,
@@ -497,14 +548,6 @@ impl Controller {
 
     fn remaining(&self) -> usize {
         self.policy.budget as usize - self.traces.len()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.traces.iter().filter(|entry| entry.status.in_flight()).count()
-    }
-
-    fn unnamed(&self) -> usize {
-        self.traces.iter().filter(|entry| entry.unnamed).count()
     }
 
     fn end(&mut self, trace: u32, finish: Finish) -> Result<()> {
@@ -520,6 +563,8 @@ impl Controller {
         let entry = &mut self.traces[trace as usize];
         entry.end(status);
         (entry.unnamed, entry.late) = (true, late);
+        self.in_flight -= 1;
+        self.unnamed += 1;
         Ok(())
     }
 
@@ -528,6 +573,10 @@ impl Controller {
         let entry = &mut self.traces[trace as usize];
         entry.unnamed = false;
         entry.answer = answer;
+        self.unnamed -= 1;
+        if self.calibrated {
+            self.cast(trace as usize);
+        }
         let votes = answer.is_some() && self.may_vote(&self.traces[trace as usize]);
         let reason = self.outcome.as_ref().map(|outcome| outcome.reason);
         if let Some(reason) = reason.filter(|reason| votes && reason.cut_short()) {
@@ -561,44 +610,66 @@ impl Controller {
             return Ok(Vec::new());
         }
         let warmup = self.policy.warmup as usize;
-        let warm = self.traces.len() >= warmup && self.in_flight() == 0;
+        let warm = self.traces.len() >= warmup && self.in_flight == 0;
         if !self.calibrated && warm {
             self.threshold = self.calibrate();
             self.calibrated = true;
+            (0..self.traces.len()).for_each(|trace| self.cast(trace));
         }
         if let Some(reason) = self.settled() {
             return Ok(self.conclude(reason));
         }
         let limit = if self.calibrated { self.policy.budget as usize } else { warmup };
         let room = self.policy.concurrency.map_or(usize::MAX, |most| most as usize);
-        let launch = (limit - self.traces.len()).min(room.saturating_sub(self.in_flight()));
+        let launch = (limit - self.traces.len()).min(room.saturating_sub(self.in_flight));
         if launch > 0 {
-            return self.launch(launch).map(|action| vec![action]);
+            return Ok(vec![self.launch(launch)]);
         }
-        let over = self.in_flight() == 0 && self.remaining() == 0 && self.unnamed() == 0;
+        let over = self.in_flight == 0 && self.remaining() == 0 && self.unnamed == 0;
         Ok(if over { self.conclude(Reason::Budget) } else { Vec::new() })
     }
 
-    fn launch(&mut self, count: usize) -> Result<Action> {
+    fn launch(&mut self, count: usize) -> Action {
         let first = self.traces.len();
-        let live = self.policy.stream(self.threshold);
+        self.traces.resize(first + count, Trace::LAUNCHING);
+        self.in_flight += count;
+        Action::Launch((first as u32..(first + count) as u32).collect())
+    }
+
+    /// s, for a trace that it can stop.
+    fn threshold_of(&self, trace: u32) -> Option<f64> {
+        self.threshold.filter(|_| trace >= self.policy.warmup)
+    }
+
+    /// What follows a trace of which the first tokens came.
+    fn scoring(&self, trace: u32) -> Result<Scoring> {
+        let live = self.policy.stream(self.threshold_of(trace));
         let rounded = StreamSettings { threshold: None, decimals: self.policy.decimals, ..live };
-        let entry = Trace {
-            status: Status::Launching,
-            scoring: Scoring::Live {
-                live: Box::new(TraceScorer::new(live)?),
-                rounded: match self.policy.decimals {
-                    Some(_) => Some(Box::new(TraceScorer::new(rounded)?)),
-                    None => None,
-                },
+        Ok(Scoring::Live {
+            live: Box::new(TraceScorer::new(live)?),
+            rounded: match self.policy.decimals {
+                Some(_) => Some(Box::new(TraceScorer::new(rounded)?)),
+                None => None,
             },
-            tokens: 0,
-            unnamed: false,
-            late: false,
-            answer: None,
-        };
-        self.traces.resize(first + count, entry);
-        Ok(Action::Launch((first as u32..(first + count) as u32).collect()))
+        })
+    }
+
+    /// Adds the ballot of a trace, if it has one that counts, to the standing.
+    fn cast(&mut self, trace: usize) {
+        let entry = &self.traces[trace];
+        if let Some(answer) = self.ballot(entry).filter(|_| self.is_kept(entry)) {
+            self.standing.add(answer, self.weight(entry));
+        }
+    }
+
+    /// Whether its lowest group reaches the threshold, if there is one.
+    fn is_kept(&self, entry: &Trace) -> bool {
+        self.threshold.is_none_or(|s| entry.final_score(Measure::LowestGroup) >= s)
+    }
+
+    /// What the vote of a trace that ended weighs.
+    fn weight(&self, entry: &Trace) -> f64 {
+        self.policy.weight.measure().map_or(1.0, |of| self.clip(entry.final_score(of)))
     }
 
     fn calibrate(&self) -> Option<f64> {
@@ -665,7 +736,15 @@ impl Controller {
             _ => false,
         };
         // A trace without tokens has no score and never votes.
-        by_status && !entry.late && entry.scored() > 0
+        let is_scored = || {
+            let ranked = match self.policy.mode {
+                Mode::Online => Measure::LowestGroup,
+                Mode::Offline => self.policy.measure,
+            };
+            let needed = [Some(ranked), self.policy.weight.measure()];
+            needed.into_iter().flatten().all(|measure| !entry.final_score(measure).is_nan())
+        };
+        by_status && !entry.late && entry.scored() > 0 && is_scored()
     }
 
     /// A weight fit for voting: what rounding made negative is 0.
@@ -677,12 +756,17 @@ impl Controller {
         if !self.calibrated || self.policy.stop == Stop::Budget {
             return None;
         }
-        // An answer more would move the percentile of an offline filter.
-        if self.policy.mode == Mode::Offline && self.policy.keep < 1.0 && self.unnamed() > 0 {
+        let fewest = self.policy.min_ballots.max(1) as usize;
+        if self.policy.mode == Mode::Offline && self.policy.keep < 1.0 {
+            // An answer more would move the percentile of an offline filter.
+            if self.unnamed > 0 {
+                return None;
+            }
+        } else if self.standing.voters() < fewest || !self.may_be_settled() {
             return None;
         }
         let vote = self.vote().0;
-        if vote.fallback || vote.num_voters < self.policy.min_ballots.max(1) as usize {
+        if vote.fallback || vote.num_voters < fewest {
             return None;
         }
         match self.policy.stop {
@@ -692,21 +776,27 @@ impl Controller {
         }
     }
 
+    /// Whether the standing leaves it open that the run is settled.
+    fn may_be_settled(&self) -> bool {
+        match self.policy.stop {
+            Stop::Consensus => self.standing.may_be_consensus(self.policy.consensus),
+            Stop::Certain => self.standing.may_be_certain(self.outstanding()),
+            Stop::Budget => false,
+        }
+    }
+
     /// What each trace that is unnamed and would be counted adds to some ballot.
     fn unnamed_weights(&self) -> impl Iterator<Item = f64> {
         // Only online: an offline filter waits.
-        let kept = |entry: &Trace| {
-            self.threshold.is_none_or(|s| entry.final_score(Measure::LowestGroup) >= s)
-        };
-        let counts = move |entry: &&Trace| entry.unnamed && self.may_vote(entry) && kept(entry);
-        let measure = self.policy.weight.measure();
-        let weight =
-            move |entry: &Trace| measure.map_or(1.0, |of| self.clip(entry.final_score(of)));
-        self.traces.iter().filter(counts).map(weight)
+        let counts = |entry: &&Trace| entry.unnamed && self.may_vote(entry) && self.is_kept(entry);
+        self.traces.iter().filter(counts).map(|entry| self.weight(entry))
     }
 
     /// Whether the leader's share is a consensus, whatever the unnamed traces answer.
     fn is_consensus(&self, vote: &Vote) -> bool {
+        if self.unnamed == 0 {
+            return vote.share >= self.policy.consensus;
+        }
         let (count, unnamed) = self
             .unnamed_weights()
             .fold((0_usize, 0.0), |(count, sum), weight| (count + 1, sum + weight));
@@ -721,13 +811,18 @@ impl Controller {
 
     /// Whether the leader stays ahead even if all that is outstanding goes to the runner-up.
     fn is_certain(&self, vote: &Vote) -> bool {
-        let running = self.traces.iter().filter(|t| t.status.in_flight()).map(|t| self.most(t));
-        let unlaunched = self.remaining() as f64 * self.most_unlaunched();
-        let unnamed: f64 = self.unnamed_weights().sum();
-        let outstanding: f64 = running.sum::<f64>() + unlaunched + unnamed;
+        let outstanding = self.outstanding();
         let weight = |place: usize| vote.ballots.get(place).map_or(0.0, |ballot| ballot.weight);
         // The margin covers the rounding of the sums.
         outstanding > 0.0 && weight(0) - weight(1) > outstanding + 1e-9 * (weight(0) + outstanding)
+    }
+
+    /// The most that all ballots to come can add up to.
+    fn outstanding(&self) -> f64 {
+        let unlaunched = self.remaining() as f64 * self.most_unlaunched();
+        let running = self.traces.iter().filter(|t| t.status.in_flight()).map(|t| self.most(t));
+        let unnamed: f64 = self.unnamed_weights().sum();
+        running.sum::<f64>() + unlaunched + unnamed
     }
 
     /// The most a trace of which nothing is known can add to a ballot.
@@ -740,11 +835,9 @@ impl Controller {
         if entry.status != Status::Running && !self.policy.stopped_vote {
             return if entry.status == Status::Launching { self.most_unlaunched() } else { 0.0 };
         }
-        match (self.policy.weight.measure(), &entry.scoring) {
-            // A minimum over more groups can only fall. (What is rounded may round up.)
-            (Some(Measure::LowestGroup), Scoring::Live { live, rounded: None }) if live.armed() => {
-                self.clip(live.lowest_group())
-            }
+        // A minimum over more groups can only fall.
+        match (self.policy.weight.measure(), entry.lowest_so_far(&self.policy)) {
+            (Some(Measure::LowestGroup), Some(lowest)) => self.clip(lowest),
             _ => self.most_unlaunched(),
         }
     }

@@ -152,6 +152,16 @@ impl Error {
         self
     }
 
+    /// The same, of the trace of that number.
+    pub(crate) fn of_trace(mut self, number: usize) -> Self {
+        if let Self::NotFinite { place, .. } | Self::OutOfRange { place, .. } = &mut self
+            && let Place::Token { trace, .. } = place
+        {
+            *trace = number;
+        }
+        self
+    }
+
     /// A setting outside its range.
     pub(crate) fn setting(
         name: &'static str,

@@ -9,10 +9,12 @@
 //! | [`token`] | how sure was the model at this token? |
 //! | [`group`] | how sure is it over the last `w` tokens, and should the trace stop? (streaming) |
 //! | [`trace`] | how sure was it over the whole trace? (recorded traces, in parallel) |
+//! | [`staircase`] | where would any threshold have stopped it? |
 //! | [`bottom`] | the mean of the lowest tenth of the groups |
 //! | [`vote`] | which traces are kept, and which answer wins? |
 //! | [`policy`] | every setting, and the presets |
 //! | [`controller`] | what to launch, stop and abort next, and what the answer is |
+//! | [`replay`] | what would a policy have done with these traces, and what would it have cost? |
 //! | [`fixed`] | the arithmetic that makes all paths agree bit for bit |
 //!
 //! Nothing here does I/O, reads a clock or draws a random number.
@@ -38,8 +40,10 @@ mod error;
 pub mod fixed;
 pub mod group;
 pub mod policy;
+pub mod replay;
 mod simd;
 mod slide;
+pub mod staircase;
 mod steps;
 pub mod token;
 pub mod trace;

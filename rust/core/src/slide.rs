@@ -105,13 +105,7 @@ impl<'a, T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes> Groups<'a, T, F, L> {
         let (Some(leaving), Some(entering)) =
             (leaving.first_chunk::<BLOCK>(), entering.first_chunk::<BLOCK>())
         else {
-            let mut sum = self.starts[block][0];
-            sums[0] = sum;
-            for ((at, &entering), &leaving) in sums[1..].iter_mut().zip(entering).zip(leaving) {
-                sum = sum.wrapping_add(quanta(entering).wrapping_sub(quanta(leaving)));
-                *at = sum;
-            }
-            return &sums[..self.len - start];
+            return self.read_in_order(block, sums);
         };
         let mut changes = [[0; STEP]; STEPS];
         for (i, change) in changes.as_flattened_mut().iter_mut().enumerate() {
@@ -119,6 +113,22 @@ impl<'a, T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes> Groups<'a, T, F, L> {
         }
         sums.copy_from_slice(self.lanes.running(self.starts[block], &changes).as_flattened());
         sums
+    }
+
+    /// As [`read`](Self::read), in the order of the trace, one after the other.
+    #[inline(always)]
+    pub(crate) fn read_in_order<'b>(&self, block: usize, sums: &'b mut [i64; BLOCK]) -> &'b [i64] {
+        let quanta = |c: T| biased((self.door)(c));
+        let start = block * BLOCK;
+        let leaving = &self.values[start..];
+        let entering = &self.values[start + self.window..];
+        let mut sum = self.starts[block][0];
+        sums[0] = sum;
+        for ((at, &entering), &leaving) in sums[1..].iter_mut().zip(entering).zip(leaving) {
+            sum = sum.wrapping_add(quanta(entering).wrapping_sub(quanta(leaving)));
+            *at = sum;
+        }
+        &sums[..BLOCK.min(self.len - start)]
     }
 
     /// How many groups there are.

@@ -33,6 +33,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Place, Result};
 use crate::fixed::{self, FAST_LIMIT, NARROW_LIMIT};
 use crate::slide::{self, Groups};
+use crate::staircase::{self, Staircase};
 use crate::steps::Steps;
 use crate::token::Sample;
 use crate::{bottom, simd};
@@ -125,6 +126,16 @@ pub struct Scores {
 }
 
 impl Scores {
+    /// Of a trace without tokens.
+    pub const NOTHING: Self = Self {
+        mean: f64::NAN,
+        lowest_group: f64::NAN,
+        bottom_group: f64::NAN,
+        tail: f64::NAN,
+        num_tokens: 0,
+        short: false,
+    };
+
     /// Of a trace shorter than the window, or empty.
     fn of_one_group(mean: f64, tail: f64, n: usize) -> Self {
         let (num_tokens, short) = (n as u64, n > 0);
@@ -138,7 +149,29 @@ impl Scores {
 /// [`Error::Setting`]; [`Error::NotFinite`] and [`Error::OutOfRange`] naming the position.
 pub fn score<T: Sample>(values: &[T], settings: &Settings) -> Result<Scores> {
     settings.check()?;
-    score_one(values, settings, 0)
+    score_one(values, settings, 0, None)
+}
+
+/// As [`score`], and the [record lows](crate::staircase) of the trace's groups, which are appended to
+/// `lows`. These are not rounded: what stops a trace never is.
+///
+/// # Errors
+/// As [`score`]; [`Error::Setting`] with `decimals`, which the two would differ by, and for a trace of
+/// 2³² tokens or more.
+pub fn score_with_lows<T: Sample>(
+    values: &[T],
+    settings: &Settings,
+    lows: &mut Staircase,
+) -> Result<Scores> {
+    settings.check()?;
+    if let Some(decimals) = settings.decimals {
+        let expected = "record lows are not rounded: leave it out";
+        return Err(Error::setting("decimals", decimals, expected));
+    }
+    if u32::try_from(values.len()).is_err() {
+        return Err(Error::setting("tokens", values.len(), "must be below 2^32 in a trace"));
+    }
+    score_one(values, settings, 0, Some(lows))
 }
 
 /// Scores many traces, in parallel: trace i is `values[offsets[i]..offsets[i + 1]]`.
@@ -156,7 +189,7 @@ pub fn score_many<T: Sample>(
         .par_windows(2)
         .enumerate()
         .map(|(trace, ends)| {
-            score_one(&values[ends[0] as usize..ends[1] as usize], settings, trace)
+            score_one(&values[ends[0] as usize..ends[1] as usize], settings, trace, None)
         })
         .collect()
 }
@@ -168,7 +201,7 @@ pub fn score_many<T: Sample>(
 pub fn score_slices<T: Sample>(traces: &[&[T]], settings: &Settings) -> Result<Vec<Scores>> {
     settings.check()?;
     let scored = traces.par_iter().enumerate();
-    scored.map(|(trace, values)| score_one(values, settings, trace)).collect()
+    scored.map(|(trace, values)| score_one(values, settings, trace, None)).collect()
 }
 
 fn check_offsets(offsets: &[i64], len: usize) -> Result<()> {
@@ -210,15 +243,21 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-fn score_one<T: Sample>(values: &[T], settings: &Settings, trace: usize) -> Result<Scores> {
+fn score_one<T: Sample>(
+    values: &[T],
+    settings: &Settings,
+    trace: usize,
+    mut lows: Option<&mut Staircase>,
+) -> Result<Scores> {
     let narrow = SCRATCH.with_borrow_mut(|scratch| match settings.decimals {
         None => {
             let door = |c: T| c.wide();
-            simd::widest(Narrow { values, settings, scratch, door })
+            let lows = lows.as_deref_mut();
+            simd::widest(Narrow { values, settings, scratch, door, lows })
         }
         Some(_) => {
             let door = |c: T| settings.door(c.wide());
-            simd::widest(Narrow { values, settings, scratch, door })
+            simd::widest(Narrow { values, settings, scratch, door, lows: None })
         }
     });
     if let Some(scores) = narrow {
@@ -230,6 +269,9 @@ fn score_one<T: Sample>(values: &[T], settings: &Settings, trace: usize) -> Resu
     }
     let tokens: Vec<i64> =
         values.iter().map(|c| fixed::quantise(settings.door(c.wide()))).collect();
+    if let Some(lows) = lows {
+        staircase::of_quantised(&tokens, settings.window as usize, lows);
+    }
     Ok(score_quantised(&tokens, settings))
 }
 
@@ -240,6 +282,8 @@ struct Narrow<'a, T, F> {
     scratch: &'a mut Scratch,
     /// A confidence as it enters the sums.
     door: F,
+    /// Where record lows go, if they are wanted.
+    lows: Option<&'a mut Staircase>,
 }
 
 impl<T: Sample, F: Fn(T) -> f64 + Copy> simd::Work for Narrow<'_, T, F> {
@@ -247,7 +291,7 @@ impl<T: Sample, F: Fn(T) -> f64 + Copy> simd::Work for Narrow<'_, T, F> {
 
     #[inline(always)]
     fn call(self, lanes: impl simd::Lanes) -> Option<Scores> {
-        let Self { values, settings, scratch, door } = self;
+        let Self { values, settings, scratch, door, lows } = self;
         let Scratch { steps, groups, bottom: memory } = scratch;
         let n = values.len();
         let window = settings.window as usize;
@@ -265,6 +309,9 @@ impl<T: Sample, F: Fn(T) -> f64 + Copy> simd::Work for Narrow<'_, T, F> {
         let groups = Groups::new(values, window, door, steps, groups, lanes);
         let count = bottom::count(groups.len(), settings.bottom);
         let (sum, lowest) = bottom::smallest(&groups, count, memory);
+        if let Some(lows) = lows {
+            staircase::of_groups(&groups, lowest, window, lows);
+        }
         Some(Scores {
             mean,
             lowest_group: settings.lowest(lowest.into(), settings.window, false),
@@ -336,7 +383,10 @@ mod tests {
     use proptest::prelude::*;
 
     /// The scores as each instruction set of this CPU has them, the baseline first.
-    fn on_every_level<T: Sample>(values: &[T], settings: &Settings) -> Vec<Option<Scores>> {
+    fn on_every_level<T: Sample>(
+        values: &[T],
+        settings: &Settings,
+    ) -> Vec<(Option<Scores>, Staircase)> {
         let mut scratch = Scratch::default();
         let mut scored = Vec::new();
         let mut levels: Vec<fn(Level<'_, T>) -> Option<Scores>> = vec![|work| work.call(Plain)];
@@ -351,10 +401,19 @@ mod tests {
             }
         }
         for level in levels {
-            let door: fn(T) -> f64 = T::wide;
-            scored.push(level(Narrow { values, settings, scratch: &mut scratch, door }));
+            let mut lows = Staircase::default();
+            let (scratch, door) = (&mut scratch, T::wide as fn(T) -> f64);
+            let scores = level(Narrow { values, settings, scratch, door, lows: Some(&mut lows) });
+            scored.push((scores, lows));
         }
         scored
+    }
+
+    /// The scores and record lows of the plain way.
+    fn plainly(tokens: &[i64], settings: &Settings) -> (Option<[u64; 4]>, Staircase) {
+        let mut lows = Staircase::default();
+        staircase::of_quantised(tokens, settings.window as usize, &mut lows);
+        (bits(Some(score_quantised(tokens, settings))), lows)
     }
 
     type Level<'a, T> = Narrow<'a, T, fn(T) -> f64>;
@@ -375,9 +434,9 @@ mod tests {
             let settings = Settings { window: w, tail, bottom, decimals: None };
             let values: Vec<f32> = (0..n).map(|i| pattern[i * i % pattern.len()]).collect();
             let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
-            let plain = bits(Some(score_quantised(&tokens, &settings)));
-            for scores in on_every_level(&values, &settings) {
-                prop_assert_eq!(bits(scores), plain);
+            let plain = plainly(&tokens, &settings);
+            for (scores, lows) in on_every_level(&values, &settings) {
+                prop_assert_eq!((bits(scores), lows), plain.clone());
             }
         }
 
@@ -403,9 +462,9 @@ mod tests {
                 (0..500).map(|i| if i * i % 7 < 3 { 2_047.0 } else { -2_047.0 }).collect();
             let settings = Settings { window, tail: 5, bottom: 0.2, decimals: None };
             let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
-            let plain = bits(Some(score_quantised(&tokens, &settings)));
-            for scores in on_every_level(&values, &settings) {
-                assert_eq!(bits(scores), plain, "w = {window}");
+            let plain = plainly(&tokens, &settings);
+            for (scores, lows) in on_every_level(&values, &settings) {
+                assert_eq!((bits(scores), lows), plain.clone(), "w = {window}");
             }
         }
     }
@@ -420,9 +479,9 @@ mod tests {
                 let values: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 / 8.0).collect();
                 let settings = Settings { window, tail: 5, bottom: 0.3, decimals: None };
                 let tokens: Vec<i64> = values.iter().map(|&c| fixed::quantise(c.into())).collect();
-                let plain = bits(Some(score_quantised(&tokens, &settings)));
-                for scores in on_every_level(&values, &settings) {
-                    assert_eq!(bits(scores), plain, "n = {n}, w = {window}");
+                let plain = plainly(&tokens, &settings);
+                for (scores, lows) in on_every_level(&values, &settings) {
+                    assert_eq!((bits(scores), lows), plain.clone(), "n = {n}, w = {window}");
                 }
             }
         }

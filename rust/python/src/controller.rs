@@ -189,6 +189,39 @@ impl Controller {
         stop.map_err(raise)?.map(|stop| action(py, stop)).transpose()
     }
 
+    /// What a trace that is scored elsewhere has come to, in place of its `tokens`: by an engine that
+    /// scores for itself, or from a recording. Once, before it ends, is enough.
+    ///
+    /// Args:
+    ///     trace: its number.
+    ///     scores: its `TraceScores`, nats, so far or of the whole trace; up to the stop, if there was
+    ///         one. A score that the policy weighs or ranks by and that is NaN takes the trace's vote.
+    ///     num_tokens: all that were generated, scored or not; None for those scored.
+    ///     stop_token: the token that completed the first group below the threshold, counted from 0.
+    ///
+    /// Returns:
+    ///     `Action.Stop` with a stop token, else None.
+    ///
+    /// Raises:
+    ///     InvalidInput: the numbers cannot be: fewer tokens than before or than were scored, a stop
+    ///         beyond them or without a threshold, a score that is infinite or out of range.
+    #[pyo3(signature = (trace, scores, *, num_tokens=None, stop_token=None))]
+    fn scored(
+        &self,
+        py: Python<'_>,
+        trace: &Bound<'_, PyAny>,
+        scores: PyRef<'_, TraceScores>,
+        num_tokens: Option<&Bound<'_, PyAny>>,
+        stop_token: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<Action>> {
+        let trace = number(trace)?;
+        let tokens = num_tokens.map(|value| whole(value, "num_tokens")).transpose()?;
+        let stop = stop_token.map(|value| whole(value, "stop_token")).transpose()?;
+        let tokens = tokens.unwrap_or(scores.0.num_tokens);
+        let stop = self.lock().scored(trace, scores.0, tokens, stop);
+        stop.map_err(raise)?.map(|stop| action(py, stop)).transpose()
+    }
+
     /// A trace ended, and its answer is known: `ended` and `answered` in one event.
     ///
     /// Args:

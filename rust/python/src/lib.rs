@@ -11,6 +11,7 @@ mod group;
 mod logprobs;
 mod policy;
 mod pool;
+mod replay;
 mod token;
 mod trace;
 mod vote;
@@ -27,6 +28,8 @@ mod _core {
     use super::logprobs::{dict_confidences, flat_confidences, openai_confidences};
     #[pymodule_export]
     use super::policy::Policy;
+    #[pymodule_export]
+    use super::replay::ReplayPool;
     #[pymodule_export]
     use super::token::{logits_confidence, token_confidence, token_entropy};
     #[pymodule_export]

@@ -1,0 +1,119 @@
+"""`replay`: what policies would have done with recorded traces."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepconf import _settings
+from deepconf._core import Policy
+from deepconf._options import AsJson
+from deepconf._setup import guarded, own_stdout
+from deepconf.commands._app import app, print_json
+
+
+@app.command("replay")
+@guarded
+def replay(
+    traces: Annotated[
+        list[str],
+        typer.Argument(help="Trace files, globs or folders of them.", show_default=False),
+    ],
+    policy: Annotated[
+        list[str],
+        typer.Option(
+            "--policy",
+            "-p",
+            help=f"One of {', '.join(Policy.presets())}, or of the settings file; again for more.",
+        ),
+    ] = ["low", "high"],  # noqa: B006
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            "--grid",
+            metavar="NAME=VALUE,...",
+            help="Values of a setting to try with each policy, such as keep=0.1,0.5,0.9; again for "
+            "more settings.",
+        ),
+    ] = [],  # noqa: B006
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, for all policies."),
+    ] = [],  # noqa: B006
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A deepconf.json to start from.", show_default=False),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(help="Draws of traces for each question; 0 for one run in launch order.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    lag: Annotated[
+        int, typer.Option(help="Tokens that come after each stop, before the engine ends it.")
+    ] = 0,
+    short_pools: Annotated[
+        str,
+        typer.Option(
+            metavar="error|resample|skip",
+            help="What to do with a question of fewer traces than a budget.",
+        ),
+    ] = "error",
+    most_runs: Annotated[
+        int, typer.Option(help="More runs than so many are refused before anything begins.")
+    ] = 20_000_000,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write a row for each policy, question and repeat: .parquet, .arrow or .feather.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replays policies on recorded traces: accuracy and tokens, beside plain majority's.
+
+    Decisions are those that a live run would take. Settings start from what the recording says.
+    """
+    from deepconf import _render, _tables
+    from deepconf.lab.replay import Pool
+    from deepconf.lab.replay import grid as laid
+    from deepconf.traces import TraceWriter, read_traces
+
+    with own_stdout() as stdout:
+        console, err = _render.console(stdout), _render.console(sys.stderr)
+        axes = _settings.axes(grid, "--grid")
+        explicit = _settings.pairs(set_, "--set")
+        file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
+        reader = read_traces(traces)
+        defaults = _settings.fitted(reader.settings, file.policy, explicit)
+        policies = laid(_settings.build(policy, defaults, {}, explicit, file.policies), **axes)
+        with _render.stages(err) as tell:
+            pool = Pool.read(reader, policies, progress=lambda *at: tell("reading traces", *at))
+            played = pool.replay(
+                repeats=repeats or None,
+                seed=seed,
+                lag=lag,
+                short_pools=short_pools,  # type: ignore[arg-type]
+                most_runs=most_runs,
+                progress=lambda *at: tell("replaying questions", *at),
+            )
+        summary = played.summary()
+        if as_json:
+            print_json(stdout, summary.to_dict() | {"draws": dict(played.draws)})
+        else:
+            _tables.show_summary(console, summary)
+        if pool.left_out:
+            err.print(f"note: {pool.left_out} traces failed when they were recorded: left out")
+        for how in ("resampled", "skipped"):
+            if names := played.draws[how]:
+                err.print(f"note: {len(names)} questions have fewer traces than a budget: {how}")
+        if out is not None:
+            table = played.to_arrow()
+            with TraceWriter(out, schema=table.schema) as writer:
+                writer.write(table)
+            err.print(f"{out}: {table.num_rows:,} rows", soft_wrap=True)

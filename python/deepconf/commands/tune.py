@@ -1,0 +1,133 @@
+"""`tune`: the policy that recorded traces speak for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepconf import _settings
+from deepconf._core import Policy
+from deepconf._options import AsJson
+from deepconf._setup import guarded, own_stdout
+from deepconf.commands._app import app, print_json
+
+
+@app.command("tune")
+@guarded
+def tune(
+    traces: Annotated[
+        list[str],
+        typer.Argument(help="Trace files, globs or folders of them.", show_default=False),
+    ],
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            "--grid",
+            metavar="NAME=VALUE,...",
+            help="Values of a setting to try, such as keep=0.1,0.5,0.9; again for more settings.",
+        ),
+    ] = [],  # noqa: B006
+    policy: Annotated[
+        list[str],
+        typer.Option(
+            "--policy",
+            "-p",
+            help=f"What the grid is laid over: one of {', '.join(Policy.presets())}, or of the "
+            "settings file; again for more.",
+        ),
+    ] = ["low"],  # noqa: B006
+    goal: Annotated[
+        str,
+        typer.Option(
+            help="What must be reached: accuracy >= BOUND, tokens <= BOUND or steps <= BOUND, "
+            "several joined by 'and'; a bound is a number or majority, that of the full budget, "
+            "with a factor or something added."
+        ),
+    ] = "accuracy >= majority - 0.005",
+    minimise: Annotated[
+        str | None,
+        typer.Option(metavar="tokens|steps", help="What is to be low. Default: tokens."),
+    ] = None,
+    maximise: Annotated[
+        str | None, typer.Option(metavar="accuracy", help="Or what is to be high.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The settings file to write the policy to, where think and eval find it: "
+            "deepconf.json in the model's folder or beside it. What else it holds stays.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What the policy is called there.")] = "tuned",
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A file of settings to start from. Default: the one of --out, if it is there.",
+            show_default=False,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, for all candidates."),
+    ] = [],  # noqa: B006
+    repeats: Annotated[int, typer.Option(help="Draws of traces for each question.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the draws, and of how questions are divided.")] = 0,
+    lag: Annotated[
+        int, typer.Option(help="Tokens that come after each stop, before the engine ends it.")
+    ] = 0,
+    short_pools: Annotated[
+        str,
+        typer.Option(
+            metavar="error|resample|skip",
+            help="What to do with a question of fewer traces than a budget.",
+        ),
+    ] = "error",
+    folds: Annotated[int, typer.Option(help="Parts into which the questions are divided.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Chooses a policy on some of the recorded questions and measures it on the others.
+
+    Says what majority would have got for the same tokens, and recommends that where it is better.
+    """
+    from deepconf import _render, _tables
+    from deepconf.lab.replay import grid as laid
+    from deepconf.lab.tune import tune as choose
+    from deepconf.traces import read_traces
+
+    with own_stdout() as stdout:
+        console, err = _render.console(stdout), _render.console(sys.stderr)
+        axes = _settings.axes(grid, "--grid")
+        explicit = _settings.pairs(set_, "--set")
+        if settings is None and out is not None and out.expanduser().is_file():
+            settings = out
+        file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
+        defaults = _settings.fitted(read_traces(traces).settings, file.policy, explicit)
+        bases = _settings.build(policy, defaults, {}, explicit, file.policies)
+        candidates = laid(bases, **axes)
+        with _render.stages(err) as tell:
+            found = choose(
+                traces,
+                candidates,
+                goal=goal,
+                minimise=minimise,  # type: ignore[arg-type]
+                maximise=maximise,  # type: ignore[arg-type]
+                folds=folds,
+                repeats=repeats,
+                seed=seed,
+                lag=lag,
+                short_pools=short_pools,  # type: ignore[arg-type]
+                out=out,
+                name=name,
+                progress=tell,
+            )
+        if as_json:
+            print_json(stdout, found.to_dict())
+        else:
+            _tables.show_tuning(console, found)
+        if out is not None:
+            err.print(f"{out}: the policy {name}: {found.label}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The laboratory: recorded traces in, what policies would have cost and answered out."""

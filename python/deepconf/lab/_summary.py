@@ -1,0 +1,251 @@
+"""What a replay comes to: every policy beside the others, and beside plain majority."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepconf._statistics import (
+    Difference,
+    Estimate,
+    Mixture,
+    at_tokens,
+    estimates,
+    paired,
+    per_question,
+)
+from deepconf.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from deepconf.lab.replay import Frontier, Replay
+
+__all__ = [
+    "VARIANTS",
+    "Equal",
+    "MajorityRow",
+    "PolicyRow",
+    "Summary",
+    "difference_in_words",
+    "equal_tokens",
+    "points",
+    "ratio",
+    "summary",
+]
+
+Floats = NDArray[np.float64]
+
+VARIANTS = {"majority": "plain majority", "consensus": "majority with early consensus"}
+"""The two ways a majority is counted, by their names in a frontier, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Equal:
+    """Majority at a policy's own mean tokens."""
+
+    accuracy: float
+    tokens: float
+    """Mean tokens of it: the policy's, or those of the end of the frontier nearest to it."""
+    budgets: tuple[int, int]
+    """The two budgets it is mixed of."""
+    share: float
+    """How often it is the smaller one."""
+    beyond: str | None
+    """`below` or `above`, where no budget is as cheap, or as dear, as the policy."""
+    difference: Difference
+    """The policy's accuracy minus this one."""
+
+    @classmethod
+    def of(cls, mixture: Mixture, difference: Difference) -> Equal:
+        """From the mixture, and how the policy differs from it."""
+        return cls(
+            accuracy=float(mixture.correct.mean()),
+            tokens=mixture.tokens,
+            budgets=mixture.budgets,
+            share=mixture.share,
+            beyond=mixture.beyond,
+            difference=difference,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """One policy, over all questions and repeats."""
+
+    label: str
+    budget: int
+    accuracy: Estimate
+    tokens: Estimate
+    """Tokens a question."""
+    share: float
+    """Tokens beside those of all traces of its budget, each to its end: 0.6 is 40% fewer."""
+    steps: Estimate
+    """The step in which the answer was given."""
+    launched: Estimate
+    stopped: Estimate
+    aborted: Estimate
+    fallbacks: Estimate
+    """How often the filter left too few ballots and was given up."""
+    against_first: Difference
+    """Its accuracy minus that of the first policy."""
+    same_tokens: dict[str, Equal]
+    """By variant, majority at the same tokens."""
+
+    kind: str = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class MajorityRow:
+    """Majority at one budget."""
+
+    kind: str
+    """`majority`, or `consensus` where it ends at an early consensus."""
+    budget: int
+    accuracy: Estimate
+    tokens: Estimate
+    """Tokens a question."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a replay."""
+
+    questions: int
+    repeats: int
+    gold: bool
+    """Whether accuracy is against known answers; else it is agreement with all traces' vote."""
+    rows: list[PolicyRow]
+    """The policies, in their order."""
+    frontier: list[MajorityRow]
+    """Plain majority at every budget, then that with early consensus."""
+    closing: str
+    """The comparison at equal tokens, in a sentence."""
+
+    def table(self) -> list[dict[str, Any]]:
+        """All rows as plain values, those of the frontier behind."""
+        return [*map(dataclasses.asdict, self.rows), *map(dataclasses.asdict, self.frontier)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        return {
+            "questions": self.questions,
+            "repeats": self.repeats,
+            "gold": self.gold,
+            "rows": self.table(),
+            "closing": self.closing,
+        }
+
+
+def summary(replay: Replay) -> Summary:
+    """The figures of a replay: each policy's, paired differences, majority at the same tokens.
+
+    Raises:
+        InvalidInput: it has no policy or no question.
+    """
+    count, questions, repeats = replay.correct.shape
+    if not count or not questions or not repeats:
+        raise InvalidInput(
+            f"the replay has {count} policies, {questions} questions and {repeats} repeats: "
+            f"there must be one of each"
+        )
+    correct, tokens = per_question(replay.correct), per_question(replay.tokens)
+    columns = {
+        name: estimates(per_question(replay.columns[name]))
+        for name in ("tokens", "steps", "launched", "stopped", "aborted", "fallback")
+    }
+    accuracies = estimates(correct)
+    spent, full = tokens.mean(axis=1), replay.full.mean(axis=(1, 2))
+    against = paired(correct, correct[:1])
+    equal = equal_tokens(replay.frontier, correct, tokens)
+    rows = [
+        PolicyRow(
+            label=label,
+            budget=policy.budget,
+            accuracy=accuracies[at],
+            tokens=columns["tokens"][at],
+            share=float(spent[at] / full[at]) if full[at] else 1.0,
+            steps=columns["steps"][at],
+            launched=columns["launched"][at],
+            stopped=columns["stopped"][at],
+            aborted=columns["aborted"][at],
+            fallbacks=columns["fallback"][at],
+            against_first=against[at],
+            same_tokens=equal[at],
+        )
+        for at, (label, policy) in enumerate(replay.policies.items())
+    ]
+    lines = [row for name in VARIANTS for row in _majority_rows(name, replay.frontier)]
+    return Summary(questions, repeats, replay.gold, rows, lines, _closing(rows, replay.gold))
+
+
+def equal_tokens(frontier: Frontier, correct: Floats, tokens: Floats) -> list[dict[str, Equal]]:
+    """Majority at the mean tokens of each row of `[n, questions]`, by variant."""
+    found = []
+    for name in VARIANTS:
+        mixtures = [
+            at_tokens(
+                frontier.budgets, frontier.tokens[name], frontier.correct[name], float(wanted)
+            )
+            for wanted in tokens.mean(axis=1)
+        ]
+        differences = paired(correct, np.stack([mixture.correct for mixture in mixtures]))
+        found.append([Equal.of(*each) for each in zip(mixtures, differences, strict=True)])
+    return [dict(zip(VARIANTS, each, strict=True)) for each in zip(*found, strict=True)]
+
+
+def _majority_rows(name: str, frontier: Frontier) -> list[MajorityRow]:
+    figures = estimates(frontier.correct[name]), estimates(frontier.tokens[name])
+    every = zip(frontier.budgets.tolist(), *figures, strict=True)
+    return [MajorityRow(name, budget, *each) for budget, *each in every]
+
+
+def _closing(rows: list[PolicyRow], gold: bool) -> str:
+    """Whether the best policy beats the better majority at its tokens."""
+    best = min(rows, key=lambda row: (-row.accuracy.value, row.tokens.value))
+    name, equal = max(best.same_tokens.items(), key=lambda item: item[1].accuracy)
+    found = equal.difference
+    which = f"{best.label} (the most accurate of {len(rows)})" if len(rows) > 1 else best.label
+    what = "accuracy" if gold else "agreement"
+    figures = (
+        f"{ratio(best.accuracy.value)} against {ratio(equal.accuracy)} "
+        f"({difference_in_words(found)})"
+    )
+    at = "at the same tokens"
+    if equal.beyond == "above":
+        at = "at the whole budget, which costs fewer tokens"
+    elif equal.beyond == "below":
+        at = "at its smallest budget, which costs more tokens"
+    if not found.value:
+        said = f"{VARIANTS[name]} {at} is as good as {which}: {figures}"
+    elif found.value < 0:
+        said = f"{VARIANTS[name]} {at} is better here than {which}: {figures}"
+    else:
+        said = f"{which} is better here than {VARIANTS[name]} {at}: {figures}"
+    if found.value and not found.clear:
+        said += "; the difference is within chance"
+    return f"{what}: {said}."
+
+
+def difference_in_words(found: Difference) -> str:
+    """A difference of accuracies, its interval, and the questions it comes from."""
+    interval = "" if found.low is None else f" [{points(found.low)}, {points(found.high)}]"
+    return (
+        f"{points(found.value)}{interval} points; {found.lost} lost, {found.won} won, "
+        f"p = {found.p:.2g}"
+    )
+
+
+def ratio(value: float) -> str:
+    """A share as text: `91.7%`."""
+    return f"{value:.1%}"
+
+
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points, signed: `-0.6`."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text

@@ -1,0 +1,397 @@
+"""Whether confidence tells right traces from wrong ones, on recorded traces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepconf._core import Policy
+from deepconf._settings import recorded
+from deepconf._statistics import Estimate, auroc, estimates, pairs_won, within
+from deepconf.lab._scored import Scored, read
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Answers", "Bin", "Diagnosis", "Separation", "diagnose"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+BINS = 10
+"""The bins of a reliability curve."""
+# Above this share of pairs, a score is said to tell right from wrong well.
+_WELL = 0.65
+
+
+@dataclass(frozen=True, slots=True)
+class Separation:
+    """How well a score tells right traces from wrong ones; 0.5 is chance."""
+
+    pooled: float | None
+    """AUROC over all traces: easy questions beside hard ones count too. None where all are right,
+    or none."""
+    within: Estimate | None
+    """AUROC over the pairs of traces of one question, which is what a vote can use. None where no
+    question has a right and a wrong trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bin of a reliability curve."""
+
+    low: float
+    """The lowest score in it, or the lowest rank within a question, in [0, 1]."""
+    high: float
+    """The highest."""
+    traces: int
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the candidates are, means over questions."""
+
+    answered: float
+    """The share of traces with an answer."""
+    agreement: float
+    """The share of the leading answer among those."""
+    distinct: float
+    """Different answers in a question."""
+    entropy: float
+    """Of the answers of a question, in nats; 0 where all agree."""
+    pass_1: Estimate | None = None
+    """Accuracy of one trace alone; None without known answers, as all that follows."""
+    majority: Estimate | None = None
+    """Accuracy of the vote of all, a head each."""
+    pass_n: Estimate | None = None
+    """The share of questions with a right answer among the candidates: no vote can do better."""
+    majority_wrong: int | None = None
+    """Questions in which the majority is wrong."""
+    within_reach: int | None = None
+    """Those of them with a right answer among the candidates."""
+    wrong_concentration: float | None = None
+    """The share of the leading wrong answer among the wrong ones, over questions that have any."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What recorded traces say of confidence."""
+
+    questions: int
+    known: int
+    """Questions in which it is known which traces are right."""
+    traces: int
+    left_out: dict[str, int]
+    """Traces that did not run to their end, by status."""
+    tokens: int
+    window: int
+    tail: int
+    bottom: float
+    armed: float
+    """The share of traces at least a window long: no other could have been stopped."""
+    separation: dict[str, Separation]
+    """By score; empty without known answers."""
+    reliability: dict[str, list[Bin]]
+    """By score, accuracy in tenths of all traces, from the lowest score to the highest."""
+    reliability_within: dict[str, list[Bin]]
+    """By score, accuracy in tenths of the rank within the question, so that hard questions and easy
+    ones are in every bin."""
+    answers: Answers
+    notes: list[str]
+    closing: str
+    """Whether confidence can help here, in a sentence."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        return asdict(self)
+
+    def to_arrow(self) -> pa.Table:
+        """The AUROCs and reliability curves, one row a figure.
+
+        Columns: `score`, `kind` (`auroc`, `auroc_within`, `reliability`, `reliability_within`),
+        `bin` int32, `low` and `high` (of the interval, or of the bin), `traces` int64, `value`.
+
+        Raises:
+            MissingExtra: pyarrow is not installed.
+        """
+        from deepconf.traces import schema
+
+        schema()  # Says which extra is missing.
+        import pyarrow as pa
+
+        rows = list(self._rows())
+        types = {
+            "score": pa.string(),
+            "kind": pa.string(),
+            "bin": pa.int32(),
+            "low": pa.float64(),
+            "high": pa.float64(),
+            "traces": pa.int64(),
+            "value": pa.float64(),
+        }
+        columns = {name: [row.get(name) for row in rows] for name in types}
+        return pa.table(columns, schema=pa.schema(list(types.items())))
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for name, found in self.separation.items():
+            yield {"score": name, "kind": "auroc", "value": found.pooled}
+            if (inside := found.within) is not None:
+                ends = {"low": inside.low, "high": inside.high}
+                yield {"score": name, "kind": "auroc_within", "value": inside.value, **ends}
+        curves = {"reliability": self.reliability, "reliability_within": self.reliability_within}
+        for kind, of in curves.items():
+            for name, bins in of.items():
+                for at, each in enumerate(bins):
+                    row = asdict(each)
+                    yield {
+                        "score": name,
+                        "kind": kind,
+                        "bin": at,
+                        "value": row.pop("accuracy"),
+                        **row,
+                    }
+
+
+def diagnose(
+    traces: Any,
+    *,
+    window: int | None = None,
+    tail: int | None = None,
+    bottom: float | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
+    """What recorded traces say of confidence: does it tell right from wrong, and could it help?
+
+    Streams: besides a batch of traces, it holds some numbers of each.
+
+    Args:
+        traces: what `deepconf.read_traces` takes, or a reader of it.
+        window: tokens in a group; by default the recording's, else 2048.
+        tail: tokens of the tail confidence, likewise.
+        bottom: the share of groups of the bottom-group confidence; by default the recording's,
+            else 0.10.
+        threads: by default all cores.
+        progress: called with traces read and, where known, in all (else 0).
+
+    Raises:
+        InvalidInput: no trace ran to its end, one is there twice, a confidence is not finite, or an
+            answer is marked both right and wrong.
+        TraceFileError: a file cannot be read as traces.
+        MissingExtra: pyarrow is not installed.
+    """
+    from deepconf.traces import TraceReader, read_traces
+
+    reader = traces if isinstance(traces, TraceReader) else read_traces(traces)
+    asked = {"window": window, "tail": tail, "bottom": bottom}
+    settings = recorded(reader.settings)
+    settings |= {name: value for name, value in asked.items() if value is not None}
+    # A policy knows how scores are taken by default, and checks what is asked for.
+    measured = Policy.low(**{name: settings[name] for name in asked if name in settings})
+    scored = read(reader, measured, threads=threads, progress=progress)
+    known = scored.correct >= 0
+    separation, pooled, ranked = {}, {}, {}
+    for name, values in scored.scores.items() if known.any() else ():
+        separation[name], pooled[name], ranked[name] = _separated(
+            values[known], scored.correct[known] == 1, scored.question[known]
+        )
+    armed = float((scored.tokens >= measured.window).mean())
+    answers = _answers(scored)
+    return Diagnosis(
+        questions=len(scored.questions),
+        known=int(scored.known.sum()),
+        traces=len(scored.question),
+        left_out=scored.left_out,
+        tokens=int(scored.tokens.sum()),
+        window=measured.window,
+        tail=measured.tail,
+        bottom=measured.bottom,
+        armed=armed,
+        separation=separation,
+        reliability=pooled,
+        reliability_within=ranked,
+        answers=answers,
+        notes=_notes(scored),
+        closing=_closing(separation, answers, armed),
+    )
+
+
+def _separated(
+    values: Floats, right: NDArray[np.bool_], question: Ints
+) -> tuple[Separation, list[Bin], list[Bin]]:
+    """How well a score tells right from wrong, and its two reliability curves."""
+    count = int(question.max()) + 1
+    alone = auroc(values, right)
+    inside = within(*pairs_won(values, right, question, count))
+    found = Separation(
+        None if math.isnan(alone) else alone, None if math.isnan(inside.value) else inside
+    )
+    return found, _tenths(values, right), _by_rank(_ranks(values, question, count), right)
+
+
+def _answers(scored: Scored) -> Answers:
+    """The answers of each question, and which of them leads."""
+    question, answer, count = scored.question, scored.answer, len(scored.questions)
+    spoken = answer >= 0
+    sizes = np.bincount(question, minlength=count)
+    voices = np.bincount(question[spoken], minlength=count)
+    # A row for each answer: its question, heads, how many of them are right, and who was first.
+    codes, first, heads = np.unique(answer[spoken], return_index=True, return_counts=True)
+    of = question[spoken][first]
+    earliest = np.full(len(codes), np.iinfo(np.int64).max)
+    place = np.searchsorted(codes, answer[spoken])
+    np.minimum.at(earliest, place, scored.order[spoken])
+    share = heads / voices[of]
+    distinct = np.bincount(of, minlength=count)
+    entropy = np.bincount(of, weights=-share * np.log(share), minlength=count)
+    # Most heads first, and of as many the one seen first; then the leader is a question's first.
+    rank = np.lexsort((earliest, -heads, of))
+    leaders = rank[np.unique(of[rank], return_index=True)[1]]
+    agreement = np.zeros(count)
+    agreement[of[leaders]] = share[leaders]
+    asked = voices > 0
+    found = Answers(
+        answered=float((voices / sizes).mean()),
+        agreement=float(agreement[asked].mean()) if asked.any() else 0.0,
+        distinct=float(distinct.mean()),
+        entropy=float(entropy.mean()),
+    )
+    known = scored.known
+    if not known.any():
+        return found
+    good = scored.correct[spoken][first] == 1
+    alone = np.bincount(question, weights=scored.correct == 1, minlength=count) / sizes
+    reached = np.bincount(of, weights=good, minlength=count) > 0
+    winner = np.zeros(count, np.bool_)
+    winner[of[leaders]] = good[leaders]
+    wrong = np.where(good, 0, heads)
+    leading = np.zeros(count, np.int64)
+    np.maximum.at(leading, of, wrong)
+    all_wrong = np.bincount(of, weights=wrong, minlength=count)
+    any_wrong = known & (all_wrong > 0)
+    each = estimates(np.stack([alone, winner, reached])[:, known].astype(np.float64))
+    return replace(
+        found,
+        pass_1=each[0],
+        majority=each[1],
+        pass_n=each[2],
+        majority_wrong=int((known & ~winner).sum()),
+        within_reach=int((known & ~winner & reached).sum()),
+        wrong_concentration=(
+            float((leading[any_wrong] / all_wrong[any_wrong]).mean()) if any_wrong.any() else None
+        ),
+    )
+
+
+def _tenths(values: Floats, right: NDArray[np.bool_]) -> list[Bin]:
+    """Accuracy in tenths of the traces, from the lowest value to the highest."""
+    there = ~np.isnan(values)
+    values, right = values[there], right[there]
+    order = np.argsort(values, kind="stable")
+    return _bins(values, right, np.array_split(order, BINS))
+
+
+def _by_rank(ranks: Floats, right: NDArray[np.bool_]) -> list[Bin]:
+    """Accuracy in tenths of the rank within a question."""
+    there = ~np.isnan(ranks)
+    ranks, right = ranks[there], right[there]
+    tenth = np.minimum((ranks * BINS).astype(np.int64), BINS - 1)
+    order = np.argsort(ranks, kind="stable")
+    ends = np.searchsorted(tenth[order], np.arange(1, BINS))
+    return _bins(ranks, right, np.split(order, ends))
+
+
+def _bins(values: Floats, right: NDArray[np.bool_], parts: list[Ints]) -> list[Bin]:
+    return [
+        Bin(float(values[part[0]]), float(values[part[-1]]), len(part), float(right[part].mean()))
+        for part in parts
+        if len(part)
+    ]
+
+
+def _ranks(values: Floats, question: Ints, count: int) -> Floats:
+    """The rank of each trace among those of its question, in (0, 1); equals share theirs."""
+    ranks = np.full(len(values), np.nan)
+    there = np.flatnonzero(~np.isnan(values))
+    order = there[np.lexsort((values[there], question[there]))]
+    group, ordered = question[order], values[order]
+    starts = np.searchsorted(group, np.arange(count + 1))
+    new = np.ones(len(order), np.bool_)
+    new[1:] = (ordered[1:] != ordered[:-1]) | (group[1:] != group[:-1])
+    ties = np.flatnonzero(new)
+    middle = (ties + np.append(ties[1:], len(order))) / 2
+    sizes = np.diff(starts)
+    ranks[order] = (middle[np.cumsum(new) - 1] - starts[group]) / sizes[group]
+    return ranks
+
+
+def _notes(scored: Scored) -> list[str]:
+    notes = []
+    count, known = len(scored.questions), int(scored.known.sum())
+    if scored.left_out:
+        every = ", ".join(f"{number} {status}" for status, number in scored.left_out.items())
+        notes.append(
+            f"traces that did not run to their end are left out ({every}): those that remain may "
+            f"be surer than what was generated"
+        )
+    if 0 < known < count:
+        notes.append(
+            f"{count - known} of {count} questions have no known answer, and count in agreement "
+            f"and dispersion only"
+        )
+    unmarked = int((scored.known[scored.question] & (scored.correct < 0)).sum())
+    if unmarked:
+        notes.append(
+            f"{unmarked} traces have an answer that nothing marks, in questions that have marks: "
+            f"they are left out where right and wrong are compared"
+        )
+    return notes
+
+
+def _closing(separation: Mapping[str, Separation], answers: Answers, armed: float) -> str:
+    """The rule of thumb."""
+    if not separation or answers.majority_wrong is None:
+        return (
+            f"No answers are known, so whether confidence tells right from wrong is not known "
+            f"either; the leading answer has {answers.agreement:.0%} of the votes."
+        )
+    reach = (
+        f"{answers.within_reach} of {answers.majority_wrong} questions that the majority misses "
+        f"have a right answer among the candidates"
+    )
+    inside = {name: found.within for name, found in separation.items() if found.within is not None}
+    if not inside:
+        return "In no question are there right and wrong traces, so there is nothing to tell apart."
+    name, best = max(inside.items(), key=lambda item: item[1].value)
+    figure = f"{name.replace('_', ' ')}, AUROC {best.value:.2f} within questions"
+    if best.low is not None and best.high is not None:
+        figure += f" [{best.low:.2f}, {best.high:.2f}]"
+    if best.low is None:
+        said = f"One question says little about whether confidence helps ({figure}); {reach}."
+    elif best.low <= 0.5:
+        said = (
+            f"Confidence does not tell right traces from wrong ones here ({figure}): majority is "
+            f"the better choice."
+        )
+    elif best.value < _WELL:
+        said = (
+            f"Confidence tells right traces from wrong ones a little ({figure}): expect it to save "
+            f"tokens rather than to change answers; {reach}."
+        )
+    else:
+        said = (
+            f"Confidence tells right traces from wrong ones ({figure}): it can save tokens, and "
+            f"perhaps gain answers; {reach}."
+        )
+    if armed < 0.5:
+        said += (
+            f" Only {armed:.0%} of the traces are a window long, and no other can be stopped: "
+            f"choose a smaller window."
+        )
+    return said

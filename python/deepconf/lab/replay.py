@@ -1,0 +1,541 @@
+"""What policies would have done with recorded traces: the controller's own decisions, in seconds.
+
+>>> import deepconf
+>>> list(deepconf.grid({"low": deepconf.Policy.low(warmup=8)}, keep=[0.1, 0.5], budget=[16]))
+['low keep=0.1 budget=16', 'low keep=0.5 budget=16']
+
+How time, tokens and draws are counted: DESIGN.md, "Replay".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepconf import _settings
+from deepconf._core import Policy, ReplayPool
+from deepconf.errors import InvalidInput, InvalidType
+from deepconf.lab._draws import draws as _draws
+from deepconf.lab._reading import Recorded, read
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from deepconf.lab._summary import Summary
+
+__all__ = ["Frontier", "Pool", "Replay", "grid", "replay"]
+
+ShortPools = Literal["error", "resample", "skip"]
+Progress = Callable[[int, int], None]
+
+MOST_RUNS = 20_000_000
+"""More runs than this are asked for by mistake, or with `most_runs`."""
+# The vote that is beside every policy: at these budgets and those of the policies.
+_BUDGETS = sorted({round(2 ** (i / 2)) for i in range(64)})
+_RUN_COLUMNS = (
+    "answer", "tokens", "steps", "launched", "finished", "stopped", "aborted", "threshold",
+    "fallback", "reason", "unarmed",
+)  # fmt: skip
+
+
+def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]:
+    """Every combination of some settings, over each of some policies.
+
+    Offline, where nothing is stopped, `warmup` stays 0 and what only it would tell apart is one
+    policy.
+
+    Args:
+        base: policies by label.
+        axes: for each setting the values to try.
+
+    Returns:
+        policies by label, as "low keep=0.1 warmup=8"; those that cannot be, such as a warmup above
+        the budget, are left out.
+
+    Raises:
+        InvalidInput: a value that no policy can have, or nothing is left.
+    """
+    found: dict[str, Policy] = {}
+    refused: list[str] = []
+    for label, policy in base.items():
+        mine = {
+            name: values
+            for name, values in axes.items()
+            if policy.mode == "online" or name != "warmup"
+        }
+        for values in itertools.product(*mine.values()):
+            settings = dict(zip(mine, values, strict=True))
+            name = " ".join([label, *(f"{key}={value}" for key, value in settings.items())])
+            try:
+                found[name] = policy.replace(**settings)
+            except InvalidType:
+                raise
+            except InvalidInput as error:
+                refused.append(f"{name}: {error}")
+    if not found:
+        reason = f" ({refused[0]})" if refused else ""
+        raise InvalidInput(f"grid: none of its policies can be{reason}")
+    return found
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What plain voting does at every budget: one head, one vote."""
+
+    budgets: NDArray[np.int64]
+    """Traces, `[budgets]`."""
+    correct: dict[str, NDArray[np.float64]]
+    """`majority`, of all traces of the budget, and `consensus`, which ends at a share of `share`:
+    accuracy `[budgets, questions]`, means over repeats."""
+    tokens: dict[str, NDArray[np.float64]]
+    """Tokens, likewise."""
+    share: float
+    """The share that is a consensus, of at least `min_ballots` ballots."""
+    min_ballots: int
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of a replay: an entry for each policy, question and repeat."""
+
+    policies: dict[str, Policy]
+    """By label, in the order given."""
+    questions: list[str]
+    """Their names, in the order met."""
+    gold: bool
+    """Whether `correct` compares with known answers. If not, with the majority over the whole pool
+    of a question."""
+    correct: NDArray[np.int8]
+    """1 for a right answer, 0 for a wrong one or none: `[policies, questions, repeats]`."""
+    tokens: NDArray[np.int64]
+    """Generated tokens, those of stopped and aborted traces included; the same shape."""
+    full: NDArray[np.int64]
+    """Tokens of the whole budget, had nothing been stopped; the same shape."""
+    steps: NDArray[np.int64]
+    """The step in which the answer was given; the same shape."""
+    columns: dict[str, NDArray[Any]]
+    """All that a run has, by the names of `to_arrow`; the same shape. `answer` is a place in
+    `answers`, -1 for none, `reason` one in `reasons`; `threshold` is NaN for none."""
+    answers: list[list[str]]
+    """The different answers of each question."""
+    reasons: tuple[str, ...]
+    frontier: Frontier
+    draws: Mapping[str, Any]
+    """How traces were drawn: `repeats`, `seed`, `lag`, `short_pools`; and `resampled` and
+    `skipped`, the questions with fewer traces than a budget."""
+
+    @property
+    def repeats(self) -> int:
+        """How many runs each policy had on each question."""
+        return int(self.tokens.shape[2])
+
+    def __repr__(self) -> str:
+        """One line."""
+        shape = f"{len(self.policies)} policies, {len(self.questions)} questions"
+        return f"<deepconf.Replay: {shape}, {self.repeats} repeats>"
+
+    def summary(self) -> Summary:
+        """The figures: each policy's, paired differences, and majority at the same tokens."""
+        from deepconf.lab._summary import summary
+
+        return summary(self)
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows of the summary as plain values, policies first, then majority."""
+        return self.summary().table()
+
+    def to_arrow(self) -> pa.Table:
+        """A row for each policy, question and repeat.
+
+        Columns: `policy`, `question_id`, `repeat`, `answer` (null for none), `correct`, `tokens`,
+        `steps`, `launched`, `finished`, `stopped`, `aborted`, `threshold` (nats; null for none),
+        `fallback`, `reason`, `unarmed`.
+
+        Raises:
+            MissingExtra: pyarrow is not installed.
+        """
+        from deepconf._trace_schema import arrow
+
+        pa = arrow()
+        shape = policies, questions, repeats = self.tokens.shape
+        first = np.cumsum([0, *map(len, self.answers)])
+        texts = pa.array(list(itertools.chain(*self.answers)), pa.string())
+        answer = self.columns["answer"]
+        place = answer + first[:-1][None, :, None]
+
+        def coded(codes: NDArray[Any], names: Iterable[str]) -> Any:
+            codes = np.broadcast_to(codes, shape).reshape(-1).astype(np.int32)
+            return pa.DictionaryArray.from_arrays(codes, pa.array(list(names), pa.string()))
+
+        threshold = self.columns["threshold"].reshape(-1)
+        columns = {
+            "policy": coded(np.arange(policies)[:, None, None], self.policies),
+            "question_id": coded(np.arange(questions)[None, :, None], self.questions),
+            "repeat": np.broadcast_to(np.arange(repeats, dtype=np.int32), shape).reshape(-1),
+            "answer": pa.DictionaryArray.from_arrays(
+                pa.array(place.reshape(-1), pa.int64(), mask=(answer < 0).reshape(-1)), texts
+            ).cast(pa.string()),
+            "correct": self.correct.reshape(-1).astype(bool),
+            "threshold": pa.array(threshold, mask=np.isnan(threshold)),
+            "reason": coded(self.columns["reason"], self.reasons),
+        }
+        rest = {
+            name: self.columns[name].reshape(-1) for name in _RUN_COLUMNS if name not in columns
+        }
+        names = ("policy", "question_id", "repeat", "answer", "correct", *_RUN_COLUMNS[1:])
+        return pa.table({name: (columns | rest)[name] for name in names})
+
+
+class Pool:
+    """Recorded traces, read once: then policies can be replayed on them as often as one likes.
+
+    Kept of a trace are its scores for each different `window`, `tail`, `bottom` and `decimals`,
+    and the record lows of its groups, 16 bytes each: kilobytes for long traces, no confidences.
+
+    Use `Pool.read`.
+    """
+
+    def __init__(self, policies: dict[str, Policy], recorded: Recorded) -> None:
+        self.policies = policies
+        """Those that it was read for, by label."""
+        self._recorded = recorded
+
+    @classmethod
+    def read(
+        cls,
+        traces: Any,
+        policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str,
+        *,
+        progress: Progress | None = None,
+    ) -> Pool:
+        """Reads traces for policies: one pass over the tokens, streaming, on all cores.
+
+        Args:
+            traces: what `deepconf.read_traces` takes, or its reader.
+            policies: policies by label, or names of presets. A preset takes from the file how it
+                was measured (k, entries, window, tail, bottom) and its budget, and warms up with a
+                quarter of a budget below 64.
+            progress: called with traces read and, where known, in all (else 0).
+
+        Raises:
+            InvalidInput: the traces are not complete, have other k or entries than a policy, or
+                have the same number twice in a question; a confidence is not finite; an answer is
+                marked right and wrong.
+            TraceFileError: a file cannot be read as traces.
+        """
+        from deepconf.traces import TraceReader, read_traces
+
+        reader = traces if isinstance(traces, TraceReader) else read_traces(traces)
+        chosen = _chosen(policies, reader.settings)
+        pool = ReplayPool(list({_measured(p): p for p in chosen.values()}.values()))
+        return cls(chosen, read(reader, pool, progress))
+
+    @property
+    def questions(self) -> list[str]:
+        """The names of the questions."""
+        return self._recorded.questions
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Traces of each question, `[questions]`."""
+        return np.array([len(lengths) for lengths in self._recorded.lengths], np.int64)
+
+    @property
+    def gold(self) -> bool:
+        """Whether the right answers are known."""
+        return self._recorded.gold
+
+    @property
+    def left_out(self) -> int:
+        """Traces that failed when they were recorded, and are not in the pool."""
+        return self._recorded.failed
+
+    def __repr__(self) -> str:
+        """One line."""
+        sizes = self.sizes
+        return f"<deepconf.Pool: {sizes.sum()} traces of {len(sizes)} questions>"
+
+    def replay(
+        self,
+        policies: Mapping[str, Policy] | None = None,
+        *,
+        repeats: int | None = 64,
+        seed: int = 0,
+        lag: int = 0,
+        short_pools: ShortPools = "error",
+        most_runs: int = MOST_RUNS,
+        progress: Progress | None = None,
+    ) -> Replay:
+        """Replays policies; as `deepconf.replay`, without reading anything.
+
+        Args:
+            policies: by label, scoring as those the pool was read for do; None for those.
+            repeats: as all that follows: see `replay`.
+            seed: likewise.
+            lag: likewise.
+            short_pools: likewise.
+            most_runs: likewise.
+            progress: likewise.
+        """
+        policies = dict(self.policies if policies is None else policies)
+        _check(policies, repeats, seed, lag, short_pools)
+        most = max(policy.budget for policy in policies.values())
+        questions, short = self._long_enough(policies, short_pools)
+        frontier = _frontier_policies(policies, most)
+        of_frontier = [policy for pair in frontier.values() for policy in pair]
+        count = (len(policies) + len(of_frontier)) * len(questions) * (repeats or 1)
+        if count > most_runs:
+            raise InvalidInput(
+                f"{len(policies):,} policies, {len(questions):,} questions and {repeats or 1:,} "
+                f"repeats are {count:,} runs: narrow the grid, or allow more than "
+                f"most_runs={most_runs:,}"
+            )
+        runs = _Runs(self._recorded, list(policies.values()), of_frontier, most, repeats, seed, lag)
+        for done, question in enumerate(questions, 1):
+            runs.add(question)
+            if progress is not None:
+                progress(done, len(questions))
+        return runs.replay(
+            policies,
+            questions,
+            list(frontier),
+            {
+                "repeats": repeats,
+                "seed": seed,
+                "lag": lag,
+                "short_pools": short_pools,
+                "resampled": short if short_pools == "resample" else [],
+                "skipped": short if short_pools == "skip" else [],
+            },
+        )
+
+    def _long_enough(
+        self, policies: Mapping[str, Policy], short_pools: ShortPools
+    ) -> tuple[list[int], list[str]]:
+        """The questions to replay, and the names of those with too few traces."""
+        label, policy = max(policies.items(), key=lambda item: item[1].budget)
+        sizes = self.sizes
+        short = np.flatnonzero(sizes < policy.budget)
+        names = [self.questions[at] for at in short]
+        if len(short) and short_pools == "error":
+            others = f" and {len(short) - 1} more" if len(short) > 1 else ""
+            raise InvalidInput(
+                f"budget={policy.budget} of policy {label!r}: question {names[0]!r}{others} has "
+                f"only {sizes[short[0]]} traces: take a smaller budget, or short_pools='resample' "
+                "(draws those beyond again) or 'skip' (leaves such questions out)"
+            )
+        if short_pools == "skip":
+            if len(short) == len(sizes):
+                raise InvalidInput(
+                    f"budget={policy.budget} of policy {label!r}: no question has so many traces "
+                    f"(the most are {sizes.max(initial=0)}), and all would be skipped"
+                )
+            return [at for at in range(len(sizes)) if sizes[at] >= policy.budget], names
+        if len(sizes) and not sizes.min():
+            empty = self.questions[int(sizes.argmin())]
+            raise InvalidInput(f"question {empty!r} has no trace that could be replayed")
+        return list(range(len(sizes))), names
+
+
+def replay(
+    traces: Any,
+    policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str,
+    *,
+    repeats: int | None = 64,
+    seed: int = 0,
+    lag: int = 0,
+    short_pools: ShortPools = "error",
+    most_runs: int = MOST_RUNS,
+    progress: Progress | None = None,
+) -> Replay:
+    """What policies would have done with recorded traces, and plain voting beside them.
+
+    Decisions are the `Controller`'s own: the same traces fed to it token by token, by the schedule
+    of DESIGN.md, give the same answers, tokens, stops and reasons to the bit.
+
+    Args:
+        traces: what `deepconf.read_traces` takes, its reader, or a `Pool`. Only complete traces can
+            be replayed: record an offline policy.
+        policies: policies by label (`grid` makes many), or names of presets; see `Pool.read`.
+        repeats: how many runs each policy has on each question, on traces drawn without
+            replacement, the same for every policy; None for one run in launch order.
+        seed: of the draws.
+        lag: tokens more for each trace stopped or aborted, for an engine's delay.
+        short_pools: where a question has fewer traces than a budget: "error"; "resample" to draw
+            those beyond with replacement; "skip" to leave the question out for all policies.
+        most_runs: more runs are refused before anything begins.
+        progress: called with questions replayed and in all.
+
+    Raises:
+        InvalidInput: as `Pool.read`; too many runs, or a budget above the traces of a question.
+        InvalidType: `policies` is none of these.
+        TraceFileError: a file cannot be read as traces.
+    """
+    pool = traces if isinstance(traces, Pool) else Pool.read(traces, policies)
+    chosen = _chosen(policies, pool._recorded.settings)
+    return pool.replay(
+        chosen,
+        repeats=repeats,
+        seed=seed,
+        lag=lag,
+        short_pools=short_pools,
+        most_runs=most_runs,
+        progress=progress,
+    )
+
+
+# ---- policies -----------------------------------------------------------------------------------
+
+
+def _chosen(
+    policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str, settings: Mapping[str, Any]
+) -> dict[str, Policy]:
+    if isinstance(policies, str):
+        policies = {policies: policies}
+    elif isinstance(policies, Policy):
+        policies = {"policy": policies}
+    elif not isinstance(policies, Mapping):
+        if not isinstance(policies, Iterable) or not all(isinstance(p, str) for p in policies):
+            raise InvalidType(
+                f"policies is {policies!r}: must be policies by label, or names of presets"
+            )
+        policies = {name: name for name in policies}
+    if not policies:
+        raise InvalidInput("policies: there is none")
+    return {label: _policy(label, policy, settings) for label, policy in policies.items()}
+
+
+def _policy(label: str, policy: Policy | str, settings: Mapping[str, Any]) -> Policy:
+    if isinstance(policy, str):
+        return _settings.build([policy], _settings.fitted(settings, {}, {}), {}, {})[policy]
+    if not isinstance(policy, Policy):
+        raise InvalidType(f"policies[{label!r}] is a {type(policy).__name__}: must be a Policy")
+    for name, of_policy in (("k", policy.top_logprobs), ("entries", policy.entries)):
+        if settings.get(name) not in (None, of_policy):
+            raise InvalidInput(
+                f"policies[{label!r}] wants {name}={of_policy!r} and the traces were recorded with "
+                f"{name}={settings[name]!r}: their confidences are others"
+            )
+    return policy
+
+
+def _measured(policy: Policy) -> tuple[Any, ...]:
+    """What a pool has to be read for."""
+    bounded = policy.stop == "certain" and policy.weight == "lowest_group"
+    stairs = policy.mode == "online" or bounded
+    return (policy.window, policy.tail, policy.bottom, policy.decimals, stairs)
+
+
+def _check(
+    policies: Mapping[str, Policy], repeats: int | None, seed: int, lag: int, short_pools: str
+) -> None:
+    if not policies:
+        raise InvalidInput("policies: there is none")
+    for name, value, least in (("repeats", repeats, 1), ("seed", seed, 0), ("lag", lag, 0)):
+        if value is None and name == "repeats":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InvalidInput(f"{name}={value!r}: must be a whole number of at least {least}")
+    if short_pools not in ("error", "resample", "skip"):
+        raise InvalidInput(f"short_pools={short_pools!r}: must be 'error', 'resample' or 'skip'")
+
+
+def _frontier_policies(
+    policies: Mapping[str, Policy], most: int
+) -> dict[int, tuple[Policy, Policy]]:
+    """Plain voting at every budget up to the largest: of all traces, and until they agree."""
+    budgets = {budget for budget in _BUDGETS if budget < most}
+    budgets |= {policy.budget for policy in policies.values()}
+    first = next(iter(policies.values()))
+    online = next((p for p in policies.values() if p.stop == "consensus"), first)
+    plain = first.replace(
+        mode="offline", warmup=0, budget=most, concurrency=None, keep=1.0, weight="majority",
+        max_weight=None, measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
+        consensus=online.consensus,
+    )  # fmt: skip
+    return {
+        budget: (plain.replace(budget=budget), plain.replace(budget=budget, stop="consensus"))
+        for budget in sorted(budgets)
+    }
+
+
+# ---- runs ---------------------------------------------------------------------------------------
+
+
+class _Runs:
+    """Runs, question after question."""
+
+    def __init__(
+        self,
+        recorded: Recorded,
+        policies: list[Policy],
+        frontier: list[Policy],
+        most: int,
+        repeats: int | None,
+        seed: int,
+        lag: int,
+    ) -> None:
+        self._recorded, self._policies, self._frontier = recorded, policies, frontier
+        self._most, self._repeats, self._seed, self._lag = most, repeats, seed, lag
+        self._budgets = np.array([policy.budget for policy in policies])
+        self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _RUN_COLUMNS}
+        self._correct: list[NDArray[np.int8]] = []
+        self._full: list[NDArray[np.int64]] = []
+        self._plain: list[NDArray[np.float64]] = []
+
+    def add(self, question: int) -> None:
+        """Replays all policies on one question."""
+        recorded = self._recorded
+        lengths = recorded.lengths[question]
+        drawn = _draws(
+            len(lengths), self._most, self._repeats, self._seed, recorded.questions[question]
+        )
+        runs = recorded.pool.run(question, [*self._policies, *self._frontier], drawn, self._lag)
+        shape = (-1, len(drawn))
+        marks = np.append(recorded.marks[question], np.int8(0))  # The last is no answer's.
+        correct = marks[runs["answer"]].reshape(shape)
+        count = len(self._policies)
+        for name, found in self._columns.items():
+            found.append(runs[name].reshape(shape)[:count])
+        self._correct.append(correct[:count])
+        self._full.append(np.cumsum(lengths[drawn], axis=1)[:, self._budgets - 1].T)
+        plain = np.stack([correct[count:], runs["tokens"].reshape(shape)[count:]])
+        self._plain.append(plain.mean(axis=2))
+
+    def replay(
+        self,
+        policies: dict[str, Policy],
+        questions: list[int],
+        budgets: list[int],
+        how: Mapping[str, Any],
+    ) -> Replay:
+        """All of them."""
+        columns = {name: np.stack(found, axis=1) for name, found in self._columns.items()}
+        plain = np.stack(self._plain, axis=2)  # [correct or tokens, budget and kind, questions]
+        kinds = ("majority", "consensus")
+        recorded = self._recorded
+        return Replay(
+            policies=policies,
+            questions=[recorded.questions[at] for at in questions],
+            gold=recorded.gold,
+            correct=np.stack(self._correct, axis=1),
+            tokens=columns["tokens"],
+            full=np.stack(self._full, axis=1),
+            steps=columns["steps"],
+            columns=columns,
+            answers=[recorded.answers[at] for at in questions],
+            reasons=tuple(ReplayPool.REASONS),
+            frontier=Frontier(
+                budgets=np.array(budgets, np.int64),
+                correct={kind: plain[0, at::2] for at, kind in enumerate(kinds)},
+                tokens={kind: plain[1, at::2] for at, kind in enumerate(kinds)},
+                share=self._frontier[1].consensus,
+                min_ballots=self._frontier[1].min_ballots,
+            ),
+            draws=how,
+        )

@@ -1,0 +1,501 @@
+"""Choosing a policy on recorded traces, and saying honestly what it is worth."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepconf import _settings
+from deepconf._core import Policy
+from deepconf._statistics import (
+    Difference,
+    Estimate,
+    estimates,
+    paired,
+    per_question,
+)
+from deepconf.errors import InvalidInput, RunFileError
+from deepconf.lab._goal import Condition, Metric, parse
+from deepconf.lab._summary import VARIANTS, Equal, difference_in_words, equal_tokens, ratio
+from deepconf.lab.diagnose import Diagnosis, diagnose
+from deepconf.lab.replay import Pool, Replay, ShortPools, replay
+
+__all__ = ["Choice", "Tuning", "tune"]
+
+Floats = NDArray[np.float64]
+
+GOAL = "accuracy >= majority - 0.005"
+"""What a policy must reach, unless something else is asked for."""
+FOLDS = 10
+"""How often the questions are divided into those to choose on and those to report on."""
+_FEW = 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen among some candidates, and what that is worth."""
+
+    label: str
+    policy: Policy
+    """The choice on all questions."""
+    accuracy: Estimate
+    """Cross-fitted: of what was chosen without the question it is measured on."""
+    tokens: Estimate
+    """Likewise, tokens a question."""
+    steps: Estimate | None
+    """Likewise; None for a majority, whose steps are not known."""
+    meets_goal: bool
+    """Whether these figures do."""
+    fitted_accuracy: float
+    """Of this policy on the questions it was chosen on, which flatters it."""
+    fitted_tokens: float
+    candidates: int
+    """Among how many it was chosen."""
+    close: int
+    """How many others the questions do not tell from it: the interval of the paired difference in
+    accuracy holds 0."""
+    by_fold: dict[str, int]
+    """What the folds chose, and how many of them."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The policy that was chosen, with what it was compared with."""
+
+    policy: Policy
+    """The recommended one."""
+    label: str
+    majority_is_better: bool
+    """Whether that is a majority, because confidence adds nothing here."""
+    confidence: Choice
+    """The choice among the policies asked for."""
+    majority: Choice | None
+    """The choice among majorities of every budget, with and without early consensus; None where
+    the goal or what is minimised is about steps, which are not known of them."""
+    against_majority: Difference | None
+    """Cross-fitted accuracy of the one minus that of the other."""
+    same_tokens: dict[str, Equal]
+    """By variant, majority at the tokens of the chosen policy."""
+    full: dict[str, float]
+    """Accuracy and tokens of the plain majority at the full budget."""
+    separation: Estimate | None
+    """AUROC of the lowest group within questions; None where it was not measured."""
+    goal: str
+    objective: str
+    gold: bool
+    """Whether accuracy is against known answers; else it is agreement with all traces' vote."""
+    questions: int
+    repeats: int
+    folds: int
+    notes: list[str] = field(default_factory=list)
+    """What its reader must know."""
+    closing: str = ""
+    """What is recommended, in a sentence."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def save(self, path: str | os.PathLike[str], name: str = "tuned") -> None:
+        """Writes the policy to a settings file, as one of its `policies`, and chooses it there.
+
+        What else the file holds stays. A file that is killed while it is written is the old one.
+
+        Raises:
+            InvalidInput: `name` is that of a preset, or the file there is no settings file.
+            RunFileError: it cannot be written.
+        """
+        target = Path(path).expanduser()
+        content = _check_target(target, name)
+        policies = content.setdefault("policies", {})
+        defaults = _settings.read(target).policy if content != {"policies": {}} else {}
+        policies[name] = _settings.describe(self.policy, defaults)
+        content["policy"] = name
+        part = target.with_name(f"{target.name}.part")
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink()
+            raise RunFileError(f"{target}: cannot be written: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Policy):
+        return value.as_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+def _check_target(target: Path, name: str) -> dict[str, Any]:
+    """The content of the settings file that is there, or nothing."""
+    if name in Policy.presets():
+        raise InvalidInput(f"name={name!r}: is the name of a preset: choose another")
+    if target.is_dir() or not target.parent.is_dir():
+        why = "it is a folder" if target.is_dir() else f"there is no folder {target.parent}"
+        raise RunFileError(f"{target}: cannot be written: {why}")
+    if not target.exists():
+        return {}
+    _settings.read(target)  # Says what is wrong with it.
+    found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+    return found
+
+
+def tune(
+    traces: Any,
+    policies: Mapping[str, Policy | str] | Sequence[str] | None = None,
+    *,
+    goal: str = GOAL,
+    minimise: Literal["tokens", "steps"] | None = None,
+    maximise: Literal["accuracy"] | None = None,
+    folds: int = FOLDS,
+    repeats: int | None = 64,
+    seed: int = 0,
+    lag: int = 0,
+    short_pools: ShortPools = "error",
+    out: str | os.PathLike[str] | None = None,
+    name: str = "tuned",
+    diagnosis: Diagnosis | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Tuning:
+    """Chooses a policy on recorded traces, and says what it is worth beside plain majority.
+
+    Cross-fitted: the questions are divided into folds; for each, a policy is chosen on the other
+    questions and measured on these. So no figure is one of those it was chosen by. The policy that
+    is recommended is chosen on all questions.
+
+    Without known answers, accuracy is agreement with the vote of all of a question's traces.
+
+    Args:
+        traces: what `deepconf.read_traces` takes, a `Pool`, or a `Replay` that is there already.
+        policies: the candidates, as `deepconf.grid` makes them; None for those of the `Pool` or
+            `Replay`.
+        goal: what must be reached: `METRIC >= BOUND` or `METRIC <= BOUND`, several joined by `and`.
+            Metrics are accuracy, tokens and steps, means over questions; a bound is a number or
+            `majority`, the same metric of the plain majority at the full budget, with a factor
+            before it or something added.
+        minimise: what is to be lowest among those that reach it; `"tokens"` by default.
+        maximise: or what is to be highest.
+        folds: into how many parts the questions are divided, at least 2; as many as there are
+            questions at the most.
+        repeats: of the played.
+        seed: of the replay, and of how the questions are divided.
+        lag: of the played.
+        short_pools: of the played.
+        out: a settings file to write the policy to, for `think` and `eval`.
+        name: what the policy is called there.
+        diagnosis: of these traces; by default it is made where they can be read twice.
+        progress: of the played.
+
+    Raises:
+        InvalidInput: the goal means nothing, there is no candidate, or fewer than two questions.
+    """
+    conditions = parse(goal)
+    objective = _objective(minimise, maximise)
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < _FEW:
+        raise InvalidInput(f"folds={folds!r}: must be a whole number of at least {_FEW}")
+    if out is not None:
+        _check_target(Path(out).expanduser(), name)
+
+    def watch(what: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else functools.partial(progress, what)
+
+    if isinstance(traces, Replay):
+        played = traces
+    else:
+        pool = traces
+        if not isinstance(traces, Pool):
+            pool = Pool.read(traces, policies or (), progress=watch("reading traces"))
+        played = replay(
+            pool,
+            pool.policies if policies is None else policies,
+            repeats=repeats,
+            seed=seed,
+            lag=lag,
+            short_pools=short_pools,
+            progress=watch("replaying questions"),
+        )
+
+    def separation(policy: Policy) -> Estimate | None:
+        found = diagnosis
+        if found is None and played.gold and _readable(traces):
+            found = diagnose(
+                traces,
+                window=policy.window,
+                tail=policy.tail,
+                bottom=policy.bottom,
+                progress=watch("scoring traces"),
+            )
+        lowest = None if found is None else found.separation.get("lowest_group")
+        return None if lowest is None else lowest.within
+
+    task = _Task(goal.strip(), conditions, objective, folds, seed)
+    found = _tuned(played, task, separation)
+    if out is not None:
+        found.save(out, name)
+    return found
+
+
+def _objective(minimise: str | None, maximise: str | None) -> Metric:
+    if minimise is not None and maximise is not None:
+        raise InvalidInput(f"minimise={minimise!r} and maximise={maximise!r}: one of them only")
+    if maximise is not None and maximise != "accuracy":
+        raise InvalidInput(f"maximise={maximise!r}: must be 'accuracy'")
+    if minimise is not None and minimise not in ("tokens", "steps"):
+        raise InvalidInput(f"minimise={minimise!r}: must be 'tokens' or 'steps'")
+    return "accuracy" if maximise else "steps" if minimise == "steps" else "tokens"
+
+
+def _readable(traces: Any) -> bool:
+    """Whether they are traces that can be read once more, for their scores."""
+    if isinstance(traces, (str, os.PathLike)) or hasattr(traces, "to_batches"):
+        return True
+    return isinstance(traces, Sequence) and all(map(_readable, traces))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked for."""
+
+    goal: str
+    conditions: Sequence[Condition]
+    objective: Metric
+    folds: int
+    seed: int
+
+    @property
+    def about_steps(self) -> bool:
+        return "steps" in (self.objective, *(each.metric for each in self.conditions))
+
+    def missed(self, values: Mapping[Metric, Any], full: Mapping[Metric, float]) -> Any:
+        """How far these are beyond the conditions, in shares of their bounds, added up."""
+        total = 0.0
+        for condition in self.conditions:
+            majority = full.get(condition.metric, 0.0)
+            scale = max(abs(condition.bound(majority)), 1e-9)
+            total = total + condition.missed_by(values[condition.metric], majority) / scale
+        return total
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Some ways to answer: their labels, and `[candidates, questions]` of each metric."""
+
+    labels: list[str]
+    policies: Callable[[int], Policy]
+    metrics: dict[Metric, Floats]
+
+    def choose(self, some: NDArray[np.bool_], full: Mapping[Metric, Floats], task: _Task) -> int:
+        """The best on these questions: least beyond the goal, then by the objective."""
+        means = {name: values[:, some].mean(axis=1) for name, values in self.metrics.items()}
+        bounds = {name: float(values[some].mean()) for name, values in full.items()}
+        order: list[Metric] = [task.objective, "tokens", "accuracy"]
+        keys = [-means[name] if name == "accuracy" else means[name] for name in order]
+        return int(np.lexsort((*reversed(keys), task.missed(means, bounds)))[0])
+
+
+def _tuned(
+    played: Replay, task: _Task, separation_of: Callable[[Policy], Estimate | None]
+) -> Tuning:
+    questions = len(played.questions)
+    if questions < _FEW:
+        raise InvalidInput(
+            f"traces: {questions} question: tuning chooses on some questions and reports on "
+            f"others, so there must be {_FEW} at least"
+        )
+    folds = min(task.folds, questions)
+    fold = np.random.default_rng(task.seed).permutation(np.arange(questions) % folds)
+    frontier = played.frontier
+    full: dict[Metric, Floats] = {
+        "accuracy": frontier.correct["majority"][-1],
+        "tokens": frontier.tokens["majority"][-1],
+    }
+    asked = _Candidates(
+        list(played.policies),
+        list(played.policies.values()).__getitem__,
+        {
+            "accuracy": per_question(played.correct),
+            "tokens": per_question(played.tokens),
+            "steps": per_question(played.steps),
+        },
+    )
+    confidence, figures = _choice(asked, fold, full, task)
+    equal = equal_tokens(frontier, figures["accuracy"][None], figures["tokens"][None])[0]
+    majority, against = None, None
+    if not task.about_steps:
+        majority, others = _choice(_majorities(played), fold, full, task)
+        against = paired(figures["accuracy"][None], others["accuracy"][None])[0]
+    separation = separation_of(confidence.policy)
+    better = _majority_is_better(confidence, majority, equal, separation, task)
+    chosen = majority if better and majority is not None else confidence
+    found = Tuning(
+        policy=chosen.policy,
+        label=chosen.label,
+        majority_is_better=better,
+        confidence=confidence,
+        majority=majority,
+        against_majority=against,
+        same_tokens=equal,
+        full={name: float(values.mean()) for name, values in full.items()},
+        separation=separation,
+        goal=task.goal,
+        objective=("maximise " if task.objective == "accuracy" else "minimise ") + task.objective,
+        gold=played.gold,
+        questions=questions,
+        repeats=played.correct.shape[2],
+        folds=folds,
+    )
+    return replace(found, notes=_notes(found, chosen), closing=_closing(found, chosen))
+
+
+def _majorities(played: Replay) -> _Candidates:
+    """Majority at every budget, with early consensus first: of two that are equal it is chosen."""
+    frontier = played.frontier
+    first = next(iter(played.policies.values()))
+    kinds = ("consensus", "majority")
+    variants = [(kind, budget) for kind in kinds for budget in frontier.budgets.tolist()]
+
+    def policy(at: int) -> Policy:
+        variant, budget = variants[at]
+        kept = ("concurrency", "seed", "top_logprobs", "entries", "logprob_floor", "decimals")
+        measured = ("window", "tail", "bottom")
+        return Policy.offline(
+            **{name: getattr(first, name) for name in (*kept, *measured)},
+            keep=1.0,
+            weight="majority",
+            stop="consensus" if variant == "consensus" else "budget",
+            consensus=frontier.share,
+            min_ballots=frontier.min_ballots,
+            budget=budget,
+        )
+
+    return _Candidates(
+        [f"{VARIANTS[variant]}, budget={budget}" for variant, budget in variants],
+        policy,
+        {
+            "accuracy": np.concatenate(
+                [frontier.correct[kind] for kind in ("consensus", "majority")]
+            ),
+            "tokens": np.concatenate([frontier.tokens[kind] for kind in ("consensus", "majority")]),
+        },
+    )
+
+
+def _choice(
+    candidates: _Candidates, fold: NDArray[np.int64], full: Mapping[Metric, Floats], task: _Task
+) -> tuple[Choice, dict[Metric, Floats]]:
+    """The choice on all questions, with the figures of those on the other folds."""
+    chosen = np.empty(len(fold), np.int64)
+    by_fold: Counter[str] = Counter()
+    for part in range(int(fold.max()) + 1):
+        best = candidates.choose(fold != part, full, task)
+        chosen[fold == part] = best
+        by_fold[candidates.labels[best]] += 1
+    figures = {
+        name: values[chosen, np.arange(len(fold))] for name, values in candidates.metrics.items()
+    }
+    means = dict(zip(figures, estimates(np.stack(list(figures.values()))), strict=True))
+    best = candidates.choose(np.ones(len(fold), np.bool_), full, task)
+    accuracy = candidates.metrics["accuracy"]
+    values = {name: mean.value for name, mean in means.items()}
+    bounds = {name: float(of.mean()) for name, of in full.items()}
+    choice = Choice(
+        label=candidates.labels[best],
+        policy=candidates.policies(best),
+        accuracy=means["accuracy"],
+        tokens=means["tokens"],
+        steps=means.get("steps"),
+        meets_goal=not task.missed(values, bounds),
+        fitted_accuracy=float(accuracy[best].mean()),
+        fitted_tokens=float(candidates.metrics["tokens"][best].mean()),
+        candidates=len(candidates.labels),
+        close=sum(not each.clear for each in paired(accuracy, accuracy[best])) - 1,
+        by_fold=dict(by_fold.most_common()),
+    )
+    return choice, figures
+
+
+def _majority_is_better(
+    confidence: Choice,
+    majority: Choice | None,
+    equal: Mapping[str, Equal],
+    separation: Estimate | None,
+    task: _Task,
+) -> bool:
+    """Whether a majority does what is asked for as well or better, or confidence is blind."""
+    if majority is None:
+        return False
+    if majority.meets_goal != confidence.meets_goal:
+        return majority.meets_goal
+    if _blind(separation) and any(each.difference.value <= 0 for each in equal.values()):
+        return True
+    if task.objective == "accuracy" or not majority.meets_goal:
+        return majority.accuracy.value >= confidence.accuracy.value
+    return majority.tokens.value <= confidence.tokens.value
+
+
+def _blind(separation: Estimate | None) -> bool:
+    """Whether the interval of an AUROC holds 0.5, or what is worse."""
+    return separation is not None and separation.low is not None and separation.low <= 0.5
+
+
+def _notes(found: Tuning, chosen: Choice) -> list[str]:
+    notes = []
+    if not found.gold:
+        notes.append(
+            "no answers are known: accuracy here is agreement with the vote of all traces of a "
+            "question, which is right only as often as that vote is"
+        )
+    if not chosen.meets_goal:
+        notes.append(
+            f"on questions it was not chosen on, what is chosen misses the goal ({found.goal})"
+        )
+    if chosen.close:
+        notes.append(
+            f"{found.questions} questions are too few to tell {chosen.label} by its accuracy from "
+            f"{chosen.close} of the {chosen.candidates - 1} other candidates"
+        )
+    if len(chosen.by_fold) > 1:
+        notes.append(
+            f"the {found.folds} folds chose {len(chosen.by_fold)} different candidates, so the "
+            f"choice hangs on few questions"
+        )
+    separation = found.separation
+    if separation is not None and _blind(separation):
+        notes.append(
+            f"the lowest group does not tell right traces from wrong ones within questions: AUROC "
+            f"{separation.value:.2f} [{separation.low:.2f}, {separation.high:.2f}]"
+        )
+    return notes
+
+
+def _closing(found: Tuning, chosen: Choice) -> str:
+    """What is recommended, and what majority has at the tokens of the best confident policy."""
+    variant, equal = max(found.same_tokens.items(), key=lambda item: item[1].accuracy)
+    full = found.full["tokens"]
+    what = "accuracy" if found.gold else "agreement"
+    better = "majority is the better choice here: " if found.majority_is_better else ""
+    share = f" for {ratio(chosen.tokens.value / full)} of its tokens" if full else ""
+    return (
+        f"{better}{chosen.label} has {ratio(chosen.accuracy.value)} {what} on questions it was not "
+        f"chosen on, the full budget {ratio(found.full['accuracy'])},{share}; at the tokens of "
+        f"{found.confidence.label}, {VARIANTS[variant]} has {ratio(equal.accuracy)} against "
+        f"{ratio(found.confidence.accuracy.value)} ({difference_in_words(equal.difference)})."
+    )

@@ -1,0 +1,386 @@
+"""Replays against the live controller driven token by token, and every kind of bad input."""
+
+import dataclasses
+import itertools
+import math
+
+import deepconf
+import numpy as np
+import pyarrow as pa
+import pytest
+from deepconf import InvalidInput, InvalidType, Policy
+from deepconf.lab._draws import draws
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slow_replay import Recorded, slow_replay, synthetic
+
+COLUMNS = {"question_id": pa.string(), "trace": pa.int32(), "answer": pa.string(),
+           "status": pa.string(), "num_tokens": pa.int32(),
+           "confidence": pa.list_(pa.float32()), "correct": pa.bool_()}  # fmt: skip
+
+
+def table(pools, *, marked=True, gold=None, metadata=None):
+    rows = [
+        (name, at, t.answer, t.status, len(t.confidence), t.confidence, t.correct)
+        for name, pool in pools.items()
+        for at, t in enumerate(pool)
+    ]
+    columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+    found = pa.table(
+        {name: pa.array(list(values), COLUMNS[name]) for name, values in columns.items()}
+    )
+    if not marked:
+        found = found.drop_columns(["correct"])
+    if gold is not None:
+        found = found.append_column("gold", pa.array([gold] * found.num_rows, pa.string()))
+    return found.replace_schema_metadata(metadata)
+
+
+POOLS = synthetic(6, 24)
+LOW = Policy.low(budget=16, warmup=4, window=8, tail=8)
+
+
+def scaled(name, **others):
+    policy = Policy.preset(name, budget=16, window=8, tail=8, **others)
+    return policy.replace(warmup=4) if policy.mode == "online" else policy
+
+
+def assert_same(played, pools, lag=0):
+    """Every run of a replay is that of the controller, fed token by token."""
+    most = max(policy.budget for policy in played.policies.values())
+    repeats = played.draws["repeats"]
+    rows = iter(played.to_arrow().to_pylist())
+    for label, policy in played.policies.items():
+        for name in played.questions:
+            pool = pools[name]
+            drawn = draws(len(pool), most, repeats, played.draws["seed"], name)
+            for repeat, order in enumerate(drawn):
+                slow = slow_replay(pool, policy, order[: policy.budget].tolist(), lag)
+                fast = next(rows)
+                expected = dataclasses.asdict(slow) | {"unarmed": slow.unarmed is not None}
+                expected |= {"policy": label, "question_id": name, "repeat": repeat}
+                if played.gold is False:
+                    expected["correct"] = fast["correct"]
+                assert fast == expected
+    assert next(rows, None) is None
+
+
+def test_every_preset_is_replayed_as_the_live_controller_decides():
+    policies = {name: scaled(name) for name in Policy.presets()}
+    played = deepconf.replay(table(POOLS), policies, repeats=5, seed=3, lag=2)
+    assert_same(played, POOLS, lag=2)
+    assert {"stopped", "consensus", "budget"} <= {
+        *(name for name in ("stopped",) if played.columns["stopped"].any()),
+        *(played.reasons[code] for code in np.unique(played.columns["reason"])),
+    }
+
+
+@st.composite
+def policies_of_any_kind(draw):
+    budget = draw(st.integers(1, 12))
+    mode = draw(st.sampled_from(["online", "online", "offline"]))
+    keep = draw(st.sampled_from([0.1, 0.5, 0.9, 1.0]))
+    stops = ["consensus", "budget"]
+    stops += ["certain"] if mode == "online" or keep == 1.0 else []
+    measures = ["mean", "lowest_group", "bottom_group", "tail"]
+    return Policy.low(
+        mode=mode,
+        budget=budget,
+        warmup=draw(st.integers(1, budget)) if mode == "online" else 0,
+        keep=keep,
+        window=draw(st.integers(1, 12)),
+        tail=draw(st.integers(1, 12)),
+        bottom=draw(st.sampled_from([0.1, 0.5])),
+        decimals=draw(st.sampled_from([None, None, 1, 3])),
+        stop=draw(st.sampled_from(stops)),
+        consensus=draw(st.sampled_from([0.5, 0.8, 1.0])),
+        weight=draw(st.sampled_from(["majority", *measures])),
+        measure=draw(st.sampled_from(measures)),
+        max_weight=draw(st.sampled_from([None, 9.0])),
+        min_ballots=draw(st.integers(0, 4)),
+        concurrency=draw(st.sampled_from([None, None, 1, 3])),
+        calibrate_on=draw(st.sampled_from(["finished", "all"])),
+        percentile_over=draw(st.sampled_from(["answered", "all"])),
+        stopped_vote=draw(st.booleans()),
+    )
+
+
+@st.composite
+def pools_of_any_kind(draw):
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    longest = draw(st.sampled_from([1, 6, 20, 50]))
+
+    def trace():
+        answer = random.choice(["a", "a", "a", "b", "c", ""])
+        values = random.uniform(1.0, draw(st.sampled_from([1.5, 20.0])), random.integers(longest))
+        status = "length" if random.random() < 0.2 else "finished"
+        return Recorded(values.astype(np.float32), answer or None, status, answer == "a")
+
+    return {name: [trace() for _ in range(12)] for name in ("one", "two")}
+
+
+@settings(max_examples=150)
+@given(st.lists(policies_of_any_kind(), min_size=1, max_size=3), pools_of_any_kind())
+def test_any_policy_on_any_pool_is_replayed_as_the_live_controller_decides(policies, pools):
+    labelled = {str(at): policy for at, policy in enumerate(policies)}
+    for repeats in (2, None):
+        played = deepconf.replay(table(pools), labelled, repeats=repeats, lag=1)
+        assert_same(played, pools, lag=1)
+
+
+def test_a_pool_is_read_once_and_replayed_often():
+    grid = deepconf.grid({"low": LOW}, keep=[0.1, 0.5, 0.9], budget=[8, 16])
+    pool = deepconf.Pool.read(table(POOLS), grid)
+    all_ = pool.replay(repeats=3)
+    one = pool.replay({"one": LOW.replace(keep=0.5, consensus=0.7)}, repeats=3)
+    assert_same(all_, POOLS)
+    assert_same(one, POOLS)
+    with pytest.raises(InvalidInput, match="was not read for these: read it again"):
+        pool.replay({"other": LOW.replace(window=9)})
+
+
+def test_draws_are_the_same_for_every_policy_and_for_any_number_of_repeats():
+    few, many = draws(24, 16, 2, 7, "q"), draws(24, 20, 5, 7, "q")
+    assert (few == many[:2, :16]).all()
+    assert all(len(set(row)) == 20 for row in many)
+    assert (draws(24, 16, 2, 8, "q") != few).any()
+    assert (draws(24, 16, 2, 7, "r") != few).any()
+    assert draws(5, 7, None, 0, "q").tolist() == [[0, 1, 2, 3, 4, 0, 1]]
+
+
+def test_rows_in_any_order_and_in_many_batches_are_the_same_pool():
+    whole = table(POOLS)
+    order = np.random.default_rng(0).permutation(whole.num_rows)
+    shuffled = whole.take(order)
+    first = deepconf.replay(whole, {"low": LOW}, repeats=3)
+    again = deepconf.replay(shuffled, {"low": LOW}, repeats=3)
+    small = deepconf.read_traces(shuffled, batch_tokens=100)
+    third = deepconf.replay(small, {"low": LOW}, repeats=3)
+
+    def rows(played):
+        found = played.to_arrow().to_pylist()
+        return sorted(found, key=lambda row: (row["question_id"], row["repeat"]))
+
+    assert rows(first) == rows(again) == rows(third)
+
+
+def test_the_frontier_is_plain_majority_at_every_budget():
+    played = deepconf.replay(table(POOLS), {"low": LOW}, repeats=4)
+    frontier = played.frontier
+    assert frontier.budgets.tolist() == [1, 2, 3, 4, 6, 8, 11, 16]
+    for question, (name, pool) in enumerate(POOLS.items()):
+        drawn = draws(len(pool), 16, 4, 0, name)
+        for at, budget in enumerate(frontier.budgets):
+            rows = [[pool[i] for i in order[:budget]] for order in drawn]
+            tokens = np.mean([sum(len(t.confidence) for t in row) for row in rows])
+            assert frontier.tokens["majority"][at, question] == tokens
+            votes = [deepconf.vote([t.answer for t in row]).answer for row in rows]
+            right = np.mean([answer == "right" for answer in votes])
+            assert frontier.correct["majority"][at, question] == right
+    assert (frontier.tokens["consensus"] <= frontier.tokens["majority"]).all()
+    assert (frontier.tokens["consensus"] < frontier.tokens["majority"]).any()
+
+
+def test_the_full_budget_is_what_nothing_stopped_would_have_cost():
+    policies = {"low": LOW, "all": LOW.replace(budget=8)}
+    played = deepconf.replay(table(POOLS), policies, repeats=None)
+    lengths = [[len(t.confidence) for t in pool] for pool in POOLS.values()]
+    expected = [[sum(row[:16]) for row in lengths], [sum(row[:8]) for row in lengths]]
+    assert played.full[:, :, 0].tolist() == expected
+    assert (played.tokens <= played.full).all()
+
+
+def test_presets_take_from_the_recording_how_it_was_measured():
+    recorded = '{"window": 8, "tail": 8, "budget": 12, "warmup": 0, "mode": "offline"}'
+    metadata = {"k": "10", "policy": recorded}
+    played = deepconf.replay(table(POOLS, metadata=metadata), ["low", "offline", "official-high"])
+    low, offline, official = played.policies.values()
+    assert (low.top_logprobs, low.window, low.budget, low.warmup) == (10, 8, 12, 3)
+    assert (offline.mode, offline.budget, offline.warmup) == ("offline", 12, 0)
+    assert official.decimals == 3
+    assert deepconf.replay(table(POOLS, metadata=metadata), "low").policies["low"] == low
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_marks_come_from_gold_answers_where_there_are_no_marks(marked):
+    pools = synthetic(3, 16)
+    with_marks = deepconf.replay(table(pools), {"low": LOW}, repeats=4)
+    by_gold = deepconf.replay(table(pools, marked=False, gold="right"), {"low": LOW}, repeats=4)
+    assert by_gold.gold
+    assert (by_gold.correct == with_marks.correct).all()
+
+
+def test_without_known_answers_the_majority_of_the_whole_pool_is_what_counts():
+    played = deepconf.replay(table(POOLS, marked=False), {"low": LOW}, repeats=4)
+    assert not played.gold
+    rows = played.to_arrow().to_pylist()
+    for name, pool in POOLS.items():
+        best = deepconf.vote([t.answer for t in pool]).answer
+        mine = [row for row in rows if row["question_id"] == name]
+        assert [row["correct"] for row in mine] == [row["answer"] == best for row in mine]
+
+
+def test_traces_that_failed_are_left_out_and_counted():
+    pools = {"q": [*POOLS["q0"][:17]]}
+    pools["q"][3] = dataclasses.replace(pools["q"][3], status="failed")
+    pool = deepconf.Pool.read(table(pools), {"low": LOW})
+    assert (pool.left_out, pool.sizes.tolist()) == (1, [16])
+    rest = {"q": [t for t in pools["q"] if t.status != "failed"]}
+    assert_same(pool.replay(repeats=2), rest)
+
+
+def test_short_pools_are_an_error_or_drawn_again_or_skipped():
+    pools = POOLS | {"short": POOLS["q0"][:9], "tiny": POOLS["q1"][:5]}
+    with pytest.raises(
+        InvalidInput, match=r"budget=16 of policy 'low': question 'short' and 1 more has only 9"
+    ):
+        deepconf.replay(table(pools), {"low": LOW})
+    again = deepconf.replay(table(pools), {"low": LOW}, repeats=3, short_pools="resample")
+    assert again.draws["resampled"] == ["short", "tiny"]
+    assert_same(again, pools)
+    skipped = deepconf.replay(table(pools), {"low": LOW}, repeats=3, short_pools="skip")
+    assert skipped.questions == list(POOLS)
+    assert skipped.draws["skipped"] == ["short", "tiny"]
+    with pytest.raises(InvalidInput, match="all would be skipped"):
+        deepconf.replay(table(pools), {"low": LOW.replace(budget=64)}, short_pools="skip")
+
+
+def test_a_grid_is_every_combination_and_leaves_out_what_cannot_be():
+    base = {"low": Policy.low(budget=8, warmup=4), "all": Policy.offline(budget=8)}
+    found = deepconf.grid(base, warmup=[2, 16], budget=[4, 32])
+    assert list(found) == [
+        "low warmup=2 budget=4", "low warmup=2 budget=32", "low warmup=16 budget=32",
+        "all budget=4", "all budget=32",
+    ]  # fmt: skip
+    assert found["low warmup=16 budget=32"].warmup == 16
+    assert deepconf.grid(base) == base
+    with pytest.raises(InvalidInput, match=r"none of its policies can be \(low keep=2.0: keep=2"):
+        deepconf.grid(base, keep=[2.0])
+    with pytest.raises(InvalidType, match="windo"):
+        deepconf.grid(base, windo=[2])
+
+
+def broken(**changes):
+    """The table with one column's value at some row changed."""
+    found = table(POOLS)
+    for name, (row, value) in changes.items():
+        values = found[name].to_pylist()
+        values[row] = value
+        at = found.schema.get_field_index(name)
+        found = found.set_column(at, name, pa.array(values, COLUMNS[name]))
+    return found
+
+
+CONFIDENCE = POOLS["q1"][6].confidence
+
+
+@pytest.mark.parametrize(
+    ("traces", "said"),
+    [
+        (broken(status=(30, "stopped")), "question 'q1', trace 6: was stopped, and nobody knows"),
+        (broken(trace=(30, 5)), "question 'q1' has trace 5 twice"),
+        (broken(correct=(30, None)), None),
+        (
+            broken(confidence=(30, [1.0] * (len(CONFIDENCE) - 1) + [math.inf])),
+            f"question 'q1', trace 6, token {len(CONFIDENCE) - 1}: its confidence is inf",
+        ),
+        (
+            broken(answer=(30, "right"), correct=(30, False)),
+            "question 'q1': the answer 'right' is marked as right and as wrong",
+        ),
+        (
+            broken(answer=(30, "nobody else"), correct=(30, None)),
+            "question 'q1' has answers that are not marked, and 5 other questions are marked",
+        ),
+        (broken(status=(30, "gone")), "'gone'"),
+        (table(POOLS).drop_columns(["confidence"]), "confidence"),
+        (table(POOLS).slice(0, 0), "no trace"),
+        (table(POOLS, metadata={"k": "5"}), "wants k=20 and the traces were recorded with k=5"),
+        (table(POOLS, metadata={"entries": "returned"}), "wants entries='topk'"),
+    ],
+)
+def test_traces_that_cannot_be_replayed_are_refused(traces, said):
+    if said is None:
+        assert deepconf.replay(traces, {"low": LOW}).gold
+        return
+    with pytest.raises(InvalidInput, match=said):
+        deepconf.replay(traces, {"low": LOW})
+
+
+@pytest.mark.parametrize(
+    ("policies", "others", "error", "said"),
+    [
+        ({}, {}, InvalidInput, "there is none"),
+        (["low", 3], {}, InvalidType, "policies by label, or names of presets"),
+        (7, {}, InvalidType, "policies is 7"),
+        ({"low": 3}, {}, InvalidType, r"policies\['low'\] is a int: must be a Policy"),
+        (["lo"], {}, deepconf.UnknownPreset, "lo"),
+        ({"low": LOW}, {"repeats": 0}, InvalidInput, "repeats=0"),
+        ({"low": LOW}, {"repeats": 2.5}, InvalidInput, "repeats=2.5"),
+        ({"low": LOW}, {"seed": -1}, InvalidInput, "seed=-1"),
+        ({"low": LOW}, {"lag": -1}, InvalidInput, "lag=-1"),
+        ({"low": LOW}, {"lag": True}, InvalidInput, "lag=True"),
+        ({"low": LOW}, {"short_pools": "what"}, InvalidInput, "short_pools='what'"),
+        ({"low": LOW}, {"most_runs": 10}, InvalidInput, "narrow the grid"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(policies, others, error, said):
+    with pytest.raises(error, match=said):
+        deepconf.replay(table(POOLS), policies, **others)
+
+
+def test_a_grid_of_a_million_policies_is_refused_before_anything_is_replayed():
+    pool = deepconf.Pool.read(table(POOLS), {"low": LOW})
+    keeps = np.linspace(0.01, 0.99, 1000).tolist()
+    taus = np.linspace(0.5, 1.0, 60).tolist()
+    grid = {str(i): LOW.replace(keep=k, consensus=c)
+            for i, (k, c) in enumerate(itertools.product(keeps, taus))}  # fmt: skip
+    told = []
+    with pytest.raises(InvalidInput, match="60,000 policies, 6 questions and 64 repeats"):
+        pool.replay(grid, progress=lambda *at: told.append(at))
+    assert not told
+
+
+def test_progress_is_told_while_reading_and_replaying():
+    told = []
+    pool = deepconf.Pool.read(
+        deepconf.read_traces(table(POOLS), batch_tokens=500),
+        {"low": LOW},
+        progress=lambda *at: told.append(at),
+    )
+    assert told[-1] == (144, 144)
+    assert len(told) > 3
+    told.clear()
+    pool.replay(progress=lambda *at: told.append(at))
+    assert told == [(done, 6) for done in range(1, 7)]
+
+
+def test_scores_may_be_told_to_a_controller_instead_of_tokens():
+    pool = POOLS["q0"][:16]
+    told, fed = deepconf.Controller(LOW), deepconf.Controller(LOW)
+    for controller in (told, fed):
+        controller.start()
+    ends = []
+    for at in range(4):
+        for controller in (told, fed):
+            controller.launched(at)
+        scores = deepconf.score([pool[at].confidence], window=8, tail=8)[0]
+        assert told.scored(at, scores) is None
+        fed.tokens(at, pool[at].confidence)
+        ends.append([c.finished(at, pool[at].status, pool[at].answer) for c in (told, fed)])
+        assert told.scores(at).lowest_group == fed.scores(at).lowest_group
+    assert told.threshold == fed.threshold
+    assert [type(action).__name__ for action in ends[-1][0]] == [
+        type(action).__name__ for action in ends[-1][1]
+    ]
+    told.launched(4)
+    stop = told.scored(4, scores, num_tokens=scores.num_tokens + 2, stop_token=3)
+    assert isinstance(stop, deepconf.Action.Stop)
+    assert (stop.trace, stop.token, told.status(4)) == (4, 3, "stopping")
+    told.launched(5)
+    with pytest.raises(InvalidInput, match="num_tokens=1: trace 5 has"):
+        told.scored(5, scores, num_tokens=1)
+    fed.launched(4)
+    fed.tokens(4, pool[4].confidence[:1])
+    with pytest.raises(deepconf.EventError, match="its tokens were told"):
+        fed.scored(4, scores)
