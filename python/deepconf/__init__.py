@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from deepconf import answers, engines
     from deepconf.batch import score_traces, vote_traces
     from deepconf.deepthink import DeepThink
+    from deepconf.importing import import_traces
     from deepconf.lab.diagnose import Diagnosis, diagnose
     from deepconf.lab.replay import Pool, Replay, grid, replay
     from deepconf.lab.tune import Tuning, tune
@@ -104,6 +105,7 @@ __all__ = [
     "engines",
     "errors",
     "grid",
+    "import_traces",
     "logits_confidence",
     "read_traces",
     "replay",
@@ -132,6 +134,7 @@ _LAZY = {
     "diagnose": "deepconf.lab.diagnose",
     "engines": "deepconf.engines",
     "grid": "deepconf.lab.replay",
+    "import_traces": "deepconf.importing",
     "read_traces": "deepconf.traces",
     "replay": "deepconf.lab.replay",
     "score_traces": "deepconf.batch",
