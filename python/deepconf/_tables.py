@@ -12,9 +12,10 @@ from rich.text import Text
 from deepconf._statistics import Difference, Estimate
 from deepconf.lab._summary import VARIANTS, Summary, points, ratio
 from deepconf.lab.diagnose import BINS, Diagnosis
+from deepconf.lab.live import Beside
 from deepconf.lab.tune import Choice, Tuning
 
-__all__ = ["show_diagnosis", "show_summary", "show_tuning"]
+__all__ = ["show_beside", "show_diagnosis", "show_summary", "show_tuning"]
 
 _WIDE = 240  # Where lines need not fit a screen, those of a table stay whole.
 
@@ -79,6 +80,23 @@ def show_summary(out: Console, summary: Summary) -> None:
     if any(equal.beyond for row in summary.rows for equal in row.same_tokens.values()):
         _say(out, "<, > where no budget costs as much, or as little: that of the nearest")
     _say(out, summary.closing, style="bold")
+
+
+def show_beside(out: Console, policies: Iterable[Beside]) -> None:
+    """Prints live runs beside their replay."""
+    table = _table(
+        out,
+        "Live, and replayed on the recorded traces with the same seeds; means a question",
+        ["policy", "accuracy", "replayed", "tokens", "replayed", "same answer"],
+    )
+    for each in policies:
+        table.add_row(
+            Text(each.label, style="bold"),
+            *map(ratio, each.accuracy),
+            *(f"{tokens:,.0f}" for tokens in each.tokens),
+            f"{each.same_answer} of {each.questions}",
+        )
+    out.print(table)
 
 
 def show_tuning(out: Console, tuning: Tuning) -> None:

@@ -182,9 +182,10 @@ class Evaluation:
         self.model = model
         self.questions = every[:limit]
         self.policies = _named(policies)
-        self._recorded: str | None = None
+        self.recorded: str | None = None
+        """The policy whose traces are recorded."""
         if record is not None:
-            self._recorded = _recorded(record, out, self.policies, self.questions)
+            self.recorded = _recorded(record, out, self.policies, self.questions)
         self.failure: DeepConfError | None = None
         self.complaint: str | None = None
         self.interrupted = False
@@ -287,12 +288,18 @@ class Evaluation:
         Args:
             progress: told how many questions are written, from 0, and of how many.
         """
-        if self.recording is None or self.missing(self._recorded):
+        if self.recording is None or self.missing(self.recorded):
             return
         try:
             self.recording.seal(progress)
         except DeepConfError as error:
             self._fail(error)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the recording is complete, and its trace file made."""
+        recording = self.recording
+        return recording is not None and recording.where == recording.path
 
     def interrupt(self) -> None:
         """Aborts what is being generated, from any thread; `run` then returns."""
@@ -341,7 +348,7 @@ class Evaluation:
         self, path: str | Path, header: Mapping[str, Any], overwrite: bool
     ) -> Recording:
         assert self.file is not None, "the run file says what is finished"
-        label = self._recorded
+        label = self.recorded
         assert label is not None, "one policy is recorded"
         sampling = header["settings"].get("sampling", {})
         sampling = sampling if isinstance(sampling, Mapping) else None
@@ -440,7 +447,7 @@ class Evaluation:
     def _save(self, record: dict[str, Any], result: Result) -> None:
         """Its traces to the recording, and then its line to the run file."""
         assert self.file is not None, "there is a run file"
-        recording = self.recording if record["policy"] == self._recorded else None
+        recording = self.recording if record["policy"] == self.recorded else None
         if recording is None:
             self.file.append(record)
             return

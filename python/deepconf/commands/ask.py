@@ -222,6 +222,8 @@ def evaluate(
             stdout.flush()
         running.close()  # Others may have the GPUs while the trace file is written.
         _seal(err, evaluation)
+        if evaluation.is_recorded and not options.as_json:
+            _replay(console, err, evaluation)
         if (stopped := evaluation.incomplete()) is not None:
             raise stopped
 
@@ -245,6 +247,22 @@ def _seal(err: Console, evaluation: Evaluation) -> None:
     if recording.questions:
         where, count = recording.where, len(recording.questions)
         err.print(f"{where}: the traces of {count} questions", soft_wrap=True)
+
+
+def _replay(console: Console, err: Console, evaluation: Evaluation) -> None:
+    """Replays the policies that ran live beside a recorded one, and shows both."""
+    from deepconf import _tables
+    from deepconf.lab.live import beside
+
+    assert evaluation.recording is not None  # There is one where all is recorded.
+    live = {p: policy for p, policy in evaluation.policies.items() if p != evaluation.recorded}
+    try:
+        found = beside(evaluation.recording.path, live, evaluation.report().records)
+    except InvalidInput as error:
+        err.print(f"note: nothing is replayed: {error}", soft_wrap=True)
+        return
+    if found:
+        _tables.show_beside(console, found)
 
 
 def _stem(model: str) -> str:
