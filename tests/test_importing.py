@@ -417,6 +417,22 @@ def test_outputs_of_vllm(vllm: SimpleNamespace, flat: bool, entries: Any) -> Non
         np.testing.assert_array_equal(confidence(table), expected(rows, 4))
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_ranks_tell_sampled_tokens_that_are_not_among_the_likeliest(
+    vllm: SimpleNamespace, flat: bool
+) -> None:
+    rows = likely(3, 5)
+    logprobs: Any = entries_of(rows, [9, 40, 7], vllm.Logprob)
+    if flat:
+        dicts, logprobs = logprobs, vllm.Flat()
+        for row in dicts:
+            logprobs.append(row)
+    one = vllm.Completion(0, "", [1] * 3, -1.0, logprobs, finish_reason="stop")
+    table = import_traces([vllm.Request("0", None, [1], None, [one], True)])
+    assert recorded(table)["k"] == 4
+    np.testing.assert_array_equal(confidence(table), expected(rows, 4))
+
+
 def as_plain(vllm: SimpleNamespace, flat: bool, keys: type) -> dict[str, Any]:
     request, _ = requested(vllm, flat)
     outputs = [dataclasses.asdict(output) for output in request.outputs]
@@ -547,6 +563,17 @@ def test_logs_of_any_compression_are_read(tmp_path: Path) -> None:
     for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
         path = repacked(tmp_path / "x", lambda _, sample: sample, method)
         assert import_traces(path).equals(import_traces(LOG))
+
+
+def test_epochs_come_in_order(tmp_path: Path) -> None:
+    whole, path = LOG.read_bytes(), tmp_path / "x"
+    for a, b in ((b"_epoch_1.json", b"_epoch_9.json"), (b"_epoch_2.json", b"_epoch_1.json")):
+        whole = whole.replace(a, b)
+    path.write_bytes(whole)
+    answers = {
+        (row["question_id"], row["trace"]): row["answer"] for row in import_traces(path).to_pylist()
+    }
+    assert answers == {("7", 0): None, ("7", 1): "3", ("a", 0): "5", ("a", 1): "2"}
 
 
 def test_a_log_as_json_is_the_same(tmp_path: Path) -> None:
