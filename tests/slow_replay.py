@@ -148,7 +148,7 @@ def slow_replays(
         for repeat, order in enumerate(draws(len(pool), most, repeats, seed, name))
     }
 
-    def play(some: Mapping[str, Policy]) -> list[list[list[Row]]]:
+    def play(some: Mapping[Any, Policy]) -> list[list[list[Row]]]:
         return [
             [
                 [slow_replay(pool, p, orders[name, r].tolist(), lag) for r in range(repeats)]
@@ -162,17 +162,16 @@ def slow_replays(
 
     stops: dict[str, Any] = {"majority": "budget", "consensus": "consensus"}
     plain = {
-        kind: play(
-            {
-                str(budget): Policy.offline(keep=1.0, weight="majority", stop=stop, budget=budget)
-                for budget in budgets
-            }
-        )
+        kind: [
+            Policy.offline(keep=1.0, weight="majority", stop=stop, budget=budget)
+            for budget in budgets
+        ]
         for kind, stop in stops.items()
     }
+    played = {kind: play(dict(enumerate(some))) for kind, some in plain.items()}
 
     def means(name: str, dtype: Any) -> dict[str, NDArray[np.float64]]:
-        return {kind: figures(rows, name, dtype).mean(axis=2) for kind, rows in plain.items()}
+        return {kind: figures(rows, name, dtype).mean(axis=2) for kind, rows in played.items()}
 
     rows = play(policies)
     names = ("tokens", "steps", "launched", "finished", "stopped", "aborted", "fallback")
@@ -200,8 +199,8 @@ def slow_replays(
             budgets=np.array(budgets),
             correct=means("correct", np.int8),
             tokens=means("tokens", np.int64),
-            share=0.95,
-            min_ballots=3,
+            policies=plain,
+            steps=means("steps", np.int64),
         ),
         draws={},
     )

@@ -110,8 +110,6 @@ def show_tuning(out: Console, tuning: Tuning) -> None:
     )
     full = tuning.full["tokens"]
     for choice in (tuning.confidence, tuning.majority):
-        if choice is None:
-            continue
         style = "bold green" if choice.label == tuning.label else ""
         table.add_row(
             Text(choice.label, style=style),

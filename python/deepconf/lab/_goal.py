@@ -85,8 +85,6 @@ def _condition(part: str, goal: str) -> Condition:
             f"{place}: {found['bound']!r} is no bound: it is a number, or majority, which may have "
             f"a factor before it (0.5 * majority) or something added (majority - 0.005)"
         )
-    if bound["name"] and metric == "steps":
-        raise InvalidInput(f"{place}: the steps of the majority are not known: give a number")
     if bound["name"] is None:
         factor, shift = 0.0, _number(bound, "number")
     else:

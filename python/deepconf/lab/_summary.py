@@ -107,6 +107,8 @@ class MajorityRow:
     accuracy: Estimate
     tokens: Estimate
     """Tokens a question."""
+    steps: Estimate
+    """The step in which the answer was given."""
 
 
 @dataclass(frozen=True)
@@ -197,9 +199,10 @@ def equal_tokens(frontier: Frontier, correct: Floats, tokens: Floats) -> list[di
 
 
 def _majority_rows(name: str, frontier: Frontier) -> list[MajorityRow]:
-    figures = estimates(frontier.correct[name]), estimates(frontier.tokens[name])
+    each = (frontier.correct, frontier.tokens, frontier.steps)
+    figures = [estimates(of[name]) for of in each]
     every = zip(frontier.budgets.tolist(), *figures, strict=True)
-    return [MajorityRow(name, budget, *each) for budget, *each in every]
+    return [MajorityRow(name, budget, *of) for budget, *of in every]
 
 
 def _closing(rows: list[PolicyRow], gold: bool) -> str:

@@ -89,14 +89,15 @@ class Frontier:
 
     budgets: NDArray[np.int64]
     """Traces, `[budgets]`."""
+    policies: dict[str, list[Policy]]
+    """What was replayed at each: `majority`, of all traces of the budget, all at once; and
+    `consensus`, which has no more in flight than a policy's warmup, and ends once they agree."""
     correct: dict[str, NDArray[np.float64]]
-    """`majority`, of all traces of the budget, and `consensus`, which ends at a share of `share`:
-    accuracy `[budgets, questions]`, means over repeats."""
+    """Accuracy of each, `[budgets, questions]`, means over repeats."""
     tokens: dict[str, NDArray[np.float64]]
     """Tokens, likewise."""
-    share: float
-    """The share that is a consensus, of at least `min_ballots` ballots."""
-    min_ballots: int
+    steps: dict[str, NDArray[np.float64]]
+    """The step in which the answer was given, likewise."""
 
 
 @dataclass(frozen=True)
@@ -287,23 +288,20 @@ class Pool:
         most = max(policy.budget for policy in policies.values())
         questions, short = self._long_enough(policies, short_pools)
         frontier = _frontier_policies(policies, most)
-        of_frontier = [policy for pair in frontier.values() for policy in pair]
-        count = (len(policies) + len(of_frontier)) * len(questions) * (repeats or 1)
+        count = (len(policies) + sum(map(len, frontier.values()))) * len(questions) * (repeats or 1)
         if count > most_runs:
             raise InvalidInput(
                 f"{len(policies):,} policies, {len(questions):,} questions and {repeats or 1:,} "
                 f"repeats are {count:,} runs: narrow the grid, or allow more than "
                 f"most_runs={most_runs:,}"
             )
-        runs = _Runs(self._recorded, list(policies.values()), of_frontier, most, repeats, seed, lag)
+        runs = _Runs(self._recorded, policies, frontier, most, repeats, seed, lag)
         for done, question in enumerate(questions, 1):
             runs.add(question)
             if progress is not None:
                 progress(done, len(questions))
         return runs.replay(
-            policies,
             questions,
-            list(frontier),
             {
                 "repeats": repeats,
                 "seed": seed,
@@ -445,22 +443,21 @@ def _check(
         raise InvalidInput(f"short_pools={short_pools!r}: must be 'error', 'resample' or 'skip'")
 
 
-def _frontier_policies(
-    policies: Mapping[str, Policy], most: int
-) -> dict[int, tuple[Policy, Policy]]:
+def _frontier_policies(policies: Mapping[str, Policy], most: int) -> dict[str, list[Policy]]:
     """Plain voting at every budget up to the largest: of all traces, and until they agree."""
     budgets = {budget for budget in _BUDGETS if budget < most}
     budgets |= {policy.budget for policy in policies.values()}
     first = next(iter(policies.values()))
-    online = next((p for p in policies.values() if p.stop == "consensus"), first)
+    online = next((p for p in policies.values() if p.mode == "online"), Policy.low())
     plain = first.replace(
-        mode="offline", warmup=0, budget=most, concurrency=None, keep=1.0, weight="majority",
-        max_weight=None, measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
+        mode="offline", warmup=0, budget=most, keep=1.0, weight="majority", max_weight=None,
+        measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
         consensus=online.consensus,
     )  # fmt: skip
+    agreeing = plain.replace(stop="consensus", concurrency=plain.concurrency or online.warmup)
     return {
-        budget: (plain.replace(budget=budget), plain.replace(budget=budget, stop="consensus"))
-        for budget in sorted(budgets)
+        kind: [policy.replace(budget=budget) for budget in sorted(budgets)]
+        for kind, policy in (("majority", plain), ("consensus", agreeing))
     }
 
 
@@ -473,8 +470,8 @@ class _Runs:
     def __init__(
         self,
         recorded: Recorded,
-        policies: list[Policy],
-        frontier: list[Policy],
+        policies: dict[str, Policy],
+        frontier: dict[str, list[Policy]],
         most: int,
         repeats: int | None,
         seed: int,
@@ -482,7 +479,9 @@ class _Runs:
     ) -> None:
         self._recorded, self._policies, self._frontier = recorded, policies, frontier
         self._most, self._repeats, self._seed, self._lag = most, repeats, seed, lag
-        self._budgets = np.array([policy.budget for policy in policies])
+        plain = [policy for kind in frontier.values() for policy in kind]
+        self._all = [*policies.values(), *plain]
+        self._budgets = np.array([policy.budget for policy in policies.values()])
         self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _RUN_COLUMNS}
         self._correct: list[NDArray[np.int8]] = []
         self._full: list[NDArray[np.int64]] = []
@@ -495,7 +494,7 @@ class _Runs:
         drawn = _draws(
             len(lengths), self._most, self._repeats, self._seed, recorded.questions[question]
         )
-        runs = recorded.pool.run(question, [*self._policies, *self._frontier], drawn, self._lag)
+        runs = recorded.pool.run(question, self._all, drawn, self._lag)
         shape = (-1, len(drawn))
         marks = np.append(recorded.marks[question], np.int8(0))  # The last is no answer's.
         correct = marks[runs["answer"]].reshape(shape)
@@ -504,23 +503,19 @@ class _Runs:
             found.append(runs[name].reshape(shape)[:count])
         self._correct.append(correct[:count])
         self._full.append(np.cumsum(lengths[drawn], axis=1)[:, self._budgets - 1].T)
-        plain = np.stack([correct[count:], runs["tokens"].reshape(shape)[count:]])
-        self._plain.append(plain.mean(axis=2))
+        plain = [correct, *(runs[name].reshape(shape) for name in ("tokens", "steps"))]
+        self._plain.append(np.stack([figures[count:].mean(axis=1) for figures in plain]))
 
-    def replay(
-        self,
-        policies: dict[str, Policy],
-        questions: list[int],
-        budgets: list[int],
-        how: Mapping[str, Any],
-    ) -> Replay:
+    def replay(self, questions: list[int], how: Mapping[str, Any]) -> Replay:
         """All of them."""
         columns = {name: np.stack(found, axis=1) for name, found in self._columns.items()}
-        plain = np.stack(self._plain, axis=2)  # [correct or tokens, budget and kind, questions]
-        kinds = ("majority", "consensus")
-        recorded = self._recorded
+        recorded, kinds = self._recorded, list(self._frontier)
+        # [correct, tokens or steps; kind; budget; question]
+        plain = np.stack(self._plain, axis=2).reshape(3, len(kinds), -1, len(questions))
+        correct, tokens, steps = (dict(zip(kinds, each, strict=True)) for each in plain)
+        budgets = [policy.budget for policy in self._frontier[kinds[0]]]
         return Replay(
-            policies=policies,
+            policies=self._policies,
             questions=[recorded.questions[at] for at in questions],
             gold=recorded.gold,
             correct=np.stack(self._correct, axis=1),
@@ -530,12 +525,6 @@ class _Runs:
             columns=columns,
             answers=[recorded.answers[at] for at in questions],
             reasons=tuple(ReplayPool.REASONS),
-            frontier=Frontier(
-                budgets=np.array(budgets, np.int64),
-                correct={kind: plain[0, at::2] for at, kind in enumerate(kinds)},
-                tokens={kind: plain[1, at::2] for at, kind in enumerate(kinds)},
-                share=self._frontier[1].consensus,
-                min_ballots=self._frontier[1].min_ballots,
-            ),
+            frontier=Frontier(np.array(budgets), self._frontier, correct, tokens, steps),
             draws=how,
         )

@@ -50,8 +50,8 @@ class Choice:
     """Cross-fitted: of what was chosen without the question it is measured on."""
     tokens: Estimate
     """Likewise, tokens a question."""
-    steps: Estimate | None
-    """Likewise; None for a majority, whose steps are not known."""
+    steps: Estimate
+    """Likewise, the step in which the answer was given."""
     meets_goal: bool
     """Whether these figures do."""
     fitted_accuracy: float
@@ -77,10 +77,9 @@ class Tuning:
     """Whether that is a majority, because confidence adds nothing here."""
     confidence: Choice
     """The choice among the policies asked for."""
-    majority: Choice | None
-    """The choice among majorities of every budget, with and without early consensus; None where
-    the goal or what is minimised is about steps, which are not known of them."""
-    against_majority: Difference | None
+    majority: Choice
+    """The choice among majorities of every budget, with and without early consensus."""
+    against_majority: Difference
     """Cross-fitted accuracy of the one minus that of the other."""
     same_tokens: dict[str, Equal]
     """By variant, majority at the tokens of the chosen policy."""
@@ -258,10 +257,6 @@ class _Task:
     folds: int
     seed: int
 
-    @property
-    def about_steps(self) -> bool:
-        return "steps" in (self.objective, *(each.metric for each in self.conditions))
-
     def missed(self, values: Mapping[Metric, Any], full: Mapping[Metric, float]) -> Any:
         """How far these are beyond the conditions, in shares of their bounds, added up."""
         total = 0.0
@@ -304,6 +299,7 @@ def _tuned(
     full: dict[Metric, Floats] = {
         "accuracy": frontier.correct["majority"][-1],
         "tokens": frontier.tokens["majority"][-1],
+        "steps": frontier.steps["majority"][-1],
     }
     asked = _Candidates(
         list(played.policies),
@@ -316,13 +312,11 @@ def _tuned(
     )
     confidence, figures = _choice(asked, fold, full, task)
     equal = equal_tokens(frontier, figures["accuracy"][None], figures["tokens"][None])[0]
-    majority, against = None, None
-    if not task.about_steps:
-        majority, others = _choice(_majorities(played), fold, full, task)
-        against = paired(figures["accuracy"][None], others["accuracy"][None])[0]
+    majority, others = _choice(_majorities(played), fold, full, task)
+    against = paired(figures["accuracy"][None], others["accuracy"][None])[0]
     separation = separation_of(confidence.policy)
     better = _majority_is_better(confidence, majority, equal, separation, task)
-    chosen = majority if better and majority is not None else confidence
+    chosen = majority if better else confidence
     found = Tuning(
         policy=chosen.policy,
         label=chosen.label,
@@ -346,30 +340,15 @@ def _tuned(
 def _majorities(played: Replay) -> _Candidates:
     """Majority at every budget, with early consensus first: of two that are equal it is chosen."""
     frontier = played.frontier
-    first = next(iter(played.policies.values()))
     kinds = ("consensus", "majority")
     variants = [(kind, budget) for kind in kinds for budget in frontier.budgets.tolist()]
-
-    def policy(at: int) -> Policy:
-        variant, budget = variants[at]
-        kept = ("concurrency", "seed", "top_logprobs", "entries", "logprob_floor", "decimals")
-        measured = ("window", "tail", "bottom")
-        return Policy.offline(
-            **{name: getattr(first, name) for name in (*kept, *measured)},
-            keep=1.0,
-            weight="majority",
-            stop="consensus" if variant == "consensus" else "budget",
-            consensus=frontier.share,
-            min_ballots=frontier.min_ballots,
-            budget=budget,
-        )
-
     return _Candidates(
         [f"{VARIANTS[variant]}, budget={budget}" for variant, budget in variants],
-        policy,
+        [policy for kind in kinds for policy in frontier.policies[kind]].__getitem__,
         {
             "accuracy": np.concatenate([frontier.correct[kind] for kind in kinds]),
             "tokens": np.concatenate([frontier.tokens[kind] for kind in kinds]),
+            "steps": np.concatenate([frontier.steps[kind] for kind in kinds]),
         },
     )
 
@@ -397,7 +376,7 @@ def _choice(
         policy=candidates.policies(best),
         accuracy=means["accuracy"],
         tokens=means["tokens"],
-        steps=means.get("steps"),
+        steps=means["steps"],
         meets_goal=not task.missed(values, bounds),
         fitted_accuracy=float(accuracy[best].mean()),
         fitted_tokens=float(candidates.metrics["tokens"][best].mean()),
@@ -410,20 +389,20 @@ def _choice(
 
 def _majority_is_better(
     confidence: Choice,
-    majority: Choice | None,
+    majority: Choice,
     equal: Mapping[str, Equal],
     separation: Estimate | None,
     task: _Task,
 ) -> bool:
     """Whether a majority does what is asked for as well or better, or confidence is blind."""
-    if majority is None:
-        return False
     if majority.meets_goal != confidence.meets_goal:
         return majority.meets_goal
     if _blind(separation) and any(each.difference.value <= 0 for each in equal.values()):
         return True
     if task.objective == "accuracy" or not majority.meets_goal:
         return majority.accuracy.value >= confidence.accuracy.value
+    if task.objective == "steps":
+        return majority.steps.value <= confidence.steps.value
     return majority.tokens.value <= confidence.tokens.value
 
 
