@@ -2,9 +2,9 @@
 
 `python tests/chaos.py --minutes 60 --seed 0` (`make soak`) goes on for an hour; `test_chaos.py`
 plays a few rounds. A round starts `deepconf eval` on a run file, strikes at a random moment, and
-looks at what is left: no process, and a file in which every line but the last is whole. Between
-rounds the file's end may be damaged as a crash would. At last one run goes to its end, and every
-figure of the report is reckoned anew from the file.
+looks at what is left: no process, a file in which every line but the last is whole, and the traces
+of each finished question. Between rounds the files' ends may be damaged as a crash would. At last
+one run goes to its end, and every figure of the report is reckoned anew from the file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+from deepconf.traces import read_traces
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny-reasoner"
 STRIKES = ("kill", "term", "hup", "int", "engine", "worker", "disk", "none")
@@ -41,8 +43,46 @@ def command(out: Path) -> list[str]:
     options = ["--limit", str(QUESTIONS), "--concurrency", "2", "--budget", str(BUDGET)]
     policies = [word for policy in POLICIES for word in ("--policy", policy)]
     model = ["--model", str(TINY / "model"), "--warmup", "4", "--out", str(out), "--json"]
+    model += ["--record", str(recorded(out))]
     questions = str(TINY / "questions.jsonl")
     return [sys.executable, "-m", "deepconf.cli", "eval", questions, *model, *policies, *options]
+
+
+def recorded(out: Path) -> Path:
+    return out.with_suffix(".parquet")
+
+
+def journal(out: Path) -> Path:
+    return out.with_suffix(".parquet.part")
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    """What is recorded: in the journal, and where there is none, in the trace file."""
+    path = journal(out) if journal(out).exists() else recorded(out)
+    if not path.exists() or not lines_of(out)[1:]:
+        return []
+    try:
+        return pa.Table.from_batches(list(read_traces(path))).to_pylist()
+    except OSError as error:
+        if "there are no traces" in str(error) or "is an empty file" in str(error):
+            return []
+        raise
+
+
+def check_rows(out: Path) -> None:
+    """Every trace of each finished question is recorded once, as the run file has it."""
+    found = rows_of(out)
+    rows = {(row["question_id"], row["trace"]): row for row in found}
+    if len(rows) != len(found):
+        raise Broken("traces are recorded twice")
+    names = ("status", "answer", "num_tokens", "correct", "voted", "seed")
+    for record in map(json.loads, lines_of(out)[1:]):
+        for trace in record["result"]["traces"] if record["policy"] == "offline" else ():
+            row = rows.get((record["id"], trace["trace"]))
+            if row is None or any(row[name] != trace[name] for name in names):
+                raise Broken(f"{record['id']}: {trace} is recorded as {row}")
+            if len(row["confidence"]) != row["num_tokens"]:
+                raise Broken(f"{record['id']}: {len(row['confidence'])} confidences of {trace}")
 
 
 def lines_of(out: Path) -> list[bytes]:
@@ -132,6 +172,7 @@ def play(out: Path, strike: str, dice: random.Random) -> None:
         json.loads(line)
     if len(lines_of(out)) < before:
         raise Broken(f"finished questions are lost; {complain}")
+    check_rows(out)
 
 
 def hit(strike: str, process: psutil.Process, children: list[psutil.Process], out: Path) -> bool:
@@ -160,7 +201,12 @@ def hit(strike: str, process: psutil.Process, children: list[psutil.Process], ou
 
 
 def damage(out: Path, dice: random.Random) -> None:
-    """The end of the file, as a crash may leave it."""
+    """The ends of the files, as a crash may leave them."""
+    if journal(out).exists() and dice.random() < 0.5:
+        batch = journal(out).read_bytes()
+        with journal(out).open("ab") as file:
+            # The start of a stream is that of a message, too.
+            file.write(batch[: dice.randrange(1, 200)])
     lines = lines_of(out)
     if len(lines) < 2:
         return
@@ -213,6 +259,9 @@ def finish(out: Path) -> None:
     if done.returncode != 0:
         raise Broken(done.stderr.decode()[-3000:])
     check(out, json.loads(done.stdout))
+    if journal(out).exists() or len(rows_of(out)) != QUESTIONS * BUDGET:
+        raise Broken(f"{recorded(out)} is not whole")
+    check_rows(out)
 
 
 def main() -> None:

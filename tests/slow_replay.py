@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from deepconf import Action, Controller, Outcome, Policy
+from deepconf.lab._draws import draws
 from deepconf.lab.replay import Frontier, Replay
 from numpy.typing import NDArray
 
@@ -142,9 +143,9 @@ def slow_replays(
     """Plays every policy, and majority at every budget, on the same draws."""
     most = max([*budgets, *(policy.budget for policy in policies.values())])
     orders = {
-        (name, repeat): np.random.default_rng([seed, at, repeat]).permutation(len(pool))[:most]
-        for at, (name, pool) in enumerate(pools.items())
-        for repeat in range(repeats)
+        (name, repeat): order
+        for name, pool in pools.items()
+        for repeat, order in enumerate(draws(len(pool), most, repeats, seed, name))
     }
 
     def play(some: Mapping[str, Policy]) -> list[list[list[Row]]]:

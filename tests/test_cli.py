@@ -405,6 +405,63 @@ def test_think_saves_traces(stand: Stand, tmp_path: Path) -> None:
     table = pq.read_table(path)
     assert table.num_rows == 8
     assert np.allclose(table["confidence"][1].as_py(), 10.0)
+    assert table.schema.metadata[b"format"] == b"deepconf-traces/1"
+    assert json.loads(table.schema.metadata[b"sampling"]) == {}
+
+
+@pytest.mark.parametrize("name", ["t.arrow", "t.feather", "t.PARQUET"])
+def test_think_saves_what_read_traces_reads(stand: Stand, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("pyarrow")
+    result = cli("think", "2+2=?", "-m", "m", "-p", "low", *SMALL, "--save", tmp_path / name)
+    assert result.exit_code == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    traces = deepconf.read_traces(tmp_path / name)
+    assert traces.settings["policy"]["mode"] == "online"
+    assert sum(batch.num_rows for batch in traces) == 8
+
+
+def test_think_saves_all_or_nothing(
+    stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "t.parquet"
+    path.write_bytes(b"what was there")
+    arguments = ["think", "2+2=?", "-m", "m", "-p", "low", *SMALL, "--save", path]
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        result = cli(*arguments)
+    assert result.exit_code == 2
+    assert "t.parquet: cannot be written: [Errno 28] No space left" in result.stderr
+    assert "Answer" in result.stdout
+    assert path.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [path]
+    assert cli(*arguments).exit_code == 0
+    assert deepconf.read_traces(path).num_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("t.csv", "--save t.csv: the name must end in .parquet, .arrow, .feather"),
+        ("t", "--save t: the name must end in"),
+        ("none/t.parquet", "none/t.parquet: cannot be written: there is no folder none"),
+        ("d.parquet", "d.parquet: cannot be written: it is a folder"),
+    ],
+)
+def test_a_file_that_cannot_be_saved_to_is_refused_before_anything_is_asked(
+    stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    Path("d.parquet").mkdir()
+    result = cli("think", "2+2=?", "-m", "m", *SMALL, "--save", name)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert not stand.engines
 
 
 def test_what_is_put_round_a_question_reaches_the_engine(stand: Stand) -> None:
@@ -577,6 +634,51 @@ def test_eval_prints_a_table_once_and_again(stand: Stand, questions: Path, tmp_p
     assert "settings.sampling.temperature is unset there and 0.3 here" in other.stderr
     assert cli(*arguments, "--temperature", 0.3, "--overwrite").exit_code == 0
     assert len(stand.engines) == 2
+
+
+def test_eval_records_traces(stand: Stand, questions: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    record = tmp_path / "t.parquet"
+    arguments = ["eval", questions, "-m", "m", "-p", "low", "-p", "offline", *SMALL]
+    arguments += ["--out", tmp_path / "run.jsonl", "--record", record]
+    first = cli(*arguments, "--limit", 2)
+    assert first.exit_code == 0, first.stderr
+    assert f"{record}: the traces of 2 questions" in first.stderr
+    result = cli(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "writing t.parquet: 3 of 3 questions" in result.stderr
+    assert result.stderr.splitlines()[-1] == f"{record}: the traces of 3 questions"
+    assert "the traces of" not in result.stdout
+    traces = deepconf.read_traces(record)
+    assert traces.num_rows == 3 * 8
+    assert traces.settings["model"] == "m"
+    before = record.read_bytes()
+    again = cli(*arguments)
+    assert again.exit_code == 0
+    assert again.stderr.splitlines()[-1] == f"{record}: the traces of 3 questions"
+    assert record.read_bytes() == before
+    assert len(stand.engines) == 2
+    low = cli(*arguments[:6], *SMALL, *arguments[-4:])
+    assert low.exit_code == 2
+    assert "recorded_policy is 'offline' there and 'low' here" in low.stderr
+
+
+def test_eval_says_where_the_traces_are_when_it_ends_early(
+    stand: Stand, questions: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    record = tmp_path / "t.parquet"
+    good, bad = recorded(9.0, "4"), recorded(9.0, "4", reason="failed")
+    stand.traces = {"2+2=?": [good] * 8, "2+2=??": [bad] * 8, "2+2=???": [good] * 8}
+    arguments = ["eval", questions, "-m", "m", "-p", "offline", *SMALL]
+    arguments += ["--out", tmp_path / "run.jsonl", "--record", record]
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert f"{record}.part: the traces of 2 questions" in result.stderr
+    assert sum(batch.num_rows for batch in deepconf.read_traces(f"{record}.part")) == 16
+    stand.traces = [good] * 8
+    assert cli(*arguments).exit_code == 0
+    assert deepconf.read_traces(record).num_rows == 24
 
 
 def test_eval_has_a_place_for_its_run(

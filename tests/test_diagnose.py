@@ -179,7 +179,7 @@ def test_ranks_within_a_question_do_not_see_other_questions() -> None:
     assert found.separation["mean"].pooled == 1.0
     assert found.separation["mean"].within is None
     assert [each.accuracy for each in found.reliability_within["mean"]] == [0.5, 0.5]
-    assert "In no question are there right and wrong traces" in found.closing
+    assert "No question has right traces beside wrong ones" in found.closing
 
 
 def test_without_known_answers_there_is_agreement_and_dispersion() -> None:
@@ -255,6 +255,30 @@ def test_all_right_is_nothing_to_tell_apart() -> None:
     assert found.separation["tail"].pooled is None
     assert found.answers.wrong_concentration is None
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_traces_without_any_answer_are_all_wrong() -> None:
+    pools = {f"q{at}": [Recorded(np.full(9, 5, np.float32), None)] * 3 for at in range(2)}
+    found = looked(table(pools))
+    assert found.answers.majority is not None
+    assert (found.answers.majority.value, found.answers.within_reach) == (0.0, 0)
+    assert (found.answers.answered, found.answers.agreement, found.answers.entropy) == (0, 0, 0)
+    _tables.show_diagnosis(_render.console(io.StringIO()), found)
+    unmarked = looked(table(pools, marked=False))
+    assert unmarked.known == 0
+
+
+def test_some_answers_may_be_unmarked() -> None:
+    def pool(marks: Sequence[bool | None]) -> pa.Table:
+        traces = [Recorded(np.full(9, 5 + at, np.float32), f"{at}") for at in range(len(marks))]
+        column = schema().get_field_index("correct")
+        rows = table({"q": traces})
+        return rows.set_column(column, schema().field("correct"), pa.array(marks, pa.bool_()))
+
+    found = looked(pool([True, False, None]))
+    assert "1 trace has an answer that nothing marks" in found.notes[0]
+    assert found.separation["mean"].pooled == 0.0
+    assert sum(each.traces for each in found.reliability["mean"]) == 2
 
 
 def bad(column: str, at: int, value: Any) -> pa.Table:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import deepconf
 import pytest
 from deepconf import Policy
 from deepconf.errors import (
@@ -882,3 +883,34 @@ def test_evaluate_on_a_real_engine(tiny_engine: Any, tmp_path: Path) -> None:
             right = one["answer"] is not None and int(one["answer"]) == int(record["gold"])
             assert one["correct"] == right
     assert evaluate(tiny_engine, tiny / "questions.jsonl", policies, out, limit=3) == report
+
+
+def test_a_real_engine_is_recorded(tiny_engine: Any, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    tiny = Path(__file__).parents[1] / "examples" / "tiny-reasoner"
+    found = json.loads((tiny / "deepconf.json").read_text())
+    common = {name: found[name] for name in ("window", "tail", "top_logprobs")}
+    policies = {
+        "low": Policy.low(budget=8, warmup=4, **common),
+        "offline": Policy.offline(budget=8, **common),
+    }
+    out, record = tmp_path / "run.jsonl", tmp_path / "t.parquet"
+    for limit in (2, 3):
+        report = evaluate(
+            tiny_engine, tiny / "questions.jsonl", policies, out, limit=limit, record=record
+        )
+    rows = pq.read_table(record)
+    assert rows.num_rows == 3 * 8
+    scores = deepconf.score(
+        rows["confidence"].combine_chunks(), window=common["window"], tail=common["tail"]
+    )
+    lines = [line for line in report.records if line["policy"] == "offline"]
+    assert list(dict.fromkeys(rows["question_id"].to_pylist())) == [line["id"] for line in lines]
+    traces = [trace for line in lines for trace in line["result"]["traces"]]
+    for name in ("answer", "status", "num_tokens", "correct", "seed", "voted"):
+        assert rows[name].to_pylist() == [trace[name] for trace in traces], name
+    for name in ("mean", "lowest_group", "bottom_group", "tail"):
+        assert getattr(scores, name).tolist() == [trace[name] for trace in traces], name
+    assert all(rows["text"].to_pylist())
+    settings = json.loads(rows.schema.metadata[b"sampling"])
+    assert settings == tiny_engine.settings()["sampling"]

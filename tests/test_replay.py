@@ -119,7 +119,7 @@ def pools_of_any_kind(draw):
     return {name: [trace() for _ in range(12)] for name in ("one", "two")}
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(policies_of_any_kind(), min_size=1, max_size=3), pools_of_any_kind())
 def test_any_policy_on_any_pool_is_replayed_as_the_live_controller_decides(policies, pools):
     labelled = {str(at): policy for at, policy in enumerate(policies)}

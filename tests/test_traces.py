@@ -500,7 +500,7 @@ def test_a_column_of_another_type_is_named(
         ("status", "{x}", "row 3: status is '{x}': must be"),
         ("trace", -1, "row 3: trace is -1: must be at least 0"),
         ("trace", 2**31, "column trace, rows 0 to 3: cannot be int32"),
-        ("num_tokens", 5, "row 3: num_tokens is 5, and there are 4 confidences"),
+        ("num_tokens", 3, "row 3: num_tokens is 3, and there are 4 confidences"),
         ("num_tokens", None, "row 3: num_tokens is null"),
         ("confidence", None, "row 3: confidence is null"),
         ("confidence", [1.0, 2.0, None, 3.0], r"row 3: confidence\[2\] is null"),
@@ -515,6 +515,33 @@ def test_a_wrong_row_is_named(tmp_path: Path, name: str, value: Any, message: st
     pq.write_table(table, path, row_group_size=2)
     with pytest.raises(TraceFileError, match=f"t.parquet: {message}"):
         list(read_traces(path))
+
+
+def test_only_a_trace_that_was_cut_off_may_have_tokens_without_confidence(tmp_path: Path) -> None:
+    lengths = [3, 3, 3, 3, 3]
+    table = rows(lengths)
+    path = tmp_path / "t.parquet"
+    counts = pa.array([3, 3, 7, 7, 7], pa.int32())  # stopped, aborted, failed
+    pq.write_table(replaced(table, "num_tokens", counts), path)
+    assert table_of(read_traces(path))["num_tokens"].to_pylist() == [3, 3, 7, 7, 7]
+    for at, status in enumerate(("finished", "length")):
+        counts = pa.array([3 + (i == at) for i in range(5)], pa.int32())
+        pq.write_table(replaced(table, "num_tokens", counts), path)
+        with pytest.raises(TraceFileError, match=f"row {at}: num_tokens is 4, and there are 3"):
+            list(read_traces(path))
+        assert status == STATUSES[at]
+
+
+def test_a_recording_in_progress_is_read_by_the_name_it_will_have(tmp_path: Path) -> None:
+    path, part = tmp_path / "t.parquet", tmp_path / "t.parquet.part"
+    table = rows([3, 2])
+    with pa.ipc.new_stream(part, table.schema) as writer:
+        writer.write_table(table)
+    reader = read_traces(path)
+    assert reader.paths == [part]
+    assert table_of(reader).num_rows == 2
+    write(path, rows([1]))
+    assert read_traces(path).paths == [path]
 
 
 def test_confidences_that_are_not_finite_are_left_to_the_scorer() -> None:

@@ -242,7 +242,8 @@ def test_fewer_questions_than_folds_are_a_fold_each() -> None:
         ({"minimise": "tokens", "maximise": "accuracy"}, "one of them only"),
         ({"goal": "fast"}, "goal='fast'"),
         ({"out": "/nowhere/deepconf.json"}, "there is no folder /nowhere"),
-        ({"out": "deepconf.json", "name": "low"}, "name='low': is the name of a preset"),
+        ({"out": "deepconf.json", "name": "low"}, "name='low': must be a name, and not"),
+        ({"out": "deepconf.json", "name": " "}, "name=' ': must be a name"),
     ],
 )
 def test_bad_settings_are_named(wrong: dict[str, Any], message: str) -> None:
@@ -287,6 +288,12 @@ def test_a_pool_and_its_replay_give_the_same(tmp_path: Path) -> None:
     assert list(dict.fromkeys(told)) == ["reading traces", "replaying questions", "scoring traces"]
     assert whole["separation"]["value"] > 0.7
     assert {**whole, "separation": None} == first
+
+
+def test_a_grid_beyond_all_measure_is_refused_before_anything_is_read() -> None:
+    many = {f"p{at}": Policy.low(**BASE) for at in range(400_000)}
+    with pytest.raises(InvalidInput, match="400,000 policies and 64 repeats are 25,600,000 runs"):
+        tune("/nowhere/*.parquet", many)
 
 
 def test_unmarked_traces_are_tuned_against_their_vote() -> None:

@@ -3,4 +3,5 @@
 
 pub mod limit;
 pub mod oracle;
+pub mod replay;
 pub mod traces;

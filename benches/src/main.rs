@@ -8,8 +8,10 @@ mod measure;
 use std::hint::black_box;
 
 use clap::Parser;
-use deepconf_bench::{limit, oracle, traces};
+use deepconf_bench::{limit, oracle, replay, traces};
 use deepconf_core::group::{BatchScorer, StreamSettings, TraceScorer};
+use deepconf_core::policy::Policy;
+use deepconf_core::replay::{Ended, Pool, Row};
 use deepconf_core::token::{Sample, Table};
 use deepconf_core::trace::{self, Settings};
 use deepconf_core::vote::{self, Rules};
@@ -33,7 +35,7 @@ struct Arguments {
 
 type Section = (&'static str, fn(&mut Bench<'_>, &[f32]));
 
-const SECTIONS: [Section; 9] = [
+const SECTIONS: [Section; 10] = [
     ("this machine", machine),
     ("all five scores, n = 32,768, w = 2,048", scores),
     ("scores by length (w = 512)", by_length),
@@ -43,6 +45,7 @@ const SECTIONS: [Section; 9] = [
     ("token confidence, one core", tokens),
     ("token confidence from logits, one core", logits),
     ("vote_many, weighted, keep 0.5", votes),
+    ("a run of 128 traces of 16,384 tokens under `low`, one core", replays),
 ];
 
 fn main() {
@@ -182,6 +185,45 @@ fn streaming(bench: &mut Bench<'_>, data: &[f32]) {
             assert!(lowest == Some(expected), "a slot and its trace disagree");
         });
     }
+}
+
+fn replays(bench: &mut Bench<'_>, data: &[f32]) {
+    const TRACES: usize = 128;
+    let values: Vec<&[f32]> = data.chunks_exact(16_384).take(TRACES).collect();
+    let answers = [0, 1, 2, 0, 3].into_iter().cycle().take(TRACES).collect::<Vec<u32>>();
+    let names: Vec<String> = answers.iter().map(u32::to_string).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let policy = Policy { budget: TRACES as u32, ..Policy::preset("low").expect("it is one") };
+    let row = |(trace, &answer): (i64, &u32)| Row {
+        question: 0,
+        trace,
+        answer: Some(answer),
+        ended: Ended::ByItself,
+    };
+    let rows: Vec<Row> = (0..).zip(&answers).map(row).collect();
+    let read = || {
+        let mut pool = Pool::new(std::slice::from_ref(&policy)).expect("the policy is sound");
+        pool.add(&rows, &values).expect("the traces are sound");
+        pool.close().expect("the numbers differ");
+        pool
+    };
+    let all = values.iter().map(|trace| trace.len()).sum();
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    bench.row(work("Pool::add, once for all policies", "tokens", all, 4 * all), || {
+        black_box(one.install(read));
+    });
+    let (pool, draw) = (read(), (0..TRACES as u32).collect::<Vec<_>>());
+    let expected = replay::drive(&policy, &values, &names).expect("the traces are sound");
+    let generated = expected.0 as usize;
+    bench.row(work("Pool::run, 100 times", "tokens", 100 * generated, 0), || {
+        for _ in 0..100 {
+            let run = pool.run(0, &policy, &draw, 0).expect("the draw fits");
+            assert!((run.tokens, run.steps) == expected, "replay and controller disagree");
+        }
+    });
+    bench.row(work("the controller token by token", "tokens", generated, 0), || {
+        assert!(replay::drive(&policy, &values, &names) == Ok(expected));
+    });
 }
 
 fn tokens(bench: &mut Bench<'_>, data: &[f32]) {

@@ -58,7 +58,10 @@ if TYPE_CHECKING:
     from deepconf import answers, engines
     from deepconf.batch import score_traces, vote_traces
     from deepconf.deepthink import DeepThink
+    from deepconf.importing import import_traces
+    from deepconf.lab.diagnose import Diagnosis, diagnose
     from deepconf.lab.replay import Pool, Replay, grid, replay
+    from deepconf.lab.tune import Tuning, tune
     from deepconf.result import Result, Trace
     from deepconf.traces import TraceReader, TraceWriter, read_traces
 
@@ -69,6 +72,7 @@ __all__ = [
     "DeepConfError",
     "DeepConfWarning",
     "DeepThink",
+    "Diagnosis",
     "EngineDied",
     "EngineError",
     "EventError",
@@ -91,14 +95,17 @@ __all__ = [
     "TraceScorer",
     "TraceScores",
     "TraceWriter",
+    "Tuning",
     "UnknownPreset",
     "Vote",
     "Votes",
     "__version__",
     "answers",
+    "diagnose",
     "engines",
     "errors",
     "grid",
+    "import_traces",
     "logits_confidence",
     "read_traces",
     "replay",
@@ -106,6 +113,7 @@ __all__ = [
     "score_traces",
     "token_confidence",
     "token_entropy",
+    "tune",
     "vote",
     "vote_many",
     "vote_traces",
@@ -114,18 +122,23 @@ __all__ = [
 # The driver pulls in asyncio: whoever only scores does not pay for it.
 _LAZY = {
     "DeepThink": "deepconf.deepthink",
+    "Diagnosis": "deepconf.lab.diagnose",
     "Pool": "deepconf.lab.replay",
     "Replay": "deepconf.lab.replay",
     "Result": "deepconf.result",
     "Trace": "deepconf.result",
     "TraceReader": "deepconf.traces",
     "TraceWriter": "deepconf.traces",
+    "Tuning": "deepconf.lab.tune",
     "answers": "deepconf.answers",
+    "diagnose": "deepconf.lab.diagnose",
     "engines": "deepconf.engines",
     "grid": "deepconf.lab.replay",
+    "import_traces": "deepconf.importing",
     "read_traces": "deepconf.traces",
     "replay": "deepconf.lab.replay",
     "score_traces": "deepconf.batch",
+    "tune": "deepconf.lab.tune",
     "vote_traces": "deepconf.batch",
 }
 

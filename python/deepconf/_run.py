@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -33,7 +32,6 @@ from deepconf.errors import (
     RunWarning,
     SignalNeverArmed,
 )
-from deepconf.provenance import versions
 from deepconf.result import Question, Result, Timing, Tokens, Trace
 
 __all__ = ["Run", "Task"]
@@ -71,6 +69,7 @@ class Task:
     extract_limit: float
     math: Literal["auto"] | bool
     on_trace: Callable[[Trace], object] | None
+    metadata: Mapping[str, str]
 
 
 class _Record:
@@ -85,6 +84,7 @@ class _Record:
         self.answer: str | None = None
         self.stop_token: int | None = None
         self.error: str | None = None
+        self.finish_order: int | None = None
 
     def add(self, chunk: Chunk, *, scored: bool) -> None:
         self.num_tokens += chunk.num_tokens
@@ -100,9 +100,10 @@ class _Record:
         self._buffer[self._scored : end] = chunk.confidence
         self._scored = end
 
-    def close(self) -> None:
+    def close(self, finish_order: int) -> None:
         """Gives back what growing took in advance."""
         self._buffer = self._buffer[: self._scored].copy()
+        self.finish_order = finish_order
 
     @property
     def text(self) -> str:
@@ -140,6 +141,7 @@ class Run:
         self.complaints: dict[str, str] = {}
         self.warnings: list[DeepConfWarning] = []
         self.hangs = 0
+        self.ends = itertools.count()
         self.extracting = Aside(f"{self.name}-answers")
         self.calling = Aside(f"{self.name}-on_trace")
 
@@ -250,10 +252,10 @@ class Run:
                 self.obey(self.controller.engine_died())
             else:
                 await self.abort([trace])
-            record.close()
+            record.close(next(self.ends))
             self.obey(self.controller.failed(trace))
         else:
-            record.close()
+            record.close(next(self.ends))
             await self.end(trace, record, finish)
         self.report(trace)
 
@@ -456,14 +458,7 @@ class Run:
             policy=self.policy,
             model=self.engine.model,
             warnings=tuple(str(warning) for warning in self.warnings),
-            metadata={
-                "model": self.engine.model,
-                "k": str(self.policy.top_logprobs),
-                "window": str(self.policy.window),
-                "seed": json.dumps(self.policy.seed),
-                "policy": json.dumps(self.policy.as_dict()),
-                "versions": json.dumps(versions()),
-            },
+            metadata=dict(self.task.metadata),
         )
         death, self.death = self.death, None  # Its traceback holds this run.
         if death is not None:
@@ -490,6 +485,7 @@ class Run:
             stop_token=record.stop_token,
             voted=voted,
             error=record.error,
+            finish_order=record.finish_order,
         )
 
     def status(self, trace: int) -> str:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deepconf._core import Policy
-from deepconf.errors import InvalidInput
+from deepconf.errors import InvalidInput, RunFileError, UnknownPreset
 
 __all__ = [
     "Defaults",
     "axes",
     "build",
+    "check_target",
     "describe",
     "engine_args",
     "find",
@@ -24,6 +27,7 @@ __all__ = [
     "pairs",
     "read",
     "recorded",
+    "store",
 ]
 
 FILE = "deepconf.json"
@@ -160,6 +164,54 @@ def describe(policy: Policy, defaults: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_target(path: Path, name: str) -> dict[str, Any]:
+    """Before hours are spent: whether a policy of this name can be stored in this settings file.
+
+    Returns:
+        What the file holds; nothing where there is none yet.
+
+    Raises:
+        InvalidInput: `name` is none, or that of a preset, or the file is none of settings.
+        RunFileError: there can be no such file.
+    """
+    if not isinstance(name, str) or not name.strip() or name in Policy.presets():
+        raise InvalidInput(f"name={name!r}: must be a name, and not that of a preset")
+    path = path.expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise RunFileError(f"{path}: cannot be written: {why}")
+    if not path.exists():
+        return {}
+    read(path)  # Says what is wrong with it.
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def store(path: Path, name: str, policy: Policy) -> None:
+    """Adds a policy to a settings file, and chooses it there; what else it holds stays.
+
+    Raises:
+        InvalidInput: as `check_target`.
+        RunFileError: it cannot be written; what was there is as it was.
+    """
+    content = check_target(path, name)
+    path = path.expanduser()
+    defaults = read(path).policy if path.exists() else {}
+    content.setdefault("policies", {})[name] = describe(policy, defaults)
+    content["policy"] = name
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise RunFileError(f"{path}: cannot be written: {error}") from error
+
+
 def axes(given: Iterable[str], option: str) -> dict[str, list[Any]]:
     """`NAME=VALUE,VALUE,...` options as lists; a name that is given again goes on.
 
@@ -263,6 +315,8 @@ def build(
     """
     policies: dict[str, Policy] = {}
     for name in names:
+        if own and name not in (every := [*Policy.presets(), *own]):
+            raise UnknownPreset(f"policy {name!r} does not exist: there are {', '.join(every)}")
         mine = dict(own.get(name, {}))
         policy = Policy.preset(mine.pop("preset", "low") if name in own else name)
         mode = {**defaults, **mine, **options, **explicit}.get("mode", policy.mode)

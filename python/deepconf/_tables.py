@@ -16,6 +16,8 @@ from deepconf.lab.tune import Choice, Tuning
 
 __all__ = ["show_diagnosis", "show_summary", "show_tuning"]
 
+_WIDE = 240  # Where lines need not fit a screen, those of a table stay whole.
+
 
 def show_summary(out: Console, summary: Summary) -> None:
     """Prints the policies of a replay, majority beside them, and what that comes to."""
@@ -187,9 +189,14 @@ def show_diagnosis(out: Console, found: Diagnosis) -> None:
 def _table(out: Console, title: str, columns: list[str]) -> Table:
     """A table below its title, which may be longer than it is wide."""
     _say(out, title, style="bold")
+    if not out.is_terminal:
+        out.width = _WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left", overflow="fold")
+        # Labels may go on in the next line, numbers not.
+        table.add_column(
+            name, justify="right" if place else "left", overflow="fold", no_wrap=bool(place)
+        )
     return table
 
 

@@ -304,7 +304,8 @@ def _paths(given: str | os.PathLike[str]) -> list[Path]:
         raise TraceFileError(f"{text}: cannot be read: {error.strerror or error}") from error
     except RuntimeError as error:  # A home that nobody has.
         raise TraceFileError(f"{text}: cannot be read: {error}") from error
-    return [path]
+    part = path.with_name(f"{path.name}.part")
+    return [part if not path.exists() and part.is_file() else path]
 
 
 def _counts(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -19,7 +20,7 @@ from typing import Any, Literal
 from deepconf._core import Policy
 from deepconf._run import Run, Task
 from deepconf.answers import AnswerBook, extractor
-from deepconf.engines.base import Engine, Signal, result_of
+from deepconf.engines.base import Engine, Signal, result_of, settings_of
 from deepconf.errors import (
     EngineDied,
     EngineError,
@@ -27,6 +28,7 @@ from deepconf.errors import (
     InvalidInput,
     InvalidType,
 )
+from deepconf.provenance import trace_settings
 from deepconf.result import Question, Result, Trace
 
 __all__ = ["DeepThink", "Thinking"]
@@ -99,6 +101,7 @@ class DeepThink:
             extract_limit=answer_limit,
             math=math,
             on_trace=on_trace,
+            metadata=trace_settings(engine.model, policy, _sampling(engine, sampling)),
         )
         AnswerBook(math=math)  # Says at once when math-verify is missing.
         engine.check(signal, **({} if sampling is None else {"sampling": sampling}))
@@ -232,6 +235,16 @@ class Thinking:
             # A new one each time: where warnings are errors, it is raised, and holds these frames.
             warnings.warn(type(warning)(str(warning), result), stacklevel=_depth())
         return result
+
+
+def _sampling(engine: Engine, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The sampling parameters of a run, where the engine can say them as JSON values."""
+    try:
+        found = dict(settings_of(engine, given).get("sampling", {}))
+        json.dumps(found)
+    except Exception:  # It is a note on the result, and no reason to refuse a run.
+        return None
+    return found
 
 
 def _check_timeout(timeout: Any) -> None:

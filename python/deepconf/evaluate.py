@@ -8,7 +8,8 @@
 >>> print(report.table())                                                 # doctest: +SKIP
 
 Policies run one after the other, so that each has its own wall time; their questions run at once.
-With `out` every finished question goes to a file, and the same call again carries on.
+With `out` every finished question goes to a file, and the same call again carries on. With `record`
+the traces of one policy, each token's confidence and text, are kept too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from deepconf._core import Policy
 from deepconf.answers import extractor, marks
 from deepconf.deepthink import DeepThink
-from deepconf.engines.base import Engine, result_of
+from deepconf.engines.base import Engine, result_of, settings_of
 from deepconf.errors import (
     DeepConfError,
     DeepConfWarning,
@@ -39,8 +40,9 @@ from deepconf.errors import (
     RunFileError,
     RunWarning,
 )
-from deepconf.provenance import code_name, fingerprint, versions
+from deepconf.provenance import code_name, fingerprint, trace_settings, versions
 from deepconf.questions import Question, load_questions, posed, read_questions
+from deepconf.recording import Recording, check_target, journal_of
 from deepconf.report import Report, summarise
 from deepconf.result import Result, Trace
 from deepconf.runs import RunFile
@@ -134,9 +136,12 @@ class Evaluation:
         suffix: appended to every question, see `deepconf.questions.posed`.
         max_failed: the share of a question's traces that may fail, in [0, 1). With more of them
             the question is not saved, and is asked again when the run is carried on.
-        overwrite: starts the run file anew, once there is an engine.
+        overwrite: starts the run file anew, once there is an engine, and the recording with it.
+        record: the trace file to be of one policy's traces, see `deepconf.recording`: of the only
+            policy, or the only offline one. Must be on from the first question, and needs `out`.
 
     Attributes:
+        recording: where traces are kept, None where they are not.
         failure: what stopped the run or kept a question from being saved, None if nothing did.
         complaint: what a `Progress` raised first, None if nothing.
         interrupted: whether it was told to stop.
@@ -144,8 +149,8 @@ class Evaluation:
 
     Raises:
         InvalidInput: questions, policies or another argument are wrong.
-        MissingExtra: `math=True` and math-verify is not installed.
-        RunFileError: see `RunFile`.
+        MissingExtra: `math=True` and math-verify is not installed; `record` and pyarrow is not.
+        RunFileError: see `RunFile` and `Recording`.
     """
 
     def __init__(
@@ -164,6 +169,7 @@ class Evaluation:
         suffix: str | None = None,
         max_failed: float = 0.1,
         overwrite: bool = False,
+        record: str | Path | None = None,
     ) -> None:
         if limit is not None and limit < 1:
             raise InvalidInput(f"limit={limit}: must be at least 1")
@@ -176,6 +182,9 @@ class Evaluation:
         self.model = model
         self.questions = every[:limit]
         self.policies = _named(policies)
+        self._recorded: str | None = None
+        if record is not None:
+            self._recorded = _recorded(record, out, self.policies, self.questions)
         self.failure: DeepConfError | None = None
         self.complaint: str | None = None
         self.interrupted = False
@@ -191,6 +200,7 @@ class Evaluation:
         self.unsaved: list[dict[str, Any]] = []
         self._thinking: set[Thinking] = set()
         self.file: RunFile | None = None
+        self.recording: Recording | None = None
         if out is not None:
             header = {
                 "model": model,
@@ -205,6 +215,12 @@ class Evaluation:
                 "versions": versions(),
             }
             self.file = RunFile(out, header, overwrite=overwrite)
+            if record is not None:
+                try:
+                    self.recording = self._start_recording(record, header, overwrite)
+                except BaseException:
+                    self.file.close()
+                    raise
         self._records = [] if self.file is None else list(self.file.records)
         self._done = {(record["policy"], record["id"]) for record in self._records}
 
@@ -250,6 +266,8 @@ class Evaluation:
             )
             for label, policy in self.policies.items()
         }
+        if self.recording is not None:
+            self.recording.begin()
         if self.file is not None:
             self.file.begin()
         try:
@@ -259,6 +277,22 @@ class Evaluation:
                 self._wait(self._run(thinkers, concurrency, guarded))
         finally:
             self.complaint = self.complaint or guarded.complaint
+
+    def seal(self, progress: Callable[[int, int], object] | None = None) -> None:
+        """Makes the recording's trace file, where all its questions are finished.
+
+        To be called when `run` has returned; where it fails, `failure` says why, and nothing that
+        was finished is lost.
+
+        Args:
+            progress: told how many questions are written, from 0, and of how many.
+        """
+        if self.recording is None or self.missing(self._recorded):
+            return
+        try:
+            self.recording.seal(progress)
+        except DeepConfError as error:
+            self._fail(error)
 
     def interrupt(self) -> None:
         """Aborts what is being generated, from any thread; `run` then returns."""
@@ -297,9 +331,27 @@ class Evaluation:
         return error
 
     def close(self) -> None:
-        """Closes the run file."""
+        """Closes the run file and the recording."""
         if self.file is not None:
             self.file.close()
+        if self.recording is not None:
+            self.recording.close()
+
+    def _start_recording(
+        self, path: str | Path, header: Mapping[str, Any], overwrite: bool
+    ) -> Recording:
+        assert self.file is not None, "the run file says what is finished"
+        label = self._recorded
+        assert label is not None, "one policy is recorded"
+        sampling = header["settings"].get("sampling", {})
+        sampling = sampling if isinstance(sampling, Mapping) else None
+        return Recording(
+            path,
+            {**{key: header[key] for key in header if key != "policies"}, "recorded_policy": label},
+            trace_settings(self.model, self.policies[label], sampling),
+            finished=[record["id"] for record in self.file.records if record["policy"] == label],
+            overwrite=overwrite,
+        )
 
     def _wait(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs it on a thread of its own: this one may have an event loop, as in notebooks."""
@@ -325,6 +377,7 @@ class Evaluation:
     async def _run(
         self, thinkers: Mapping[str, DeepThink], concurrency: int, progress: Progress
     ) -> None:
+        saving = asyncio.Lock()
         for label, think in thinkers.items():
             missing = self.missing(label)
             if not missing or self._halt:
@@ -337,13 +390,15 @@ class Evaluation:
                 for label, question in queue:
                     if self._halt:
                         return
-                    record = await self._ask(think, label, question)
+                    record = await self._ask(think, label, question, saving)
                     if record is not None:
                         progress.question(record)
 
             await asyncio.gather(*(work() for _ in range(min(concurrency, len(missing)))))
 
-    async def _ask(self, think: DeepThink, label: str, question: Question) -> dict[str, Any] | None:
+    async def _ask(
+        self, think: DeepThink, label: str, question: Question, saving: asyncio.Lock
+    ) -> dict[str, Any] | None:
         """One question from its prompt to its line in the file; None if it came to nothing."""
         started = time.time()
         where = f"question {question.id!r}, policy {label}"
@@ -369,7 +424,9 @@ class Evaluation:
         )
         if self.file is not None:
             try:
-                await asyncio.to_thread(self.file.append, record)
+                # One at a time, so that a kill leaves no more than one in the recording only.
+                async with saving:
+                    await asyncio.to_thread(self._save, record, result)
             except RunFileError as error:
                 self.unsaved.append(record)
                 if len(self.unsaved) == 1:
@@ -379,6 +436,21 @@ class Evaluation:
         self._records.append(record)
         self._done.add((label, question.id))
         return record
+
+    def _save(self, record: dict[str, Any], result: Result) -> None:
+        """Its traces to the recording, and then its line to the run file."""
+        assert self.file is not None, "there is a run file"
+        recording = self.recording if record["policy"] == self._recorded else None
+        if recording is None:
+            self.file.append(record)
+            return
+        correct = [trace["correct"] for trace in record["result"]["traces"]]
+        recording.append(record["id"], result, correct, record["gold"])
+        try:
+            self.file.append(record)
+        except BaseException:
+            recording.take_back()
+            raise
 
     async def _think(self, think: DeepThink, prompt: Any) -> Result:
         thinking = think.start(prompt)
@@ -437,6 +509,7 @@ def evaluate(
     max_failed: float = 0.1,
     overwrite: bool = False,
     progress: Progress | None = None,
+    record: str | Path | None = None,
 ) -> Report:
     """Asks every question under every policy, and reports accuracy, tokens and time.
 
@@ -455,16 +528,19 @@ def evaluate(
         suffix: appended to every question, see `deepconf.questions.posed`.
         max_failed: the share of a question's traces that may fail, in [0, 1). With more of them
             the question is not saved, and is asked again when the run is carried on.
-        overwrite: starts the run file anew.
+        overwrite: starts the run file anew, and the recording with it.
         progress: told how it goes.
+        record: a trace file (`.parquet`, `.arrow` or `.feather`) for all traces of the only policy,
+            or of the only offline one. Until every question is finished it is `RECORD.part`, which
+            `read_traces` reads as well. Must be on from the first question, and needs `out`.
 
     Returns:
         The report.
 
     Raises:
         InvalidInput: questions or policies are wrong, or the engine cannot give what they ask for.
-        MissingExtra: `math=True` and math-verify is not installed.
-        RunFileError: the run file cannot be used.
+        MissingExtra: `math=True` and math-verify is not installed; `record` and pyarrow is not.
+        RunFileError: the run file or the recording cannot be used.
         IncompleteRun: it could not go on, or left out a question; `report` is of what is finished,
             `__cause__` says why.
     """
@@ -475,7 +551,7 @@ def evaluate(
         policies,
         model=engine.model,
         out=out,
-        settings=_settings(engine, sampling),
+        settings=settings_of(engine, sampling),
         sampling=sampling,
         limit=limit,
         answer=answer,
@@ -484,9 +560,11 @@ def evaluate(
         suffix=suffix,
         max_failed=max_failed,
         overwrite=overwrite,
+        record=record,
     )
     try:
         evaluation.run(engine, concurrency=concurrency, progress=progress)
+        evaluation.seal()
     finally:
         evaluation.close()
     if (stopped := evaluation.incomplete()) is not None:
@@ -497,16 +575,38 @@ def evaluate(
     return report
 
 
-def _settings(engine: Engine, sampling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the engine says that results depend on; its sampling parameters where it says nothing.
-
-    Engines of others may be written after an older protocol.
-    """
-    if hasattr(engine, "settings"):
-        return engine.settings(sampling)
-    own = getattr(engine, "sampling", None)
-    merged = {**(own if isinstance(own, Mapping) else {}), **(sampling or {})}
-    return {"sampling": merged} if merged else {}
+def _recorded(
+    path: str | Path,
+    out: str | Path | None,
+    policies: Mapping[str, Policy],
+    questions: Sequence[Question],
+) -> str:
+    """Whose traces are recorded."""
+    if not isinstance(path, str | Path):
+        raise InvalidType(f"record={path!r}: must be a path")
+    if "\0" in str(path):
+        raise InvalidInput(f"record={str(path)!r}: is no path")
+    if out is None:
+        raise InvalidInput(
+            f"record={str(path)!r} needs out, a run file: it says which questions are finished"
+        )
+    target = Path(path).expanduser()
+    check_target(target, f"record={str(path)!r}")
+    if Path(out).expanduser().absolute() in (target.absolute(), journal_of(target).absolute()):
+        raise InvalidInput(f"record={str(path)!r} and out={str(out)!r}: must be two files")
+    for question in questions:
+        try:
+            question.id.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"the id {question.id!r} cannot be recorded: {error}") from error
+    offline = [label for label, policy in policies.items() if policy.mode == "offline"]
+    if len(policies) > 1 and len(offline) != 1:
+        raise InvalidInput(
+            f"record={str(path)!r}: of several policies the offline one is recorded, whose traces "
+            f"are all complete, and {len(offline)} of {', '.join(policies)} are offline: ask for "
+            "one policy, or for one offline policy among others"
+        )
+    return (offline if len(policies) > 1 else list(policies))[0]
 
 
 def _answer_name(answer: Any) -> str:

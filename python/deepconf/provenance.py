@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import platform
 import re
 import types
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from deepconf._core import __version__
+from deepconf._core import Policy, __version__
 from deepconf.errors import InvalidInput
+from deepconf.traces import FORMAT
 
-__all__ = ["code_name", "fingerprint", "versions"]
+__all__ = ["code_name", "fingerprint", "trace_settings", "versions"]
 
 _PLAIN = str | bytes | int | float | complex | None | types.EllipsisType
 
@@ -53,6 +56,34 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+def trace_settings(
+    model: str, policy: Policy, sampling: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """How traces came to be, as the schema of a trace file says it.
+
+    Args:
+        model: its name or folder.
+        policy: what they were generated under.
+        sampling: the sampling parameters, as JSON values; None where nobody knows.
+    """
+    found = {
+        "format": FORMAT,
+        "model": model,
+        "k": policy.top_logprobs,
+        "entries": policy.entries,
+        "window": policy.window,
+        "seed": policy.seed,
+        "policy": policy.as_dict(),
+        "versions": versions(),
+    }
+    if sampling is not None:
+        found["sampling"] = dict(sampling)
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in found.items()
+    }
 
 
 def code_name(function: Any) -> str:

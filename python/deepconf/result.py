@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "Timing", "Tokens", "Trace"]
 
+# Texts that become Arrow's at a time.
+_PIECE = 16
+
 Question = str | Sequence[Mapping[str, Any]]
 
 
@@ -46,6 +49,8 @@ class Trace:
     """Whether its answer counted."""
     error: str | None
     """What went wrong with it, if anything did."""
+    finish_order: int | None = None
+    """How many traces of the run had ended before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,8 @@ class Result:
     model: str
     warnings: tuple[str, ...] = ()
     """What was not as it should be; each is warned of as well."""
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    """How the traces came to be, as the schema of a trace file says it."""
 
     def __repr__(self) -> str:
         """One line."""
@@ -155,16 +161,23 @@ class Result:
         }
 
     def to_arrow(
-        self, question_id: str = "", correct: Sequence[bool | None] | None = None
+        self,
+        question_id: str = "",
+        correct: Sequence[bool | None] | None = None,
+        *,
+        gold: str | None = None,
     ) -> pa.Table:
-        """The traces as an Arrow table, one row a trace, settings in the schema's metadata.
+        """The traces as an Arrow table in the columns of `deepconf.traces.schema`, one row a trace.
+
+        The schema's metadata has the settings. Copies 4 bytes a token, and the texts.
 
         Args:
             question_id: goes into every row.
             correct: `[traces]`, whether each is right, if known.
+            gold: the right answer, if known; goes into every row.
 
         Raises:
-            InvalidInput: `correct` has another length.
+            InvalidInput: `correct` has another length, or there are 2^31 tokens or more.
             MissingExtra: pyarrow is not installed.
         """
         from deepconf.traces import schema
@@ -177,25 +190,53 @@ class Result:
             raise InvalidInput(
                 f"correct has {len(correct)} entries and there are {len(traces)} traces"
             )
-        return pa.table(
-            {
-                "question_id": [question_id] * len(traces),
-                "trace": [trace.trace for trace in traces],
-                "answer": [trace.answer for trace in traces],
-                "status": [trace.status for trace in traces],
-                "num_tokens": [trace.num_tokens for trace in traces],
-                "confidence": [trace.confidence for trace in traces],
-                "text": [trace.text for trace in traces],
-                "correct": [None] * len(traces) if correct is None else list(correct),
-                "seed": [trace.seed for trace in traces],
-                "stop_token": [trace.stop_token for trace in traces],
-                "voted": [trace.voted for trace in traces],
-                "error": [trace.error for trace in traces],
-                "gold": [None] * len(traces),
-                "finish_order": [None] * len(traces),
-            },
-            schema=columns.with_metadata(self.metadata),
-        )
+        table: dict[str, Any] = {
+            "question_id": _strings([question_id] * len(traces)),
+            "trace": [trace.trace for trace in traces],
+            "answer": _strings([trace.answer for trace in traces]),
+            "status": [trace.status for trace in traces],
+            "num_tokens": [trace.num_tokens for trace in traces],
+            "confidence": _lists([trace.confidence for trace in traces]),
+            "text": _strings([trace.text for trace in traces]),
+            "correct": [None] * len(traces) if correct is None else list(correct),
+            "seed": [trace.seed for trace in traces],
+            "stop_token": [trace.stop_token for trace in traces],
+            "voted": [trace.voted for trace in traces],
+            "error": _strings([trace.error for trace in traces]),
+            "gold": _strings([gold] * len(traces)),
+            "finish_order": [trace.finish_order for trace in traces],
+        }
+        return pa.table(table, schema=columns.with_metadata(self.metadata))
+
+
+def _lists(arrays: Sequence[NDArray[np.float32]]) -> pa.ListArray:
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+    if ends[-1] > np.iinfo(np.int32).max:
+        raise InvalidInput(f"the traces have {ends[-1]} tokens: must be below 2^31 in one table")
+    values = np.concatenate([np.empty(0, np.float32), *arrays])
+    return pa.ListArray.from_arrays(ends.astype(np.int32), values)
+
+
+def _strings(values: Sequence[str | None]) -> pa.Array | pa.ChunkedArray:
+    """Half of a surrogate pair, which is no text, becomes a question mark: no trace is lost.
+
+    Piece by piece, since each of them holds the interpreter up.
+    """
+    import pyarrow as pa
+
+    pieces = [pa.array([], pa.string())]
+    for start in range(0, len(values), _PIECE):
+        some = values[start : start + _PIECE]
+        try:
+            pieces.append(pa.array(some, pa.string()))
+        except UnicodeEncodeError:
+            plain = [None if v is None else v.encode(errors="replace").decode() for v in some]
+            pieces.append(pa.array(plain, pa.string()))
+    if sum(piece.nbytes for piece in pieces) > np.iinfo(np.int32).max:
+        return pa.chunked_array(pieces, pa.string())
+    return pa.concat_arrays(pieces)
 
 
 def _trace_summary(trace: Trace) -> dict[str, Any]:

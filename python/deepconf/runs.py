@@ -7,20 +7,15 @@ was working on and no others. Opening the file again carries on.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import stat
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from deepconf.errors import InvalidInput, MissingExtra, RunFileError
+from deepconf._locked import LockedFile
+from deepconf.errors import InvalidInput, RunFileError
 
-__all__ = ["FORMAT", "RunFile"]
+__all__ = ["FORMAT", "RunFile", "differing"]
 
 FORMAT = 2
 """The number in the first line, `{"deepconf_run": 2, ...}`."""
@@ -28,18 +23,11 @@ FORMAT = 2
 _START = b'{"deepconf_run": '
 # What a first line may say otherwise without the results being another run's.
 _FREE = ("deepconf_run", "versions", "policies")
-# A child that is forked while a file is open must not hold its lock when this process is gone.
-_OPEN: weakref.WeakSet[RunFile] = weakref.WeakSet()
 _ADVICE = "choose another --out, or --overwrite"
-# What `flock` says where there are no such locks; anything else is a fault.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
-class RunFile:
+class RunFile(LockedFile):
     """A run file, open for reading and appending, locked against other processes.
-
-    On a file system without locks a file beside it, `PATH.lock`, says who is writing; one that was
-    left by a process of this machine that is gone counts for nothing.
 
     Args:
         path: where it is or is to be; missing folders are made.
@@ -62,15 +50,12 @@ class RunFile:
     def __init__(
         self, path: str | Path, header: Mapping[str, Any], *, overwrite: bool = False
     ) -> None:
-        self.path = Path(path).expanduser()
         self.header = dict(header)
         _check_json(self.header)
         self.records: list[dict[str, Any]] = []
         self.torn = 0
         self._anew = False
-        self._lock_file: Any = None
-        self._fd = self._open()
-        _OPEN.add(self)
+        super().__init__(path, "run file", "--out")
         try:
             self._take_up(overwrite)
         except BaseException:
@@ -84,8 +69,8 @@ class RunFile:
             RunFileError: it cannot be written.
         """
         if self._anew:
-            self._truncate(0)
-            self._write({"deepconf_run": FORMAT, **self.header})
+            self.truncate(0)
+            self.write(_line({"deepconf_run": FORMAT, **self.header}))
             self._anew = False
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -95,83 +80,11 @@ class RunFile:
             RunFileError: it could not be written; the file is then as it was.
         """
         self.begin()
-        self._write(record)
+        self.write(_line(record))
         self.records.append(dict(record))
-
-    def close(self) -> None:
-        """Closes the file and lets go of the lock."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if self._lock_file is not None:
-            self._lock_file.release()
-            self._lock_file = None
 
     def __enter__(self) -> RunFile:
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.path, flags, 0o666)
-        except OSError as error:
-            raise self._error("cannot be opened", error) from error
-        try:
-            self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
-            self._lock(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def _lock(self, fd: int) -> None:
-        try:
-            import fcntl
-        except ImportError:  # No advisory locks on this platform.
-            self._lock_beside()
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise self._taken() from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise self._error("cannot be locked", error) from error
-            if self._regular:
-                self._lock_beside()
-
-    def _lock_beside(self) -> None:
-        """Locks by a file that says who we are, where the file system has no locks."""
-        try:
-            from filelock import SoftFileLock, Timeout
-        except ImportError as error:
-            raise MissingExtra("cli", "filelock") from error
-        beside = f"{self.path}.lock"
-        lock = SoftFileLock(beside, timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise self._taken(
-                f" ({' '.join(str(error).split())} If that process is gone, delete {beside})"
-            ) from error
-        except OSError as error:
-            raise self._error("cannot be locked", error) from error
-        self._lock_file = lock
-
-    def _taken(self, more: str = "") -> RunFileError:
-        return RunFileError(
-            f"{self.path}: another process is writing this run file{more}: wait for it, or choose "
-            f"another --out"
-        )
 
     def _take_up(self, overwrite: bool) -> None:
         """Reads what is there, or writes the first line."""
@@ -204,14 +117,14 @@ class RunFile:
         self._check(parsed[0], parsed[1:])
         self.records = parsed[1:]
         if self.torn:
-            self._truncate(whole)
+            self.truncate(whole)
 
     def _read(self) -> bytes:
         try:
             with open(self.path, "rb") as file:
                 return file.read()
         except OSError as error:
-            raise self._error("cannot be read", error) from error
+            raise self.error("cannot be read", error) from error
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -224,12 +137,7 @@ class RunFile:
 
     def _check(self, found: dict[str, Any], records: list[dict[str, Any]]) -> None:
         wanted = json.loads(json.dumps(self.header))
-        theirs, ours = dict(found), dict(wanted)
-        _same_weights(theirs, ours)
-        for free in _FREE:
-            theirs.pop(free, None)
-            ours.pop(free, None)
-        differences = _differences(theirs, ours)
+        differences = differing(found, wanted)
         there = found.get("policies") or {}
         if not isinstance(there, dict):
             raise self._damaged(1, "its policies are not a JSON object")
@@ -245,31 +153,6 @@ class RunFile:
                 f"{self.path} holds another run ({'; '.join(differences)}): {_ADVICE}"
             )
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record).encode() + b"\n"
-        before = os.fstat(self._fd).st_size
-        try:
-            written = os.write(self._fd, line)
-            if written != len(line):
-                raise OSError(f"only {written} of {len(line)} bytes could be written")
-            if self._regular:
-                os.fsync(self._fd)
-        except OSError as error:
-            with contextlib.suppress(RunFileError):
-                self._truncate(before)
-            raise self._error("cannot be written", error) from error
-
-    def _truncate(self, size: int) -> None:
-        if not self._regular:
-            return
-        try:
-            os.ftruncate(self._fd, size)
-        except OSError as error:
-            raise self._error("cannot be written", error) from error
-
-    def _error(self, what: str, error: OSError) -> RunFileError:
-        return RunFileError(f"{self.path}: {what}: {error.strerror or error}")
-
     def _damaged(self, number: int, why: str) -> RunFileError:
         return RunFileError(
             f"{self.path}, line {number}: damaged ({why}); a line cut short at the end would have "
@@ -277,14 +160,23 @@ class RunFile:
         )
 
 
-def _close_after_fork() -> None:
-    for file in list(_OPEN):
-        file._lock_file = None  # It is the parent's, who has not let go of it.
-        file.close()
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], name: str = "") -> list[str]:
+    """What tells two headers apart, or two policies, each as words that begin with `name`.
+
+    The policies in two headers are not looked at.
+    """
+    theirs, ours = dict(theirs), dict(ours)
+    mark = theirs.get("model_fingerprint")
+    # A model whose files are the same is the same model, wherever it stands.
+    same_weights = mark is not None and mark == ours.get("model_fingerprint")
+    for free in (*_FREE, "model") if same_weights else _FREE:
+        theirs.pop(free, None)
+        ours.pop(free, None)
+    return _differences(theirs, ours, name)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_after_fork)
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def _check_json(value: Any, name: str = "") -> None:
@@ -301,14 +193,6 @@ def _check_json(value: Any, name: str = "") -> None:
         raise InvalidInput(
             f"{name} is {value!r}: must be a JSON value, since the run file says what was run"
         )
-
-
-def _same_weights(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """A model whose files are the same is the same model, wherever it stands."""
-    mark = theirs.get("model_fingerprint")
-    if mark is not None and mark == ours.get("model_fingerprint"):
-        for header in (theirs, ours):
-            header.pop("model", None)
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:

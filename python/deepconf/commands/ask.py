@@ -20,11 +20,13 @@ from deepconf.errors import (
     EngineDied,
     Interrupted,
     InvalidInput,
-    MissingExtra,
-    RunFileError,
+    TraceFileError,
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deepconf.evaluate import Evaluation
     from deepconf.result import Result
 
 
@@ -50,7 +52,10 @@ def think(
             show_default=False,
         ),
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Save the traces to this Parquet file.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Save the traces to this file: .parquet, .arrow or .feather."),
+    ] = None,
 ) -> None:
     """Answers one question by many traces, and shows how they voted.
 
@@ -69,7 +74,7 @@ def think(
         prompt = posed(question, system=options.system, suffix=options.suffix)
         if save is not None:
             save = save.expanduser()
-            _check_target(save)
+            _check_save(save)
         [(label, chosen)] = setup.policies.items()
         failure: EngineDied | Interrupted | None = None
         with setup.start(err) as engine:
@@ -102,24 +107,23 @@ def _math(options: o.Common) -> Literal["auto"] | bool:
     return "auto" if options.math is None else options.math
 
 
-def _check_target(path: Path) -> None:
+def _check_save(path: Path) -> None:
     """Before hours are spent: whether a trace file can be written there."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("arrow", "pyarrow") from error
-    if path.is_dir() or not path.parent.is_dir():
-        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise RunFileError(f"{path}: cannot be written: {why}")
+    from deepconf.recording import check_target
+    from deepconf.traces import schema
+
+    schema()  # Says at once when pyarrow is missing.
+    check_target(path, f"--save {path}")
+    if not path.parent.is_dir():
+        raise TraceFileError(f"{path}: cannot be written: there is no folder {path.parent}")
 
 
 def _save(path: Path, result: Result) -> None:
-    import pyarrow.parquet as pq
+    from deepconf.traces import TraceWriter
 
-    try:
-        pq.write_table(result.to_arrow(), path, compression="zstd")
-    except OSError as error:
-        raise RunFileError(f"{path}: cannot be written: {error}") from error
+    table = result.to_arrow()
+    with TraceWriter(path, schema=table.schema) as out:
+        out.write(table)
 
 
 @app.command("eval")
@@ -152,8 +156,15 @@ def evaluate(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start the run file anew.")
+        bool, typer.Option("--overwrite", help="Start the run file anew, and the recording.")
     ] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep every trace of the only policy, or of the only offline one, in this trace "
+            "file: .parquet, .arrow or .feather. Until all is finished it is RECORD.part."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="The first so many questions only.")] = None,
     concurrency: Annotated[int, typer.Option(help="How many questions are asked at once.")] = 4,
     max_failed: Annotated[
@@ -189,15 +200,17 @@ def evaluate(
             suffix=options.suffix,
             max_failed=max_failed,
             overwrite=overwrite,
+            record=record,
         )
         stack.callback(evaluation.close)
+        running = stack.enter_context(contextlib.ExitStack())
         missing = len(evaluation.missing())
         there = len(evaluation.questions) * len(setup.policies) - missing
         if there:
             err.print(f"{target}: {there} finished, {missing} to do", soft_wrap=True)
         try:
             if missing:
-                engine = stack.enter_context(setup.start(err))
+                engine = running.enter_context(setup.start(err))
                 with _render.Watch(err, "questions") as watch:
                     evaluation.run(engine, concurrency=concurrency, progress=watch)
         finally:
@@ -207,8 +220,31 @@ def evaluate(
             elif report.records:
                 _render.show_report(console, report)
             stdout.flush()
+        running.close()  # Others may have the GPUs while the trace file is written.
+        _seal(err, evaluation)
         if (stopped := evaluation.incomplete()) is not None:
             raise stopped
+
+
+def _seal(err: Console, evaluation: Evaluation) -> None:
+    """Makes the trace file of a recording that is complete, and says where the traces are."""
+    from deepconf import _render
+
+    recording = evaluation.recording
+    if recording is None:
+        return
+    with _render.Watch(err, "questions") as watch:
+
+        def progress(done: int, total: int) -> None:
+            if done == 0:
+                watch.policy(f"writing {recording.path.name}", done, total)
+            else:
+                watch.question({})
+
+        evaluation.seal(progress)
+    if recording.questions:
+        where, count = recording.where, len(recording.questions)
+        err.print(f"{where}: the traces of {count} questions", soft_wrap=True)
 
 
 def _stem(model: str) -> str:

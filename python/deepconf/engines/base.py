@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from deepconf.errors import EngineError, InvalidInput, InvalidType
 
-__all__ = ["ENGINE_THREADS", "Chunk", "Engine", "Signal", "as_messages", "result_of"]
+__all__ = [
+    "ENGINE_THREADS",
+    "Chunk",
+    "Engine",
+    "Signal",
+    "as_messages",
+    "result_of",
+    "settings_of",
+]
 
 T = TypeVar("T")
 
@@ -130,6 +138,18 @@ class Engine(Protocol):
     def __exit__(self, *_: object) -> None:
         """Closes it."""
         ...
+
+
+def settings_of(engine: Engine, sampling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the engine says that results depend on; its sampling parameters where it says nothing.
+
+    Engines of others may be written after an older protocol.
+    """
+    if hasattr(engine, "settings"):
+        return engine.settings(sampling)
+    own = getattr(engine, "sampling", None)
+    merged = {**(own if isinstance(own, Mapping) else {}), **(sampling or {})}
+    return {"sampling": merged} if merged else {}
 
 
 def result_of(future: Future[T], timeout: float | None = None) -> T:

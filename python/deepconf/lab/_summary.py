@@ -215,17 +215,17 @@ def _closing(rows: list[PolicyRow], gold: bool) -> str:
     )
     at = "at the same tokens"
     if equal.beyond == "above":
-        at = "at the whole budget, which costs fewer tokens"
+        at = "at the whole budget, which costs fewer tokens,"
     elif equal.beyond == "below":
-        at = "at its smallest budget, which costs more tokens"
+        at = "at its smallest budget, which costs more tokens,"
     if not found.value:
         said = f"{VARIANTS[name]} {at} is as good as {which}: {figures}"
+    elif not found.clear:
+        said = f"{which} cannot be told apart here from {VARIANTS[name]} {at}: {figures}"
     elif found.value < 0:
         said = f"{VARIANTS[name]} {at} is better here than {which}: {figures}"
     else:
         said = f"{which} is better here than {VARIANTS[name]} {at}: {figures}"
-    if found.value and not found.clear:
-        said += "; the difference is within chance"
     return f"{what}: {said}."
 
 

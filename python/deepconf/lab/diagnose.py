@@ -348,8 +348,9 @@ def _notes(scored: Scored) -> list[str]:
     unmarked = int((scored.known[scored.question] & (scored.correct < 0)).sum())
     if unmarked:
         notes.append(
-            f"{unmarked} traces have an answer that nothing marks, in questions that have marks: "
-            f"they are left out where right and wrong are compared"
+            f"{unmarked} {'trace has' if unmarked == 1 else 'traces have'} an answer that nothing "
+            f"marks, in questions that have marks: left out where right and wrong are compared, "
+            f"and no right candidate"
         )
     return notes
 
@@ -361,13 +362,15 @@ def _closing(separation: Mapping[str, Separation], answers: Answers, armed: floa
             f"No answers are known, so whether confidence tells right from wrong is not known "
             f"either; the leading answer has {answers.agreement:.0%} of the votes."
         )
-    reach = (
-        f"{answers.within_reach} of {answers.majority_wrong} questions that the majority misses "
-        f"have a right answer among the candidates"
-    )
+    reach = "the majority misses no question"
+    if answers.majority_wrong:
+        reach = (
+            f"of {answers.majority_wrong} questions that the majority misses, "
+            f"{answers.within_reach} have a right answer among the candidates"
+        )
     inside = {name: found.within for name, found in separation.items() if found.within is not None}
     if not inside:
-        return "In no question are there right and wrong traces, so there is nothing to tell apart."
+        return "No question has right traces beside wrong ones, so there is nothing to tell apart."
     name, best = max(inside.items(), key=lambda item: item[1].value)
     figure = f"{name.replace('_', ' ')}, AUROC {best.value:.2f} within questions"
     if best.low is not None and best.high is not None:

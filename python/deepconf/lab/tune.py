@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +22,11 @@ from deepconf._statistics import (
     paired,
     per_question,
 )
-from deepconf.errors import InvalidInput, RunFileError
+from deepconf.errors import InvalidInput
 from deepconf.lab._goal import Condition, Metric, parse
 from deepconf.lab._summary import VARIANTS, Equal, difference_in_words, equal_tokens, ratio
 from deepconf.lab.diagnose import Diagnosis, diagnose
-from deepconf.lab.replay import Pool, Replay, ShortPools, replay
+from deepconf.lab.replay import MOST_RUNS, Pool, Replay, ShortPools, replay
 
 __all__ = ["Choice", "Tuning", "tune"]
 
@@ -109,29 +107,13 @@ class Tuning:
     def save(self, path: str | os.PathLike[str], name: str = "tuned") -> None:
         """Writes the policy to a settings file, as one of its `policies`, and chooses it there.
 
-        What else the file holds stays. A file that is killed while it is written is the old one.
+        What else the file holds stays.
 
         Raises:
-            InvalidInput: `name` is that of a preset, or the file there is no settings file.
+            InvalidInput: `name` is that of a preset, or the file that is there is none of settings.
             RunFileError: it cannot be written.
         """
-        target = Path(path).expanduser()
-        content = _check_target(target, name)
-        policies = content.setdefault("policies", {})
-        defaults = _settings.read(target).policy if content != {"policies": {}} else {}
-        policies[name] = _settings.describe(self.policy, defaults)
-        content["policy"] = name
-        part = target.with_name(f"{target.name}.part")
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        except OSError as error:
-            with suppress(OSError):
-                part.unlink()
-            raise RunFileError(f"{target}: cannot be written: {error}") from error
+        _settings.store(Path(path), name, self.policy)
 
 
 def _plain(value: Any) -> Any:
@@ -142,20 +124,6 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return value
-
-
-def _check_target(target: Path, name: str) -> dict[str, Any]:
-    """The content of the settings file that is there, or nothing."""
-    if name in Policy.presets():
-        raise InvalidInput(f"name={name!r}: is the name of a preset: choose another")
-    if target.is_dir() or not target.parent.is_dir():
-        why = "it is a folder" if target.is_dir() else f"there is no folder {target.parent}"
-        raise RunFileError(f"{target}: cannot be written: {why}")
-    if not target.exists():
-        return {}
-    _settings.read(target)  # Says what is wrong with it.
-    found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-    return found
 
 
 def tune(
@@ -195,14 +163,14 @@ def tune(
         maximise: or what is to be highest.
         folds: into how many parts the questions are divided, at least 2; as many as there are
             questions at the most.
-        repeats: of the played.
+        repeats: of the replay.
         seed: of the replay, and of how the questions are divided.
-        lag: of the played.
-        short_pools: of the played.
+        lag: of the replay.
+        short_pools: of the replay.
         out: a settings file to write the policy to, for `think` and `eval`.
         name: what the policy is called there.
         diagnosis: of these traces; by default it is made where they can be read twice.
-        progress: of the played.
+        progress: of the replay.
 
     Raises:
         InvalidInput: the goal means nothing, there is no candidate, or fewer than two questions.
@@ -212,7 +180,7 @@ def tune(
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < _FEW:
         raise InvalidInput(f"folds={folds!r}: must be a whole number of at least {_FEW}")
     if out is not None:
-        _check_target(Path(out).expanduser(), name)
+        _settings.check_target(Path(out), name)
 
     def watch(what: str) -> Callable[[int, int], None] | None:
         return None if progress is None else functools.partial(progress, what)
@@ -222,6 +190,7 @@ def tune(
     else:
         pool = traces
         if not isinstance(traces, Pool):
+            _check_size(len(policies or ()), repeats)
             pool = Pool.read(traces, policies or (), progress=watch("reading traces"))
         played = replay(
             pool,
@@ -261,6 +230,15 @@ def _objective(minimise: str | None, maximise: str | None) -> Metric:
     if minimise is not None and minimise not in ("tokens", "steps"):
         raise InvalidInput(f"minimise={minimise!r}: must be 'tokens' or 'steps'")
     return "accuracy" if maximise else "steps" if minimise == "steps" else "tokens"
+
+
+def _check_size(policies: int, repeats: int | None) -> None:
+    """Before hours of reading: whether that many could be replayed on a single question."""
+    if isinstance(repeats, int) and (count := policies * repeats) > MOST_RUNS:
+        raise InvalidInput(
+            f"{policies:,} policies and {repeats:,} repeats are {count:,} runs of each question: "
+            f"narrow the grid (at the most {MOST_RUNS:,} in all)"
+        )
 
 
 def _readable(traces: Any) -> bool:
@@ -390,10 +368,8 @@ def _majorities(played: Replay) -> _Candidates:
         [f"{VARIANTS[variant]}, budget={budget}" for variant, budget in variants],
         policy,
         {
-            "accuracy": np.concatenate(
-                [frontier.correct[kind] for kind in ("consensus", "majority")]
-            ),
-            "tokens": np.concatenate([frontier.tokens[kind] for kind in ("consensus", "majority")]),
+            "accuracy": np.concatenate([frontier.correct[kind] for kind in kinds]),
+            "tokens": np.concatenate([frontier.tokens[kind] for kind in kinds]),
         },
     )
 
@@ -492,10 +468,11 @@ def _closing(found: Tuning, chosen: Choice) -> str:
     full = found.full["tokens"]
     what = "accuracy" if found.gold else "agreement"
     better = "majority is the better choice here: " if found.majority_is_better else ""
-    share = f" for {ratio(chosen.tokens.value / full)} of its tokens" if full else ""
+    share = f"{ratio(chosen.tokens.value / full)} of " if full else ""
+    plain, other = ratio(found.full["accuracy"]), found.confidence
     return (
         f"{better}{chosen.label} has {ratio(chosen.accuracy.value)} {what} on questions it was not "
-        f"chosen on, the full budget {ratio(found.full['accuracy'])},{share}; at the tokens of "
-        f"{found.confidence.label}, {VARIANTS[variant]} has {ratio(equal.accuracy)} against "
-        f"{ratio(found.confidence.accuracy.value)} ({difference_in_words(equal.difference)})."
+        f"chosen on, for {share}the tokens of the full budget, whose majority has {plain}; at the "
+        f"tokens of {other.label}, {VARIANTS[variant]} has {ratio(equal.accuracy)} against "
+        f"{ratio(other.accuracy.value)} ({difference_in_words(equal.difference)})."
     )

@@ -90,6 +90,12 @@ pub fn mean(sum: i128, count: u64) -> f64 {
     sum as f64 / count as f64 / SCALE
 }
 
+/// [`mean`] of a sum that fits 64 bits: the same bits, for less.
+#[inline(always)]
+pub(crate) fn mean_narrow(sum: i64, count: u64) -> f64 {
+    sum as f64 / count as f64 / SCALE
+}
+
 /// `x` rounded to `decimals` places, ties to even, as NumPy rounds.
 #[inline(always)]
 #[must_use]

@@ -105,7 +105,13 @@ impl<'a, T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes> Groups<'a, T, F, L> {
         let (Some(leaving), Some(entering)) =
             (leaving.first_chunk::<BLOCK>(), entering.first_chunk::<BLOCK>())
         else {
-            return self.read_in_order(block, sums);
+            let mut sum = self.starts[block][0];
+            sums[0] = sum;
+            for ((at, &entering), &leaving) in sums[1..].iter_mut().zip(entering).zip(leaving) {
+                sum = sum.wrapping_add(quanta(entering).wrapping_sub(quanta(leaving)));
+                *at = sum;
+            }
+            return &sums[..self.len - start];
         };
         let mut changes = [[0; STEP]; STEPS];
         for (i, change) in changes.as_flattened_mut().iter_mut().enumerate() {
@@ -115,20 +121,16 @@ impl<'a, T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes> Groups<'a, T, F, L> {
         sums
     }
 
-    /// As [`read`](Self::read), in the order of the trace, one after the other.
+    /// Where in what [`read`](Self::read) gives of a block its n-th group is.
     #[inline(always)]
-    pub(crate) fn read_in_order<'b>(&self, block: usize, sums: &'b mut [i64; BLOCK]) -> &'b [i64] {
-        let quanta = |c: T| biased((self.door)(c));
-        let start = block * BLOCK;
-        let leaving = &self.values[start..];
-        let entering = &self.values[start + self.window..];
-        let mut sum = self.starts[block][0];
-        sums[0] = sum;
-        for ((at, &entering), &leaving) in sums[1..].iter_mut().zip(entering).zip(leaving) {
-            sum = sum.wrapping_add(quanta(entering).wrapping_sub(quanta(leaving)));
-            *at = sum;
-        }
-        &sums[..BLOCK.min(self.len - start)]
+    pub(crate) fn place(&self, block: usize, n: usize) -> usize {
+        if self.is_whole(block) { n % STEP * STEPS + n / STEP } else { n }
+    }
+
+    /// Whether a block has a successor, so that its steps are whole.
+    #[inline(always)]
+    fn is_whole(&self, block: usize) -> bool {
+        (block + 1) * BLOCK + self.window <= self.values.len()
     }
 
     /// How many groups there are.

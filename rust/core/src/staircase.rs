@@ -85,6 +85,16 @@ impl Staircase {
         Lows { tokens: &self.tokens[range.clone()], groups: &self.groups[range] }
     }
 
+    /// Adds a group if it is below `least`, the lowest of its trace so far.
+    #[inline(always)]
+    fn see(&mut self, token: u32, group: f64, least: &mut f64) {
+        if group < *least {
+            *least = group;
+            self.tokens.push(token);
+            self.groups.push(group);
+        }
+    }
+
     /// Adds the lows of other traces behind these.
     pub fn append(&mut self, mut other: Self) {
         self.tokens.append(&mut other.tokens);
@@ -121,16 +131,29 @@ pub(crate) fn of_groups<T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes>(
     window: usize,
     lows: &mut Staircase,
 ) {
-    let mut descent = Descent::new(window, lows);
     let mut sums = [0; BLOCK];
+    // Nothing branches on whether a group is a record, which is hard to guess.
+    let mut records = [(0_u32, 0_i64); BLOCK];
+    let (mut least, mut group) = (i64::MAX, f64::INFINITY);
     for (block, &low) in groups.lows().iter().enumerate() {
-        if i128::from(low) >= descent.sum {
+        if low >= least {
             continue;
         }
-        for (at, &sum) in groups.read_in_order(block, &mut sums).iter().enumerate() {
-            descent.see(block * BLOCK + at, sum.into());
+        let sums = groups.read(block, &mut sums);
+        if sums.iter().fold(i64::MAX, |low, &sum| low.min(sum)) >= least {
+            continue;
         }
-        if descent.sum <= lowest.into() {
+        let mut count = 0;
+        for n in 0..sums.len() {
+            let sum = sums[groups.place(block, n)];
+            records[count] = ((block * BLOCK + n + window - 1) as u32, sum);
+            count += usize::from(sum < least);
+            least = least.min(sum);
+        }
+        for &(token, sum) in &records[..count] {
+            lows.see(token, fixed::mean_narrow(sum, window as u64), &mut group);
+        }
+        if least <= lowest {
             break;
         }
     }
@@ -138,42 +161,12 @@ pub(crate) fn of_groups<T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes>(
 
 /// The plain way: appends the record lows of quantised tokens, in 128-bit sums.
 pub(crate) fn of_quantised(tokens: &[i64], window: usize, lows: &mut Staircase) {
-    let mut descent = Descent::new(window, lows);
-    let mut sum = 0;
+    let (mut sum, mut group) = (0, f64::INFINITY);
     for (token, &new) in tokens.iter().enumerate() {
         sum += i128::from(new);
-        if let Some(group) = (token + 1).checked_sub(window) {
-            descent.see(group, sum);
-            sum -= i128::from(tokens[group]);
-        }
-    }
-}
-
-/// Where the staircase has got to.
-struct Descent<'a> {
-    window: usize,
-    sum: i128,
-    group: f64,
-    lows: &'a mut Staircase,
-}
-
-impl<'a> Descent<'a> {
-    fn new(window: usize, lows: &'a mut Staircase) -> Self {
-        Self { window, sum: i128::MAX, group: f64::INFINITY, lows }
-    }
-
-    /// The sum of the group that begins at token `start`.
-    #[inline(always)]
-    fn see(&mut self, start: usize, sum: i128) {
-        if sum >= self.sum {
-            return;
-        }
-        self.sum = sum;
-        let group = fixed::mean(sum, self.window as u64);
-        if group < self.group {
-            self.group = group;
-            self.lows.tokens.push((start + self.window - 1) as u32);
-            self.lows.groups.push(group);
+        if let Some(old) = (token + 1).checked_sub(window) {
+            lows.see(token as u32, fixed::mean(sum, window as u64), &mut group);
+            sum -= i128::from(tokens[old]);
         }
     }
 }
