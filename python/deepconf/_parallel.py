@@ -24,10 +24,13 @@ R = TypeVar("R", bound=Sized)
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """How many cores this process may use, 16 at the most.
+
+    More would wait for the disk, and each takes memory.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return min(16, len(os.sched_getaffinity(0)))
+    return min(16, os.cpu_count() or 1)
 
 
 def in_order(

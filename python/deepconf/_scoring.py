@@ -10,13 +10,12 @@ from deepconf._core import Policy, Scores, score
 from deepconf._in_force import SCORING
 from deepconf._trace_schema import arrow
 from deepconf.errors import InvalidInput
+from deepconf.report import MEASURES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MEASURES", "score_schema", "scored", "scores_of"]
-
-MEASURES = ("mean", "lowest_group", "bottom_group", "tail")
+__all__ = ["score_schema", "scored", "scores_of"]
 
 
 def score_schema(traces: pa.Schema) -> pa.Schema:

@@ -22,7 +22,7 @@ __all__ = ["Source", "absent", "opened"]
 _IN_FOLDERS = (".parquet", ".arrow", ".feather", ".ipc")
 # Where no confidences are read, this many bytes of other columns count as a token.
 _BYTES = 8
-_BUFFER = 1 << 20
+_BUFFER = 1 << 18
 # Into so many parts an Arrow IPC file is divided, since each has to be opened.
 _PARTS = 256
 

@@ -103,7 +103,7 @@ def score_traces(
     Args:
         source: traces, as `read_traces` takes them.
         out: where to write, `.parquet`, `.arrow` or `.feather`.
-        threads: how many decode and score; None for one a core.
+        threads: how many decode and score; None for one a core, 16 at the most.
         overwrite: whether a file that is there may be replaced.
         progress: is told how many traces are done, and of how many.
         settings: `window`, `tail`, `bottom` and `decimals`, as `score` has them; by default as in
@@ -139,7 +139,7 @@ def score_traces(
 def _opened(source: Any, columns: list[str] | None, threads: int) -> TraceReader:
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise InvalidInput(f"threads={threads!r}: must be a whole number of at least 1")
-    tokens = min(2_000_000, max(250_000, _TOKENS // threads))
+    tokens = min(1_000_000, max(250_000, _TOKENS // threads))
     return read_traces(source, columns=columns, batch_tokens=tokens)
 
 
@@ -207,7 +207,7 @@ def vote_traces(
     Args:
         source: traces, as `read_traces` takes them, or what `score_traces` wrote.
         out: where to write, `.parquet`, `.arrow` or `.feather`.
-        threads: how many decode and score; None for one a core.
+        threads: how many decode and score; None for one a core, 16 at the most.
         overwrite: whether a file that is there may be replaced.
         progress: is told how many traces are done, and of how many.
         settings: `measure`, `weight`, `keep`, `min_ballots`, `max_weight` and `percentile_over`, as

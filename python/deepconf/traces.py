@@ -152,7 +152,7 @@ class TraceReader:
 
         Args:
             function: from a batch to something with an attribute `nbytes`.
-            threads: how many; None for one a core.
+            threads: how many; None for one a core, 16 at the most.
         """
         threads = cores() if threads is None else threads
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
