@@ -115,10 +115,22 @@ def made(
         tokens=dict.fromkeys(
             ("majority", "consensus"), np.outer(budget_tokens, np.ones(questions))
         ),
-        policies=dict.fromkeys(
-            ("majority", "consensus"),
-            [Policy.offline(**BASE | {"warmup": 0}, keep=1.0, weight="majority")] * 2,
-        ),
+        policies={
+            kind: [
+                Policy.offline(
+                    window=6,
+                    tail=8,
+                    budget=budget,
+                    keep=1.0,
+                    weight="majority",
+                    stop=stop,
+                    consensus=0.9,
+                    min_ballots=2,
+                )
+                for budget in (1, 16)
+            ]
+            for kind, stop in (("majority", "budget"), ("consensus", "consensus"))
+        },
         steps=dict.fromkeys(("majority", "consensus"), np.outer(budget_tokens, np.ones(questions))),
     )
     repeats = 10
