@@ -1,4 +1,5 @@
-# make demo    answer the tiny reasoner's questions with DeepConf on vLLM, and print the table
+# make demo    record and answer 40 of the tiny reasoner's questions on vLLM, replay policies on them
+# make demo-full   the same with all 120
 # make test    every test, Rust and Python, those on a real vLLM engine included
 # make bench   speed, beside this machine's memory, NumPy, polars, the reference package and others
 # make lint    formatting, clippy, ruff, mypy, stubtest
@@ -19,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint soak fuzz build clean
+.PHONY: help demo demo-full test bench lint soak fuzz build clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' $(MAKEFILE_LIST)
@@ -39,9 +40,16 @@ $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
 
 build: $(VENV)/.built
 
+DEMO_QUESTIONS ?= 40
+
 demo: $(VENV)/.built $(VENV)/.vllm
-	$(BIN)/deepconf eval $(TINY)/questions.jsonl --model $(TINY)/model \
-	    --policy low --policy high --policy offline --out runs/demo.jsonl
+	$(BIN)/deepconf eval $(TINY)/questions.jsonl --model $(TINY)/model --limit $(DEMO_QUESTIONS) \
+	    --policy offline --policy low --out runs/demo.jsonl --record runs/demo.parquet
+	$(BIN)/deepconf replay runs/demo.parquet --policy low --policy high
+	$(BIN)/deepconf diagnose runs/demo.parquet
+
+demo-full:
+	$(MAKE) demo DEMO_QUESTIONS=120
 
 test: $(VENV)/.built $(VENV)/.vllm
 	@mkdir -p target
