@@ -649,6 +649,11 @@ def test_eval_records_traces(stand: Stand, questions: Path, tmp_path: Path) -> N
     assert "writing t.parquet: 3 of 3 questions" in result.stderr
     assert result.stderr.splitlines()[-1] == f"{record}: the traces of 3 questions"
     assert "the traces of" not in result.stdout
+    assert "Live, and replayed on the recorded traces" in result.stdout
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith(" low")][-1:]
+    live, replayed = map(int, row.split()[3:5])  # Tokens a question.
+    assert replayed <= live <= 1.2 * replayed  # This engine hands out several tokens at a time.
+    assert "3 of 3" in row
     traces = deepconf.read_traces(record)
     assert traces.num_rows == 3 * 8
     assert traces.settings["model"] == "m"

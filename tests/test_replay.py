@@ -2,17 +2,21 @@
 
 import dataclasses
 import itertools
+import json
 import math
 
 import deepconf
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deepconf import InvalidInput, InvalidType, Policy
+from deepconf.commands import app
 from deepconf.lab._draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_replay import Recorded, slow_replay, synthetic
+from typer.testing import CliRunner
 
 COLUMNS = {"question_id": pa.string(), "trace": pa.int32(), "answer": pa.string(),
            "status": pa.string(), "num_tokens": pa.int32(),
@@ -254,6 +258,8 @@ def test_a_grid_is_every_combination_and_leaves_out_what_cannot_be():
     ]  # fmt: skip
     assert found["low warmup=16 budget=32"].warmup == 16
     assert deepconf.grid(base) == base
+    pair = {"low": Policy.low(), "high": Policy.high()}
+    assert list(deepconf.grid(pair, keep=[0.1, 0.9])) == ["low keep=0.1", "low keep=0.9"]
     with pytest.raises(InvalidInput, match=r"none of its policies can be \(low keep=2.0: keep=2"):
         deepconf.grid(base, keep=[2.0])
     with pytest.raises(InvalidType, match="windo"):
@@ -384,3 +390,65 @@ def test_scores_may_be_told_to_a_controller_instead_of_tokens():
     fed.tokens(4, pool[4].confidence[:1])
     with pytest.raises(deepconf.EventError, match="its tokens were told"):
         fed.scored(4, scores)
+
+
+# ---- on the command line ------------------------------------------------------------------------
+
+
+def written(path, *, marked=True):
+    found = table(POOLS, marked=marked, metadata={"policy": '{"window": 8, "tail": 8}'})
+    with deepconf.TraceWriter(path, schema=found.schema) as writer:
+        writer.write(found)
+    return path
+
+
+def replayed(*arguments):
+    return CliRunner().invoke(app, ["replay", *map(str, arguments)])
+
+
+def test_the_command_line_replays_a_grid(tmp_path):
+    traces, out = written(tmp_path / "t.parquet"), tmp_path / "rows.parquet"
+    grid = ["--grid", "keep=0.1,0.9", "--grid", "budget=8,16", "--set", "warmup=4"]
+    result = replayed(traces, "-p", "low", *grid, "--repeats", "3", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "low keep=0.1 budget=8" in result.stdout.replace("\n", " ")
+    assert f"{out}: 72 rows" in result.stderr
+    rows = pq.read_table(out)
+    low = Policy.low(window=8, tail=8, warmup=4)
+    expected = deepconf.replay(
+        traces, deepconf.grid({"low": low}, keep=[0.1, 0.9], budget=[8, 16]), repeats=3
+    )
+    assert rows.to_pylist() == expected.to_arrow().to_pylist()
+    told = json.loads(replayed(traces, "-p", "low", *grid, "--repeats", "3", "--json").stdout)
+    assert told["closing"] == expected.summary().closing
+    assert told["rows"][: len(expected.policies)] == json.loads(
+        json.dumps(expected.table()[: len(expected.policies)])
+    )
+    assert told["draws"]["repeats"] == 3
+
+
+def test_the_command_line_replays_in_launch_order(tmp_path):
+    traces = written(tmp_path / "t.parquet", marked=False)
+    result = replayed(traces, "-p", "low", "--set", "budget=16", "--repeats", "0", "--json")
+    told = json.loads(result.stdout)
+    assert (told["repeats"], told["gold"], told["draws"]["repeats"]) == (1, False, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--grid", "keep=0.1,0.1"], "has 0.1 twice"),
+        (["--grid", "keep"], "must be NAME=VALUE,VALUE"),
+        (["--grid", "windo=3"], "windo"),
+        (["-p", "medium"], "medium"),
+        (["--set", "budget=99"], "short_pools='resample'"),
+        (["--most-runs", "5"], "narrow the grid"),
+        (["--short-pools", "never"], "short_pools='never'"),
+        (["-o", "rows.csv"], "must end in .parquet"),
+    ],
+)
+def test_the_command_line_says_what_cannot_be_replayed(tmp_path, arguments, said):
+    result = replayed(written(tmp_path / "t.parquet"), "--set", "budget=16", *arguments)
+    assert result.exit_code != 0
+    assert said in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.output

@@ -82,10 +82,13 @@ def replay(
     from deepconf import _render, _tables
     from deepconf.lab.replay import Pool
     from deepconf.lab.replay import grid as laid
+    from deepconf.recording import check_target
     from deepconf.traces import TraceWriter, read_traces
 
     with own_stdout() as stdout:
         console, err = _render.console(stdout), _render.console(sys.stderr)
+        if out is not None:
+            check_target(out.expanduser(), f"--out {out}")
         axes = _settings.axes(grid, "--grid")
         explicit = _settings.pairs(set_, "--set")
         file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())

@@ -55,12 +55,13 @@ def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]
 
     Returns:
         policies by label, as "low keep=0.1 warmup=8"; those that cannot be, such as a warmup above
-        the budget, are left out.
+        the budget, are left out, and those that are the same as one before.
 
     Raises:
         InvalidInput: a value that no policy can have, or nothing is left.
     """
     found: dict[str, Policy] = {}
+    seen: set[tuple[Any, ...]] = set()
     refused: list[str] = []
     for label, policy in base.items():
         mine = {
@@ -72,11 +73,16 @@ def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]
             settings = dict(zip(mine, values, strict=True))
             name = " ".join([label, *(f"{key}={value}" for key, value in settings.items())])
             try:
-                found[name] = policy.replace(**settings)
+                made = policy.replace(**settings)
             except InvalidType:
                 raise
             except InvalidInput as error:
                 refused.append(f"{name}: {error}")
+                continue
+            key = tuple(made.as_dict().items())
+            if key not in seen:
+                seen.add(key)
+                found[name] = made
     if not found:
         reason = f" ({refused[0]})" if refused else ""
         raise InvalidInput(f"grid: none of its policies can be{reason}")
