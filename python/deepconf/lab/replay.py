@@ -97,7 +97,7 @@ class Frontier:
     """Traces, `[budgets]`."""
     policies: dict[str, list[Policy]]
     """What was replayed at each: `majority`, of all traces of the budget, all at once; and
-    `consensus`, which has no more in flight than a policy's warmup, and ends once they agree."""
+    `consensus`, which has no more in flight than a policy's warmup, and ends once so many agree."""
     correct: dict[str, NDArray[np.float64]]
     """Accuracy of each, `[budgets, questions]`, means over repeats."""
     tokens: dict[str, NDArray[np.float64]]
@@ -460,10 +460,14 @@ def _frontier_policies(policies: Mapping[str, Policy], most: int) -> dict[str, l
         measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
         consensus=online.consensus,
     )  # fmt: skip
-    agreeing = plain.replace(stop="consensus", concurrency=plain.concurrency or online.warmup)
+    first_ones = online.warmup
+    agreeing = plain.replace(stop="consensus", concurrency=plain.concurrency or first_ones)
     return {
-        kind: [policy.replace(budget=budget) for budget in sorted(budgets)]
-        for kind, policy in (("majority", plain), ("consensus", agreeing))
+        "majority": [plain.replace(budget=budget) for budget in sorted(budgets)],
+        "consensus": [
+            agreeing.replace(budget=budget, min_ballots=min(budget, first_ones))
+            for budget in sorted(budgets)
+        ],
     }
 
 
