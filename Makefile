@@ -66,6 +66,7 @@ bench: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python benches/peers.py
 	$(BIN)/python benches/votes.py --runs 3
 	$(BIN)/python benches/parquet.py
+	$(BIN)/python benches/replay.py
 	$(BIN)/python benches/engine.py
 
 # Built without optimisation, which takes a minute and a half once.

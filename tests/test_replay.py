@@ -345,6 +345,10 @@ def test_a_grid_of_a_million_policies_is_refused_before_anything_is_replayed():
     with pytest.raises(InvalidInput, match="60,000 policies, 6 questions and 64 repeats"):
         pool.replay(grid, progress=lambda *at: told.append(at))
     assert not told
+    with pytest.raises(InvalidInput, match="60,000 policies, each question and 640 repeats"):
+        deepconf.replay("there is no such file", grid, repeats=640)
+    with pytest.raises(InvalidInput, match=r"grid: has 1,000,000 policies: must have 100,000 at"):
+        deepconf.grid({"low": LOW}, keep=keeps, consensus=keeps)
 
 
 def test_progress_is_told_while_reading_and_replaying():

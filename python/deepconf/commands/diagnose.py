@@ -10,16 +10,14 @@ import typer
 
 from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
+from deepconf.commands import _lab as o
 from deepconf.commands._app import app, print_json
 
 
 @app.command("diagnose")
 @guarded
 def diagnose(
-    traces: Annotated[
-        list[str],
-        typer.Argument(help="Trace files, globs or folders of them.", show_default=False),
-    ],
+    traces: o.Traces,
     window: Annotated[
         int | None, typer.Option(help="Tokens in a group. Default: the recording's, else 2048.")
     ] = None,

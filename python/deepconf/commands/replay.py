@@ -12,16 +12,14 @@ from deepconf import _settings
 from deepconf._core import Policy
 from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
+from deepconf.commands import _lab as o
 from deepconf.commands._app import app, print_json
 
 
 @app.command("replay")
 @guarded
 def replay(
-    traces: Annotated[
-        list[str],
-        typer.Argument(help="Trace files, globs or folders of them.", show_default=False),
-    ],
+    traces: o.Traces,
     policy: Annotated[
         list[str],
         typer.Option(
@@ -30,37 +28,15 @@ def replay(
             help=f"One of {', '.join(Policy.presets())}, or of the settings file; again for more.",
         ),
     ] = ["low", "high"],  # noqa: B006
-    grid: Annotated[
-        list[str],
-        typer.Option(
-            "--grid",
-            metavar="NAME=VALUE,...",
-            help="Values of a setting to try with each policy, such as keep=0.1,0.5,0.9; again for "
-            "more settings.",
-        ),
-    ] = [],  # noqa: B006
-    set_: Annotated[
-        list[str],
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, for all policies."),
-    ] = [],  # noqa: B006
-    settings: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A deepconf.json to start from.", show_default=False),
-    ] = None,
+    grid: o.Grid = [],  # noqa: B006
+    set_: o.Set = [],  # noqa: B006
+    settings: o.Settings = None,
     repeats: Annotated[
         int, typer.Option(help="Draws of traces for each question; 0 for one run in launch order.")
     ] = 64,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    lag: Annotated[
-        int, typer.Option(help="Tokens that come after each stop, before the engine ends it.")
-    ] = 0,
-    short_pools: Annotated[
-        str,
-        typer.Option(
-            metavar="error|resample|skip",
-            help="What to do with a question of fewer traces than a budget.",
-        ),
-    ] = "error",
+    seed: o.Seed = 0,
+    lag: o.Lag = 0,
+    short_pools: o.ShortPools = "error",
     most_runs: Annotated[
         int, typer.Option(help="More runs than so many are refused before anything begins.")
     ] = 20_000_000,
@@ -80,7 +56,7 @@ def replay(
     Decisions are those that a live run would take. Settings start from what the recording says.
     """
     from deepconf import _render, _tables
-    from deepconf.lab.replay import Pool
+    from deepconf.lab.replay import Pool, check_runs
     from deepconf.lab.replay import grid as laid
     from deepconf.recording import check_target
     from deepconf.traces import TraceWriter, read_traces
@@ -95,6 +71,7 @@ def replay(
         reader = read_traces(traces)
         defaults = _settings.fitted(reader.settings, file.policy, explicit)
         policies = laid(_settings.build(policy, defaults, {}, explicit, file.policies), **axes)
+        check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
         with _render.stages(err) as tell:
             pool = Pool.read(reader, policies, progress=lambda *at: tell("reading traces", *at))
             played = pool.replay(

@@ -12,24 +12,15 @@ from deepconf import _settings
 from deepconf._core import Policy
 from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
+from deepconf.commands import _lab as o
 from deepconf.commands._app import app, print_json
 
 
 @app.command("tune")
 @guarded
 def tune(
-    traces: Annotated[
-        list[str],
-        typer.Argument(help="Trace files, globs or folders of them.", show_default=False),
-    ],
-    grid: Annotated[
-        list[str],
-        typer.Option(
-            "--grid",
-            metavar="NAME=VALUE,...",
-            help="Values of a setting to try, such as keep=0.1,0.5,0.9; again for more settings.",
-        ),
-    ] = [],  # noqa: B006
+    traces: o.Traces,
+    grid: o.Grid = [],  # noqa: B006
     policy: Annotated[
         list[str],
         typer.Option(
@@ -71,22 +62,11 @@ def tune(
             show_default=False,
         ),
     ] = None,
-    set_: Annotated[
-        list[str],
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, for all candidates."),
-    ] = [],  # noqa: B006
-    repeats: Annotated[int, typer.Option(help="Draws of traces for each question.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the draws, and of how questions are divided.")] = 0,
-    lag: Annotated[
-        int, typer.Option(help="Tokens that come after each stop, before the engine ends it.")
-    ] = 0,
-    short_pools: Annotated[
-        str,
-        typer.Option(
-            metavar="error|resample|skip",
-            help="What to do with a question of fewer traces than a budget.",
-        ),
-    ] = "error",
+    set_: o.Set = [],  # noqa: B006
+    repeats: o.Repeats = 64,
+    seed: o.Seed = 0,
+    lag: o.Lag = 0,
+    short_pools: o.ShortPools = "error",
     folds: Annotated[int, typer.Option(help="Parts into which the questions are divided.")] = 10,
     as_json: AsJson = False,
 ) -> None:

@@ -10,6 +10,7 @@ How time, tokens and draws are counted: DESIGN.md, "Replay".
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +34,8 @@ __all__ = ["Frontier", "Pool", "Replay", "grid", "replay"]
 ShortPools = Literal["error", "resample", "skip"]
 Progress = Callable[[int, int], None]
 
+MOST_POLICIES = 100_000
+"""No grid has more."""
 MOST_RUNS = 20_000_000
 """More runs than this are asked for by mistake, or with `most_runs`."""
 # The vote that is beside every policy: at these budgets and those of the policies.
@@ -58,8 +61,11 @@ def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]
         the budget, are left out, and those that are the same as one before.
 
     Raises:
-        InvalidInput: a value that no policy can have, or nothing is left.
+        InvalidInput: a value that no policy can have, nothing is left, or there are too many.
     """
+    count = len(base) * math.prod(map(len, axes.values()))
+    if count > MOST_POLICIES:
+        raise InvalidInput(f"grid: has {count:,} policies: must have {MOST_POLICIES:,} at the most")
     found: dict[str, Policy] = {}
     seen: set[tuple[Any, ...]] = set()
     refused: list[str] = []
@@ -294,13 +300,7 @@ class Pool:
         most = max(policy.budget for policy in policies.values())
         questions, short = self._long_enough(policies, short_pools)
         frontier = _frontier_policies(policies, most)
-        count = (len(policies) + sum(map(len, frontier.values()))) * len(questions) * (repeats or 1)
-        if count > most_runs:
-            raise InvalidInput(
-                f"{len(policies):,} policies, {len(questions):,} questions and {repeats or 1:,} "
-                f"repeats are {count:,} runs: narrow the grid, or allow more than "
-                f"most_runs={most_runs:,}"
-            )
+        check_runs(policies, len(questions), repeats, most_runs)
         runs = _Runs(self._recorded, policies, frontier, most, repeats, seed, lag)
         for done, question in enumerate(questions, 1):
             runs.add(question)
@@ -380,6 +380,8 @@ def replay(
         InvalidType: `policies` is none of these.
         TraceFileError: a file cannot be read as traces.
     """
+    if isinstance(policies, Mapping):
+        check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
     pool = traces if isinstance(traces, Pool) else Pool.read(traces, policies)
     chosen = _chosen(policies, pool._recorded.settings)
     return pool.replay(
@@ -447,6 +449,19 @@ def _check(
             raise InvalidInput(f"{name}={value!r}: must be a whole number of at least {least}")
     if short_pools not in ("error", "resample", "skip"):
         raise InvalidInput(f"short_pools={short_pools!r}: must be 'error', 'resample' or 'skip'")
+
+
+def check_runs(
+    policies: Mapping[str, Any], questions: int, repeats: int | None, most_runs: int
+) -> None:
+    """An error where so many runs are surely a mistake; majority's are not counted."""
+    count = len(policies) * questions * (repeats or 1)
+    if count > most_runs:
+        of = f"{questions:,} questions" if questions != 1 else "each question"
+        raise InvalidInput(
+            f"{len(policies):,} policies, {of} and {repeats or 1:,} repeats are {count:,} runs: "
+            f"narrow the grid, or allow more than most_runs={most_runs:,}"
+        )
 
 
 def _frontier_policies(policies: Mapping[str, Policy], most: int) -> dict[str, list[Policy]]:
