@@ -53,7 +53,7 @@ def assert_same(played, pools, lag=0):
     """Every run of a replay is that of the controller, fed token by token."""
     most = max(policy.budget for policy in played.policies.values())
     repeats = played.draws["repeats"]
-    rows = iter(played.to_arrow().to_pylist())
+    rows = iter(played.rows)
     for label, policy in played.policies.items():
         for name in played.questions:
             pool = pools[name]
@@ -162,7 +162,7 @@ def test_rows_in_any_order_and_in_many_batches_are_the_same_pool():
     third = deepconf.replay(small, {"low": LOW}, repeats=3)
 
     def rows(played):
-        found = played.to_arrow().to_pylist()
+        found = played.rows
         return sorted(found, key=lambda row: (row["question_id"], row["repeat"]))
 
     assert rows(first) == rows(again) == rows(third)
@@ -217,7 +217,7 @@ def test_marks_come_from_gold_answers_where_there_are_no_marks(marked):
 def test_without_known_answers_the_majority_of_the_whole_pool_is_what_counts():
     played = deepconf.replay(table(POOLS, marked=False), {"low": LOW}, repeats=4)
     assert not played.gold
-    rows = played.to_arrow().to_pylist()
+    rows = played.rows
     for name, pool in POOLS.items():
         best = deepconf.vote([t.answer for t in pool]).answer
         mine = [row for row in rows if row["question_id"] == name]
@@ -422,7 +422,7 @@ def test_the_command_line_replays_a_grid(tmp_path):
     expected = deepconf.replay(
         traces, deepconf.grid({"low": low}, keep=[0.1, 0.9], budget=[8, 16]), repeats=3
     )
-    assert rows.to_pylist() == expected.to_arrow().to_pylist()
+    assert rows.to_pylist() == expected.rows
     told = json.loads(replayed(traces, "-p", "low", *grid, "--repeats", "3", "--json").stdout)
     assert told["closing"] == expected.summary().closing
     assert told["rows"][: len(expected.policies)] == json.loads(

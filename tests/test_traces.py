@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import TINY
 from deepconf.errors import InvalidInput, InvalidType, TraceFileError
 from deepconf.traces import FORMAT, TraceReader, TraceWriter, read_traces, schema
 
@@ -740,3 +741,15 @@ def test_rows_must_fit_the_schema(tmp_path: Path) -> None:
             writer.write(replaced(rows([3]), "status", pa.array([None], pa.string())))
         writer.write(rows([3]).select(schema().names[::-1]))
     assert read_traces(tmp_path / "t.parquet").num_rows == 1
+
+
+def test_a_dataset_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    import pyarrow.dataset as ds
+
+    whole = deepconf.read_traces(TINY / "calibration.parquet")
+    dataset = ds.dataset([TINY / "calibration.parquet"], format="parquet")
+    reader = deepconf.read_traces(dataset)
+    batches = list(reader)
+    assert reader.num_rows == whole.num_rows == sum(batch.num_rows for batch in batches)
+    assert pa.Table.from_batches(batches) == pa.Table.from_batches(list(whole))
+    assert max(batch.num_rows for batch in batches) <= 256

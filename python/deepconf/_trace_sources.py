@@ -7,7 +7,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -257,12 +257,37 @@ class _Table(Source):
         return reader
 
 
+class _Dataset(Source):
+    """A dataset of pyarrow: files, a few rows at a time."""
+
+    name = "traces"
+    # Of long traces a few hundred are all that memory should hold.
+    _SCAN: ClassVar = {"batch_size": 256, "batch_readahead": 2, "fragment_readahead": 1}
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self.schema = given.schema
+        self.num_rows = given.count_rows()
+
+    def parts(self, columns: list[str], batch_tokens: int) -> Iterator[Iterator[Numbered]]:
+        yield self._part(columns)
+
+    def _part(self, columns: list[str]) -> Iterator[Numbered]:
+        here = [name for name in columns if name in self.schema.names]
+        first = 0
+        for batch in self._given.to_batches(columns=here, **self._SCAN):
+            yield first, batch
+            first += batch.num_rows
+
+
 def opened(given: Any) -> list[Source]:
     """The places that a path, a glob, a folder, several of them or a table stand for."""
     if isinstance(given, str | os.PathLike):
         paths = _paths(given)
     elif hasattr(given, "__arrow_c_stream__") or hasattr(given, "__arrow_c_array__"):
         return [_Table(given)]
+    elif hasattr(given, "to_batches") and hasattr(given, "count_rows"):
+        return [_Dataset(given)]
     elif isinstance(given, Sequence) and all(isinstance(p, str | os.PathLike) for p in given):
         if not given:
             raise InvalidInput("source is an empty list: must name at least one trace file")
@@ -270,7 +295,8 @@ def opened(given: Any) -> list[Source]:
     else:
         raise InvalidType(
             f"source is a {type(given).__name__}: must be a path, a glob, a folder, a sequence of "
-            "these, or something with the method __arrow_c_stream__, such as a pyarrow.Table"
+            "these, a pyarrow dataset, or something with the method __arrow_c_stream__, such as a "
+            "pyarrow.Table"
         )
     seen: dict[Path, Path] = {}
     for path in paths:

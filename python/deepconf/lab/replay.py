@@ -162,6 +162,12 @@ class Replay:
         """The rows of the summary as plain values, policies first, then majority."""
         return self.summary().table()
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What `to_arrow` has, as plain values: for replays of few runs."""
+        rows: list[dict[str, Any]] = self.to_arrow().to_pylist()
+        return rows
+
     def to_arrow(self) -> pa.Table:
         """A row for each policy, question and repeat.
 
