@@ -35,6 +35,9 @@ Progress = Callable[[int, int], None]
 
 MOST_RUNS = 20_000_000
 """More runs than this are asked for by mistake, or with `most_runs`."""
+# Beyond these something else was meant: tokens of a delay, and traces drawn for a question.
+_MOST_LAG = 1_000_000
+_MOST_DRAWN = 1 << 27
 # The vote that is beside every policy: at these budgets and those of the policies.
 _BUDGETS = sorted({round(2 ** (i / 2)) for i in range(64)})
 _RUN_COLUMNS = (
@@ -54,14 +57,18 @@ def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]
         axes: for each setting the values to try.
 
     Returns:
-        policies by label, as "low keep=0.1 warmup=8"; those that cannot be, such as a warmup above
-        the budget, are left out.
+        policies by label, as "low keep=0.1 warmup=8"; combinations that cannot be, such as a warmup
+        above the budget, are left out.
 
     Raises:
-        InvalidInput: a value that no policy can have, or nothing is left.
+        InvalidInput: a value that none of the policies can have, or nothing is left.
+        InvalidType: `base` is no mapping of policies, an axis no sequence of values.
     """
+    _check_grid(base, axes)
+    axes = {name: list(values) for name, values in axes.items()}
     found: dict[str, Policy] = {}
-    refused: list[str] = []
+    refused: list[tuple[dict[str, Any], str]] = []
+    tried = [(name, value) for name, values in axes.items() for value in values]
     for label, policy in base.items():
         mine = {
             name: values
@@ -76,11 +83,27 @@ def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]
             except InvalidType:
                 raise
             except InvalidInput as error:
-                refused.append(f"{name}: {error}")
+                refused.append((settings, f"{name}: {error}"))
+            else:
+                tried = [each for each in tried if each not in settings.items()]
     if not found:
-        reason = f" ({refused[0]})" if refused else ""
+        reason = f" ({refused[0][1]})" if refused else ""
         raise InvalidInput(f"grid: none of its policies can be{reason}")
+    for name, value in tried:
+        for settings, why in refused:
+            if settings.get(name) is value:
+                raise InvalidInput(f"grid: no policy can have {name}={value!r} ({why})")
     return found
+
+
+def _check_grid(base: Any, axes: Mapping[str, Any]) -> None:
+    if not isinstance(base, Mapping) or not all(isinstance(p, Policy) for p in base.values()):
+        raise InvalidType(
+            f"base is {base!r}: must be policies by label, such as {{'low': Policy.low()}}"
+        )
+    for name, values in axes.items():
+        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+            raise InvalidType(f"{name} is {values!r}: must be a sequence of values to try")
 
 
 @dataclass(frozen=True)
@@ -263,7 +286,7 @@ class Pool:
 
     def replay(
         self,
-        policies: Mapping[str, Policy] | None = None,
+        policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str | None = None,
         *,
         repeats: int | None = 64,
         seed: int = 0,
@@ -283,10 +306,15 @@ class Pool:
             most_runs: likewise.
             progress: likewise.
         """
-        policies = dict(self.policies if policies is None else policies)
-        _check(policies, repeats, seed, lag, short_pools)
+        policies = _chosen(self.policies if policies is None else policies, self._recorded.settings)
+        _check(policies, repeats, seed, lag, short_pools, most_runs)
         most = max(policy.budget for policy in policies.values())
         questions, short = self._long_enough(policies, short_pools)
+        if most * (repeats or 1) > _MOST_DRAWN:
+            raise InvalidInput(
+                f"a budget of {most:,} and {repeats or 1:,} repeats are {most * (repeats or 1):,} "
+                f"traces drawn for each question: must be at most {_MOST_DRAWN:,}"
+            )
         frontier = _frontier_policies(policies, most)
         count = (len(policies) + sum(map(len, frontier.values()))) * len(questions) * (repeats or 1)
         if count > most_runs:
@@ -375,9 +403,8 @@ def replay(
         TraceFileError: a file cannot be read as traces.
     """
     pool = traces if isinstance(traces, Pool) else Pool.read(traces, policies)
-    chosen = _chosen(policies, pool._recorded.settings)
     return pool.replay(
-        chosen,
+        policies,
         repeats=repeats,
         seed=seed,
         lag=lag,
@@ -430,15 +457,22 @@ def _measured(policy: Policy) -> tuple[Any, ...]:
 
 
 def _check(
-    policies: Mapping[str, Policy], repeats: int | None, seed: int, lag: int, short_pools: str
+    policies: Mapping[str, Policy],
+    repeats: int | None,
+    seed: int,
+    lag: int,
+    short_pools: str,
+    most_runs: int,
 ) -> None:
-    if not policies:
-        raise InvalidInput("policies: there is none")
     for name, value, least in (("repeats", repeats, 1), ("seed", seed, 0), ("lag", lag, 0)):
         if value is None and name == "repeats":
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise InvalidInput(f"{name}={value!r}: must be a whole number of at least {least}")
+    if lag > _MOST_LAG:
+        raise InvalidInput(f"lag={lag}: must be at most {_MOST_LAG:,} tokens")
+    if isinstance(most_runs, bool) or not isinstance(most_runs, int | np.integer):
+        raise InvalidInput(f"most_runs={most_runs!r}: must be a whole number")
     if short_pools not in ("error", "resample", "skip"):
         raise InvalidInput(f"short_pools={short_pools!r}: must be 'error', 'resample' or 'skip'")
 
