@@ -247,6 +247,15 @@ def test_blind_confidence_is_called_so() -> None:
     assert sharp.closing.startswith("Confidence tells right traces from wrong ones (")
 
 
+def test_questions_that_are_too_few_to_say_are_called_so() -> None:
+    found = looked(table(synthetic(4, 6, informative=0.5, seed=3)))
+    within = [each.within for each in found.separation.values() if each.within is not None]
+    best = max(within, key=lambda each: each.value)
+    assert (best.low or 1.0) <= 0.5
+    assert (best.high or 0.0) >= 0.65
+    assert found.closing.startswith("These questions are too few to say whether confidence tells")
+
+
 def test_all_right_is_nothing_to_tell_apart() -> None:
     pools = {
         f"q{at}": [Recorded(np.full(9, 5, np.float32), "a", correct=True)] * 3 for at in range(4)

@@ -233,6 +233,44 @@ def test_traces_that_failed_are_left_out_and_counted():
     assert_same(pool.replay(repeats=2), rest)
 
 
+def test_a_question_of_which_all_traces_failed_is_short_and_not_gone():
+    traces = table(POOLS)
+    status = ["failed"] * 24 + traces["status"].to_pylist()[24:]
+    at = traces.schema.get_field_index("status")
+    broken = traces.set_column(at, "status", pa.array(status))
+    with pytest.raises(InvalidInput, match="question 'q0' has only 0 traces"):
+        deepconf.replay(broken, {"low": LOW})
+    with pytest.raises(InvalidInput, match="question 'q0' has no trace that could be replayed"):
+        deepconf.replay(broken, {"low": LOW}, short_pools="resample")
+    skipped = deepconf.replay(broken, {"low": LOW}, repeats=2, short_pools="skip")
+    assert skipped.draws["skipped"] == ["q0"]
+    assert len(skipped.questions) == 5
+    gone = traces.set_column(at, "status", pa.array(["failed"] * traces.num_rows))
+    with pytest.raises(InvalidInput, match="has only 0 traces"):
+        deepconf.replay(gone, {"low": LOW})
+
+
+def test_a_pool_takes_what_a_replay_takes_and_checks_it():
+    pool = deepconf.Pool.read(table(POOLS, metadata={"k": "20"}), {"low": LOW})
+    with pytest.raises(InvalidInput, match="wants k=5 and the traces were recorded with k=20"):
+        pool.replay({"low": LOW.replace(top_logprobs=5)})
+    with pytest.raises(InvalidType, match=r"policies\['low'\] is a int"):
+        pool.replay({"low": 3})
+
+
+def test_the_gold_answer_may_stand_in_any_row_of_a_question():
+    traces = table(POOLS, marked=False)
+    gold = [None if at % 24 < 3 else "right" for at in range(traces.num_rows)]
+    known = deepconf.replay(traces.append_column("gold", pa.array(gold)), {"low": LOW}, repeats=2)
+    assert known.gold
+    assert (known.correct == deepconf.replay(table(POOLS), {"low": LOW}, repeats=2).correct).all()
+    gold[-1] = "wrong 1"
+    two = traces.append_column("gold", pa.array(gold))
+    for look in (lambda: deepconf.replay(two, {"low": LOW}), lambda: deepconf.diagnose(two)):
+        with pytest.raises(InvalidInput, match="question 'q5' has two gold answers"):
+            look()
+
+
 def test_short_pools_are_an_error_or_drawn_again_or_skipped():
     pools = POOLS | {"short": POOLS["q0"][:9], "tiny": POOLS["q1"][:5]}
     with pytest.raises(
@@ -264,6 +302,33 @@ def test_a_grid_is_every_combination_and_leaves_out_what_cannot_be():
         deepconf.grid(base, keep=[2.0])
     with pytest.raises(InvalidType, match="windo"):
         deepconf.grid(base, windo=[2])
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"keep": [0.1, 1.5]}, r"no policy can have keep=1.5 \(low keep=1.5: keep=1.5: must be"),
+        ({"budget": [2, 8]}, r"no policy can have budget=2 \(low budget=2: warmup=4: must not"),
+        ({"keep": np.array([0.1, 1.5])}, "no policy can have keep="),
+    ],
+)
+def test_a_value_of_a_grid_that_no_policy_can_have_is_an_error(axes, said):
+    with pytest.raises(InvalidInput, match=said):
+        deepconf.grid({"low": Policy.low(budget=8, warmup=4)}, **axes)
+
+
+@pytest.mark.parametrize(
+    ("base", "axes", "said"),
+    [
+        (["low"], {}, r"base is \['low'\]: must be policies by label"),
+        ({"low": "low"}, {}, "base is {'low': 'low'}"),
+        ({"low": LOW}, {"keep": 0.1}, "keep is 0.1: must be a sequence of values"),
+        ({"low": LOW}, {"stop": "budget"}, "stop is 'budget': must be a sequence"),
+    ],
+)
+def test_a_grid_is_laid_over_policies_by_label(base, axes, said):
+    with pytest.raises(InvalidType, match=said):
+        deepconf.grid(base, **axes)
 
 
 def broken(**changes):
@@ -326,6 +391,14 @@ def test_traces_that_cannot_be_replayed_are_refused(traces, said):
         ({"low": LOW}, {"seed": -1}, InvalidInput, "seed=-1"),
         ({"low": LOW}, {"lag": -1}, InvalidInput, "lag=-1"),
         ({"low": LOW}, {"lag": True}, InvalidInput, "lag=True"),
+        ({"low": LOW}, {"lag": 2**62}, InvalidInput, "lag=4611686018427387904: must be at most"),
+        (
+            {"low": LOW.replace(budget=2**30)},
+            {"short_pools": "resample"},
+            InvalidInput,
+            "a budget of 1,073,741,824 and 64 repeats are",
+        ),
+        ({"low": LOW}, {"most_runs": "10"}, InvalidInput, "most_runs='10'"),
         ({"low": LOW}, {"short_pools": "what"}, InvalidInput, "short_pools='what'"),
         ({"low": LOW}, {"most_runs": 10}, InvalidInput, "narrow the grid"),
     ],
@@ -363,6 +436,31 @@ def test_progress_is_told_while_reading_and_replaying():
     told.clear()
     pool.replay(progress=lambda *at: told.append(at))
     assert told == [(done, 6) for done in range(1, 7)]
+
+
+def test_the_command_writes_a_row_a_run_and_never_over_what_it_reads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(table(POOLS), "t.parquet")
+    whole = (tmp_path / "t.parquet").read_bytes()
+
+    def asked(out):
+        settings = ["budget=16", "warmup=4", "window=8", "tail=8"]
+        options = [part for each in settings for part in ("--set", each)]
+        line = ["replay", "t.parquet", "-p", "low", "--repeats", "2", *options, "--out", out]
+        return CliRunner().invoke(app, line)
+
+    for out, said in (
+        ("t.parquet", "error: t.parquet: is what is read, and would be replaced"),
+        ("rows.csv", "--out rows.csv: the name must end in"),
+        ("none/rows.parquet", "none/rows.parquet: cannot be written: there is no folder none"),
+    ):
+        result = asked(out)
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert not result.stdout
+    assert (tmp_path / "t.parquet").read_bytes() == whole
+    assert asked("rows.parquet").exit_code == 0
+    assert pq.read_table("rows.parquet").num_rows == 2 * len(POOLS)
 
 
 def test_scores_may_be_told_to_a_controller_instead_of_tokens():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from deepconf import Policy, _render, _tables
 from deepconf._statistics import (
+    Difference,
     at_tokens,
     auroc,
     bootstrap,
@@ -25,7 +27,7 @@ from deepconf._statistics import (
     within,
 )
 from deepconf.errors import InvalidInput
-from deepconf.lab._summary import points, summary
+from deepconf.lab._summary import _closing, points, summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_replay import Recorded, slow_replay, slow_replays, synthetic
@@ -331,8 +333,36 @@ def test_the_closing_sentence_names_the_better_one_at_equal_tokens(informative: 
         assert f"{best.label} (the most accurate of 2) is better here than" in found.closing
     else:
         assert f"is better here than {best.label}" in found.closing
-    assert f"{best.accuracy.value:.1%} against {equal.accuracy:.1%}" in found.closing
+    mine, its = f"{best.accuracy.value:.1%}", f"{equal.accuracy:.1%}"
+    assert any(
+        f"{one} against {other}" in found.closing for one, other in ((mine, its), (its, mine))
+    )
     assert (informative > 0) == (equal.difference.value > 0)
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_the_closing_sentence_gives_the_figures_of_its_subject_first(wins: bool) -> None:
+    mine, its = (0.9, 0.6) if wins else (0.6, 0.9)
+    played = slow_replays(synthetic(8), {"low": POLICIES["low"]}, repeats=2)
+    for kind in played.frontier.correct:
+        played.frontier.correct[kind][:] = its
+    row = summary(played).rows[0]
+    found = Difference(
+        mine - its, mine - its - 0.1, mine - its + 0.1, 6 * wins, 6 * (not wins), 0.03
+    )
+    equal = {
+        name: dataclasses.replace(of, difference=found) for name, of in row.same_tokens.items()
+    }
+    accuracy = dataclasses.replace(row.accuracy, value=mine)
+    said = _closing([dataclasses.replace(row, accuracy=accuracy, same_tokens=equal)], True)
+    assert "90.0% against 60.0% (+30.0 [+20.0, +40.0] points; 0 lost, 6 won, p = 0.03)" in said
+    assert said.startswith("accuracy: low is" if wins else "accuracy: plain majority at the same")
+
+
+def test_intervals_over_many_questions_take_seconds() -> None:
+    start = time.monotonic()
+    intervals(np.random.default_rng(0).random((2, 50_000)))
+    assert time.monotonic() - start < 15
 
 
 def test_a_summary_over_one_question_has_no_intervals() -> None:

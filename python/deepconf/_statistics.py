@@ -81,6 +81,11 @@ class Difference:
             return False
         return self.low > _SAME or self.high < -_SAME
 
+    def __neg__(self) -> Difference:
+        """The second minus the first."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return Difference(-self.value, low, high, self.lost, self.won, self.p)
+
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
@@ -346,11 +351,13 @@ def _kept(questions: int, seed: int) -> tuple[Floats, ...]:
 
 def _drawn(questions: int, seed: int) -> Iterator[Floats]:
     random = np.random.default_rng(seed)
-    even = np.full(questions, 1 / questions)
     most = max(1, _KEPT // questions)
     for start in range(0, DRAWS, most):
         size = min(most, DRAWS - start)
-        yield random.multinomial(questions, even, size).astype(np.float64)
+        counts = np.empty((size, questions))
+        for row in counts:
+            row[:] = np.bincount(random.integers(questions, size=questions), minlength=questions)
+        yield counts
 
 
 def _ends(means: Floats) -> Floats:

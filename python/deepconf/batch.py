@@ -117,7 +117,7 @@ def score_traces(
     _only(settings, SCORING)
     threads = cores() if threads is None else threads
     reader = _opened(source, None, threads)
-    _not_a_source(out, reader)
+    not_a_source(out, reader)
     in_force = scoring_settings(reader, settings)
     schema = score_schema(reader.schema)
     policy = in_force.policy
@@ -149,7 +149,12 @@ def _only(given: Mapping[str, Any], names: tuple[str, ...]) -> None:
             raise InvalidInput(f"unknown setting {name!r}: the settings are {', '.join(names)}")
 
 
-def _not_a_source(out: str | os.PathLike[str], reader: TraceReader) -> None:
+def not_a_source(out: str | os.PathLike[str], reader: TraceReader) -> None:
+    """Refuses to write where is what is read.
+
+    Raises:
+        InvalidInput: they are the same file.
+    """
     target = Path(out).expanduser()
     for path in reader.paths:
         if target.exists() and target.samefile(path):
@@ -224,7 +229,7 @@ def vote_traces(
     threads = cores() if threads is None else threads
     names = ["question_id", "trace", "answer", "status", "num_tokens"]
     reader = _opened(source, names, threads)
-    _not_a_source(out, reader)
+    not_a_source(out, reader)
     in_force = voting_settings(reader, settings)
     needed = measures(in_force.policy)
     names += [name for name in ("correct", "gold") if name in reader.available]

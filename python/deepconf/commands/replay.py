@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
 from deepconf.commands import _lab as o
 from deepconf.commands._app import app, print_json
+from deepconf.errors import TraceFileError
+
+if TYPE_CHECKING:
+    from deepconf.traces import TraceReader
 
 
 @app.command("replay")
@@ -69,6 +73,8 @@ def replay(
         explicit = _settings.pairs(set_, "--set")
         file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
         reader = read_traces(traces)
+        if out is not None:
+            _check_out(out, reader)
         defaults = _settings.fitted(reader.settings, file.policy, explicit)
         policies = laid(_settings.build(policy, defaults, {}, explicit, file.policies), **axes)
         check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
@@ -97,3 +103,15 @@ def replay(
             with TraceWriter(out, schema=table.schema) as writer:
                 writer.write(table)
             err.print(f"{out}: {table.num_rows:,} rows", soft_wrap=True)
+
+
+def _check_out(out: Path, reader: TraceReader) -> None:
+    """Before hours are spent: whether the rows can be written there, and not over the traces."""
+    from deepconf.batch import not_a_source
+    from deepconf.recording import check_target
+
+    path = out.expanduser()
+    check_target(path, f"--out {out}")
+    if not path.parent.is_dir():
+        raise TraceFileError(f"{out}: cannot be written: there is no folder {path.parent}")
+    not_a_source(path, reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -91,6 +92,12 @@ def _condition(part: str, goal: str) -> Condition:
         factor = 1.0 if bound["factor"] is None else _number(bound, "factor")
         shift = 0.0 if bound["shift"] is None else _number(bound, "shift")
         shift = -shift if bound["sign"] == "-" else shift
+    if metric != "accuracy" and (bound["number_percent"] or bound["shift_percent"]):
+        raise InvalidInput(
+            f"{place}: {metric} have no %, but a share of majority's: {metric} <= 50% * majority"
+        )
+    if not math.isfinite(factor) or not math.isfinite(shift):
+        raise InvalidInput(f"{place}: {found['bound']!r} is too large a number")
     if metric == "accuracy" and not abs(shift) <= 1:
         raise InvalidInput(f"{place}: accuracy is a share, in [0, 1]: 90% is 0.9")
     return Condition(metric, metric == "accuracy", factor, shift)  # type: ignore[arg-type]

@@ -96,14 +96,14 @@ class _Reading:
                 "would have gone on: only complete traces can be replayed, such as an offline "
                 "policy records"
             )
+        questions = self._numbers(batch.column("question_id"))
         failed = status == "failed"
         if failed.any():
             self._failed += int(failed.sum())
             keep = np.flatnonzero(~failed)
-            batch, status = batch.take(keep), status[keep]
+            batch, status, questions = batch.take(keep), status[keep], questions[keep]
         if batch.num_rows == 0:
             return
-        questions = self._numbers(batch.column("question_id"))
         answers = self._named(batch, questions)
         traces = batch.column("trace").to_numpy().astype(np.int64)
         limit = (status == "length").astype(np.int64)
@@ -185,10 +185,18 @@ class _Reading:
     def _take_gold(self, batch: pa.RecordBatch, questions: NDArray[np.int64]) -> None:
         if "gold" not in batch.schema.names:
             return
-        gold = batch.column("gold")
-        for question, row in zip(*np.unique(questions, return_index=True), strict=True):
-            if self._gold[question] is None:
-                self._gold[question] = gold[int(row)].as_py()
+        coded = batch.column("gold").dictionary_encode()
+        codes = coded.indices.fill_null(-1).to_numpy().astype(np.int64)
+        texts = coded.dictionary.to_pylist()
+        there = codes >= 0
+        for question, code in np.unique(np.stack([questions, codes], axis=1)[there], axis=0):
+            known = self._gold[question]
+            if known not in (None, texts[code]):
+                name = list(self._questions)[question]
+                raise InvalidInput(
+                    f"question {name!r} has two gold answers, {known!r} and {texts[code]!r}"
+                )
+            self._gold[question] = texts[code]
 
     def recorded(self, settings: dict[str, Any]) -> Recorded:
         """All that was read."""
@@ -202,7 +210,8 @@ class _Reading:
                 f"question {names[unknown[0]]!r} has answers that are not marked, and "
                 f"{len(known)} other questions are marked: mark all (correct, or gold), or none"
             )
-        rows = [np.concatenate(rows, axis=1) for rows in self._rows]
+        nothing = np.zeros((3, 0), np.int64)  # Of a question of which all traces failed.
+        rows = [np.concatenate([nothing, *rows], axis=1) for rows in self._rows]
         rows = [mine[:, np.argsort(mine[0], kind="stable")] for mine in rows]
         for name, (traces, *_) in zip(names, rows, strict=True):
             if (same := np.flatnonzero(np.diff(traces) == 0)).size:

@@ -109,8 +109,7 @@ class _Reading:
         if "correct" in batch.schema.names:
             correct[:] = pc.fill_null(batch["correct"].cast("int8"), _UNKNOWN)
         if "gold" in batch.schema.names:
-            gold = zip(question, batch["gold"].to_pylist(), strict=True)
-            self._gold |= {at: text for at, text in gold if text is not None}
+            self._take_gold(question, batch["gold"].to_pylist())
         columns = {
             "question": np.array(question, np.int64),
             "order": np.array(batch["trace"], np.int64),
@@ -121,6 +120,14 @@ class _Reading:
         }
         for name, values in columns.items():
             self._parts.setdefault(name, []).append(values)
+
+    def _take_gold(self, question: list[int], gold: list[str | None]) -> None:
+        for at, text in zip(question, gold, strict=True):
+            if text is not None and (known := self._gold.setdefault(at, text)) != text:
+                name = list(self._questions)[at]
+                raise InvalidInput(
+                    f"question {name!r} has two gold answers, {known!r} and {text!r}"
+                )
 
     def _score(self, batch: pa.RecordBatch) -> Scores:
         how = self._measured

@@ -212,21 +212,20 @@ def _closing(rows: list[PolicyRow], gold: bool) -> str:
     found = equal.difference
     which = f"{best.label} (the most accurate of {len(rows)})" if len(rows) > 1 else best.label
     what = "accuracy" if gold else "agreement"
-    figures = (
-        f"{ratio(best.accuracy.value)} against {ratio(equal.accuracy)} "
-        f"({difference_in_words(found)})"
-    )
+    mine, its = ratio(best.accuracy.value), ratio(equal.accuracy)
+    figures = f"{mine} against {its} ({difference_in_words(found)})"
+    turned = f"{its} against {mine} ({difference_in_words(-found)})"
     at = "at the same tokens"
     if equal.beyond == "above":
         at = "at the whole budget, which costs fewer tokens,"
     elif equal.beyond == "below":
         at = "at its smallest budget, which costs more tokens,"
     if not found.value:
-        said = f"{VARIANTS[name]} {at} is as good as {which}: {figures}"
+        said = f"{VARIANTS[name]} {at} is as good as {which}: {turned}"
     elif not found.clear:
         said = f"{which} cannot be told apart here from {VARIANTS[name]} {at}: {figures}"
     elif found.value < 0:
-        said = f"{VARIANTS[name]} {at} is better here than {which}: {figures}"
+        said = f"{VARIANTS[name]} {at} is better here than {which}: {turned}"
     else:
         said = f"{which} is better here than {VARIANTS[name]} {at}: {figures}"
     return f"{what}: {said}."

@@ -377,6 +377,11 @@ def _closing(separation: Mapping[str, Separation], answers: Answers, armed: floa
         figure += f" [{best.low:.2f}, {best.high:.2f}]"
     if best.low is None:
         said = f"One question says little about whether confidence helps ({figure}); {reach}."
+    elif best.low <= 0.5 and best.high is not None and best.high >= _WELL:
+        said = (
+            f"These questions are too few to say whether confidence tells right traces from wrong "
+            f"ones ({figure}): majority is the safer choice; {reach}."
+        )
     elif best.low <= 0.5:
         said = (
             f"Confidence does not tell right traces from wrong ones here ({figure}): majority is "

@@ -38,6 +38,9 @@ MOST_POLICIES = 100_000
 """No grid has more."""
 MOST_RUNS = 20_000_000
 """More runs than this are asked for by mistake, or with `most_runs`."""
+# Beyond these something else was meant: tokens of a delay, and traces drawn for a question.
+_MOST_LAG = 1_000_000
+_MOST_DRAWN = 1 << 27
 # The vote that is beside every policy: at these budgets and those of the policies.
 _BUDGETS = sorted({round(2 ** (i / 2)) for i in range(64)})
 _RUN_COLUMNS = (
@@ -57,42 +60,60 @@ def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]
         axes: for each setting the values to try.
 
     Returns:
-        policies by label, as "low keep=0.1 warmup=8"; those that cannot be, such as a warmup above
-        the budget, are left out, and those that are the same as one before.
+        policies by label, as "low keep=0.1 warmup=8"; combinations that cannot be, such as a warmup
+        above the budget, are left out, and those that are the same as one before.
 
     Raises:
-        InvalidInput: a value that no policy can have, nothing is left, or there are too many.
+        InvalidInput: a value that none of the policies can have, nothing is left, or there are too
+            many.
+        InvalidType: `base` is no mapping of policies, an axis no sequence of values.
     """
+    _check_grid(base, axes)
+    axes = {name: list(values) for name, values in axes.items()}
     count = len(base) * math.prod(map(len, axes.values()))
     if count > MOST_POLICIES:
         raise InvalidInput(f"grid: has {count:,} policies: must have {MOST_POLICIES:,} at the most")
     found: dict[str, Policy] = {}
     seen: set[tuple[Any, ...]] = set()
-    refused: list[str] = []
+    useful: set[tuple[str, int]] = set()
+    refused: dict[tuple[str, int], str] = {}
     for label, policy in base.items():
-        mine = {
-            name: values
-            for name, values in axes.items()
-            if policy.mode == "online" or name != "warmup"
-        }
-        for values in itertools.product(*mine.values()):
-            settings = dict(zip(mine, values, strict=True))
+        # Offline nothing is stopped, and there is no warmup.
+        mine = [name for name in axes if policy.mode == "online" or name != "warmup"]
+        for places in itertools.product(*(range(len(axes[name])) for name in mine)):
+            values = list(zip(mine, places, strict=True))
+            settings = {name: axes[name][place] for name, place in values}
             name = " ".join([label, *(f"{key}={value}" for key, value in settings.items())])
             try:
                 made = policy.replace(**settings)
             except InvalidType:
                 raise
             except InvalidInput as error:
-                refused.append(f"{name}: {error}")
+                for value in values:
+                    refused.setdefault(value, f"{name}: {error}")
                 continue
+            useful.update(values)
             key = tuple(made.as_dict().items())
             if key not in seen:
                 seen.add(key)
                 found[name] = made
     if not found:
-        reason = f" ({refused[0]})" if refused else ""
-        raise InvalidInput(f"grid: none of its policies can be{reason}")
+        reason = next(iter(refused.values()), None)
+        raise InvalidInput(f"grid: none of its policies can be{f' ({reason})' if reason else ''}")
+    for (name, place), why in refused.items():
+        if (name, place) not in useful:
+            raise InvalidInput(f"grid: no policy can have {name}={axes[name][place]!r} ({why})")
     return found
+
+
+def _check_grid(base: Any, axes: Mapping[str, Any]) -> None:
+    if not isinstance(base, Mapping) or not all(isinstance(p, Policy) for p in base.values()):
+        raise InvalidType(
+            f"base is {base!r}: must be policies by label, such as {{'low': Policy.low()}}"
+        )
+    for name, values in axes.items():
+        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+            raise InvalidType(f"{name} is {values!r}: must be a sequence of values to try")
 
 
 @dataclass(frozen=True)
@@ -281,7 +302,7 @@ class Pool:
 
     def replay(
         self,
-        policies: Mapping[str, Policy] | None = None,
+        policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str | None = None,
         *,
         repeats: int | None = 64,
         seed: int = 0,
@@ -301,10 +322,15 @@ class Pool:
             most_runs: likewise.
             progress: likewise.
         """
-        policies = dict(self.policies if policies is None else policies)
-        _check(policies, repeats, seed, lag, short_pools)
+        policies = _chosen(self.policies if policies is None else policies, self._recorded.settings)
+        _check(policies, repeats, seed, lag, short_pools, most_runs)
         most = max(policy.budget for policy in policies.values())
         questions, short = self._long_enough(policies, short_pools)
+        if most * (repeats or 1) > _MOST_DRAWN:
+            raise InvalidInput(
+                f"a budget of {most:,} and {repeats or 1:,} repeats are {most * (repeats or 1):,} "
+                f"traces drawn for each question: must be at most {_MOST_DRAWN:,}"
+            )
         frontier = _frontier_policies(policies, most)
         check_runs(policies, len(questions), repeats, most_runs)
         runs = _Runs(self._recorded, policies, frontier, most, repeats, seed, lag)
@@ -386,12 +412,12 @@ def replay(
         InvalidType: `policies` is none of these.
         TraceFileError: a file cannot be read as traces.
     """
-    if isinstance(policies, Mapping):
-        check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
+    if isinstance(policies, Mapping):  # Before hours are spent on reading.
+        _check(policies, repeats, seed, lag, short_pools, most_runs)
+        check_runs(policies, 1, repeats, most_runs)
     pool = traces if isinstance(traces, Pool) else Pool.read(traces, policies)
-    chosen = _chosen(policies, pool._recorded.settings)
     return pool.replay(
-        chosen,
+        policies,
         repeats=repeats,
         seed=seed,
         lag=lag,
@@ -444,15 +470,22 @@ def _measured(policy: Policy) -> tuple[Any, ...]:
 
 
 def _check(
-    policies: Mapping[str, Policy], repeats: int | None, seed: int, lag: int, short_pools: str
+    policies: Mapping[str, Policy],
+    repeats: int | None,
+    seed: int,
+    lag: int,
+    short_pools: str,
+    most_runs: int,
 ) -> None:
-    if not policies:
-        raise InvalidInput("policies: there is none")
     for name, value, least in (("repeats", repeats, 1), ("seed", seed, 0), ("lag", lag, 0)):
         if value is None and name == "repeats":
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise InvalidInput(f"{name}={value!r}: must be a whole number of at least {least}")
+    if lag > _MOST_LAG:
+        raise InvalidInput(f"lag={lag}: must be at most {_MOST_LAG:,} tokens")
+    if isinstance(most_runs, bool) or not isinstance(most_runs, int | np.integer):
+        raise InvalidInput(f"most_runs={most_runs!r}: must be a whole number")
     if short_pools not in ("error", "resample", "skip"):
         raise InvalidInput(f"short_pools={short_pools!r}: must be 'error', 'resample' or 'skip'")
 

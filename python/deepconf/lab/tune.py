@@ -178,6 +178,8 @@ def tune(
     objective = _objective(minimise, maximise)
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < _FEW:
         raise InvalidInput(f"folds={folds!r}: must be a whole number of at least {_FEW}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InvalidInput(f"seed={seed!r}: must be a whole number of at least 0")
     if out is not None:
         _settings.check_target(Path(out), name)
 
@@ -189,7 +191,8 @@ def tune(
     else:
         pool = traces
         if not isinstance(traces, Pool):
-            _check_size(len(policies or ()), repeats)
+            if isinstance(policies, Mapping):
+                _check_size(len(policies), repeats)
             pool = Pool.read(traces, policies or (), progress=watch("reading traces"))
         played = replay(
             pool,
