@@ -470,7 +470,7 @@ def _measured(policy: Policy) -> tuple[Any, ...]:
 
 
 def _check(
-    policies: Mapping[str, Policy],
+    policies: Mapping[str, Any],
     repeats: int | None,
     seed: int,
     lag: int,
