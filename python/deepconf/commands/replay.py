@@ -82,13 +82,15 @@ def replay(
     from deepconf import _render, _tables
     from deepconf.lab.replay import Pool
     from deepconf.lab.replay import grid as laid
-    from deepconf.traces import TraceWriter, read_traces
+    from deepconf.traces import TraceWriter, read_traces, target
 
     with own_stdout() as stdout:
         console, err = _render.console(stdout), _render.console(sys.stderr)
         axes = _settings.axes(grid, "--grid")
         explicit = _settings.pairs(set_, "--set")
         file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
+        if out is not None:
+            target(out)  # Before the work, not after it.
         reader = read_traces(traces)
         defaults = _settings.fitted(reader.settings, file.policy, explicit)
         policies = laid(_settings.build(policy, defaults, {}, explicit, file.policies), **axes)
