@@ -210,6 +210,20 @@ def test_marks_come_from_gold_answers_where_there_are_no_marks(marked):
     assert (by_gold.correct == with_marks.correct).all()
 
 
+def test_one_gold_answer_is_that_of_its_question_wherever_it_stands():
+    found = table(synthetic(3, 16), marked=False, gold="right")
+    names, gold = found["question_id"].to_pylist(), found["gold"].to_pylist()
+    both = zip(names, gold, strict=True)
+    place = found.schema.get_field_index("gold")
+    some = [text if name not in names[at + 1 :] else None for at, (name, text) in enumerate(both)]
+    played = deepconf.replay(found.set_column(place, "gold", [some]), {"low": LOW}, repeats=4)
+    assert played.gold
+    assert (played.correct == deepconf.replay(found, {"low": LOW}, repeats=4).correct).all()
+    other = found.set_column(place, "gold", [[*gold[:3], "left", *gold[4:]]])
+    with pytest.raises(InvalidInput, match="has the gold answers 'right' and 'left'"):
+        deepconf.replay(other, {"low": LOW}, repeats=4)
+
+
 def test_without_known_answers_the_majority_of_the_whole_pool_is_what_counts():
     played = deepconf.replay(table(POOLS, marked=False), {"low": LOW}, repeats=4)
     assert not played.gold
@@ -254,6 +268,12 @@ def test_a_grid_is_every_combination_and_leaves_out_what_cannot_be():
     ]  # fmt: skip
     assert found["low warmup=16 budget=32"].warmup == 16
     assert deepconf.grid(base) == base
+    assert list(deepconf.grid(LOW, keep=[0.5])) == ["policy keep=0.5"]
+    for wrong in (5, ["low"], {"low": "low"}):
+        with pytest.raises(InvalidType, match="must be a Policy, or policies by label"):
+            deepconf.grid(wrong, keep=[0.5])  # type: ignore[arg-type]
+    with pytest.raises(InvalidType, match=r"keep=0\.5: must be a sequence"):
+        deepconf.grid(LOW, keep=0.5)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match=r"none of its policies can be \(low keep=2.0: keep=2"):
         deepconf.grid(base, keep=[2.0])
     with pytest.raises(InvalidType, match="windo"):

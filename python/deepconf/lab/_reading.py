@@ -185,10 +185,18 @@ class _Reading:
     def _take_gold(self, batch: pa.RecordBatch, questions: NDArray[np.int64]) -> None:
         if "gold" not in batch.schema.names:
             return
-        gold = batch.column("gold")
-        for question, row in zip(*np.unique(questions, return_index=True), strict=True):
-            if self._gold[question] is None:
-                self._gold[question] = gold[int(row)].as_py()
+        coded = batch.column("gold").dictionary_encode()
+        texts = coded.dictionary.to_pylist()
+        codes = coded.indices.fill_null(-1).to_numpy().astype(np.int64)
+        there = codes >= 0
+        for pair in np.unique(questions[there] * len(texts) + codes[there]):
+            question, gold = pair // len(texts), texts[pair % len(texts)]
+            if self._gold[question] not in (None, gold):
+                raise InvalidInput(
+                    f"question {list(self._questions)[question]!r} has the gold answers "
+                    f"{self._gold[question]!r} and {gold!r}"
+                )
+            self._gold[question] = gold
 
     def recorded(self, settings: dict[str, Any]) -> Recorded:
         """All that was read."""

@@ -43,14 +43,14 @@ _RUN_COLUMNS = (
 )  # fmt: skip
 
 
-def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]:
+def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]:
     """Every combination of some settings, over each of some policies.
 
     Offline, where nothing is stopped, `warmup` stays 0 and what only it would tell apart is one
     policy.
 
     Args:
-        base: policies by label.
+        base: policies by label; one alone is called "policy".
         axes: for each setting the values to try.
 
     Returns:
@@ -59,7 +59,15 @@ def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]
 
     Raises:
         InvalidInput: a value that no policy can have, or nothing is left.
+        InvalidType: `base` holds no policies, or a setting has one value and no sequence of them.
     """
+    if isinstance(base, Policy):
+        base = {"policy": base}
+    if not isinstance(base, Mapping) or not all(isinstance(p, Policy) for p in base.values()):
+        raise InvalidType(f"base is {base!r}: must be a Policy, or policies by label")
+    for setting, some in axes.items():
+        if isinstance(some, str) or not isinstance(some, Iterable):
+            raise InvalidType(f"{setting}={some!r}: must be a sequence of values to try")
     found: dict[str, Policy] = {}
     refused: list[str] = []
     for label, policy in base.items():
