@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -600,6 +601,24 @@ def test_an_error_in_a_thread_comes_at_its_place(threads: int, where: str) -> No
     with pytest.raises(ValueError, match="here"):
         found.extend(number.value for number in numbers)
     assert found == [*range(20), *range(1_000, 1_020)]
+
+
+def test_an_error_that_is_held_holds_no_thread() -> None:
+    table = pool(1, 400)
+    threads = threading.active_count()
+    reader = read_traces(table, batch_tokens=1)
+
+    def fail(batch: pa.RecordBatch) -> pa.RecordBatch:
+        raise ValueError("here")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="here") as held:
+            list(reader.map(fail, threads=2))
+        assert threading.active_count() == threads
+        assert held.value.args == ("here",)
+    finally:
+        gc.enable()
 
 
 # ---- the command line ----------------------------------------------------------------------------

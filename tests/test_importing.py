@@ -1136,6 +1136,8 @@ def test_arguments_that_cannot_be_right(
 def test_sources_that_cannot_be(tmp_path: Path) -> None:
     refused(tmp_path, "is a folder", "*.jsonl")
     refused(tmp_path / "no.jsonl", "there is no such file")
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "is no plain file")
     refused(str(tmp_path / "*.jsonl"), "no file matches")
     refused(3, "source is a int")
     refused(b"{}", "source is a bytes")

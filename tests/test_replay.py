@@ -214,6 +214,20 @@ def test_marks_come_from_gold_answers_where_there_are_no_marks(marked):
     assert (by_gold.correct == with_marks.correct).all()
 
 
+def test_one_gold_answer_is_that_of_its_question_wherever_it_stands():
+    found = table(synthetic(3, 16), marked=False, gold="right")
+    names, gold = found["question_id"].to_pylist(), found["gold"].to_pylist()
+    both = zip(names, gold, strict=True)
+    place = found.schema.get_field_index("gold")
+    some = [text if name not in names[at + 1 :] else None for at, (name, text) in enumerate(both)]
+    played = deepconf.replay(found.set_column(place, "gold", [some]), {"low": LOW}, repeats=4)
+    assert played.gold
+    assert (played.correct == deepconf.replay(found, {"low": LOW}, repeats=4).correct).all()
+    other = found.set_column(place, "gold", [[*gold[:3], "left", *gold[4:]]])
+    with pytest.raises(InvalidInput, match="has two gold answers, 'right' and 'left'"):
+        deepconf.replay(other, {"low": LOW}, repeats=4)
+
+
 def test_without_known_answers_the_majority_of_the_whole_pool_is_what_counts():
     played = deepconf.replay(table(POOLS, marked=False), {"low": LOW}, repeats=4)
     assert not played.gold
@@ -298,6 +312,12 @@ def test_a_grid_is_every_combination_and_leaves_out_what_cannot_be():
     assert deepconf.grid(base) == base
     pair = {"low": Policy.low(), "high": Policy.high()}
     assert list(deepconf.grid(pair, keep=[0.1, 0.9])) == ["low keep=0.1", "low keep=0.9"]
+    assert list(deepconf.grid(LOW, keep=[0.5])) == ["policy keep=0.5"]
+    for wrong in (5, ["low"], {"low": "low"}):
+        with pytest.raises(InvalidType, match="must be a Policy, or policies by label"):
+            deepconf.grid(wrong, keep=[0.5])  # type: ignore[arg-type]
+    with pytest.raises(InvalidType, match=r"keep=0\.5: must be a sequence"):
+        deepconf.grid(LOW, keep=0.5)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match=r"none of its policies can be \(low keep=2.0: keep=2"):
         deepconf.grid(base, keep=[2.0])
     with pytest.raises(InvalidType, match="windo"):
@@ -320,10 +340,10 @@ def test_a_value_of_a_grid_that_no_policy_can_have_is_an_error(axes, said):
 @pytest.mark.parametrize(
     ("base", "axes", "said"),
     [
-        (["low"], {}, r"base is \['low'\]: must be policies by label"),
+        (["low"], {}, r"base is \['low'\]: must be a Policy, or policies by label"),
         ({"low": "low"}, {}, "base is {'low': 'low'}"),
-        ({"low": LOW}, {"keep": 0.1}, "keep is 0.1: must be a sequence of values"),
-        ({"low": LOW}, {"stop": "budget"}, "stop is 'budget': must be a sequence"),
+        ({"low": LOW}, {"keep": 0.1}, "keep=0.1: must be a sequence of values"),
+        ({"low": LOW}, {"stop": "budget"}, "stop='budget': must be a sequence"),
     ],
 )
 def test_a_grid_is_laid_over_policies_by_label(base, axes, said):
@@ -451,7 +471,7 @@ def test_the_command_writes_a_row_a_run_and_never_over_what_it_reads(tmp_path, m
 
     for out, said in (
         ("t.parquet", "error: t.parquet: is what is read, and would be replaced"),
-        ("rows.csv", "--out rows.csv: the name must end in"),
+        ("rows.csv", "rows.csv: the name must end in"),
         ("none/rows.parquet", "none/rows.parquet: cannot be written: there is no folder none"),
     ):
         result = asked(out)

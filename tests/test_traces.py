@@ -518,6 +518,23 @@ def test_a_wrong_row_is_named(tmp_path: Path, name: str, value: Any, message: st
         list(read_traces(path))
 
 
+@pytest.mark.parametrize("name", ["question_id", "status", "trace", "num_tokens"])
+def test_a_null_among_the_values_of_a_dictionary_is_a_null(name: str) -> None:
+    table = rows([3, 2])
+    kind = table.schema.field(name).type
+    values = pa.array([table[name][0].as_py(), None], kind)
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), values)
+    with pytest.raises(InvalidInput, match=f"row 1: {name} is null"):
+        list(read_traces(replaced(table, name, column)))
+
+
+def test_a_dictionary_of_lists_is_named() -> None:
+    table = rows([1])
+    column = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), pa.array([[1.0]]))
+    with pytest.raises(InvalidInput, match=r"confidence is dictionary<.*: must be a list of f"):
+        read_traces(replaced(table, "confidence", column))
+
+
 def test_only_a_trace_that_was_cut_off_may_have_tokens_without_confidence(tmp_path: Path) -> None:
     lengths = [3, 3, 3, 3, 3]
     table = rows(lengths)
@@ -716,6 +733,14 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     refused(there, "is there already", overwrite=False)
     with pytest.raises(InvalidInput, match=r"must end in \.parquet, \.arrow or \.feather"):
         TraceWriter(tmp_path / "t.csv", schema=schema())
+    refused(tmp_path / f"{'t' * 300}.parquet", "cannot be written: .*too long")
+    refused(Path("~nobody-has-this-home/t.parquet"), "cannot be written: .*home")
+    wrong = {None: InvalidType, b"t.parquet": InvalidType, "\0.parquet": InvalidInput}
+    for name, kind in wrong.items():
+        with pytest.raises(kind, match="path"):
+            TraceWriter(name, schema=schema())  # type: ignore[arg-type]
+        with pytest.raises(kind, match="path"):
+            deepconf.score_traces(there, name)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="must be JSON values"):
         TraceWriter(tmp_path / "u.parquet", schema=schema(), settings={"policy": {"x": {1}}})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.parquet", "t.parquet"]

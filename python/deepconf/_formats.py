@@ -211,8 +211,10 @@ def _paths(source: Any) -> list[Path] | None:
         for match in matches:
             if match.is_dir():
                 raise InvalidInput(f"{match}: is a folder; name its files, such as {match}/*.jsonl")
-            if not match.is_file():
+            if not match.exists():
                 raise InvalidInput(f"{match}: there is no such file")
+            if not match.is_file():  # Such as a pipe: the content is looked at more than once.
+                raise InvalidInput(f"{match}: is no plain file; save what it gives to one first")
             if found.setdefault(match.resolve(), match) is not match:
                 raise InvalidInput(f"{match}: is named twice")
     return list(found.values())

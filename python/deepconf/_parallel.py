@@ -121,6 +121,8 @@ class _Lanes(Generic[T, R]):
                         break
             except BaseException as error:
                 lane.error = error
+            finally:  # Its files and threads, whoever may still hold the error.
+                getattr(part, "close", lambda: None)()
             with self._changed:
                 lane.ended = True
                 self._changed.notify_all()

@@ -142,7 +142,7 @@ def _check_type(source: Source, wanted: pa.Field) -> None:
     elif t.is_boolean(wanted.type):
         fits, must = t.is_boolean(plain), "a boolean"
     else:
-        fits, must = _is_list(plain) and t.is_floating(plain.value_type), "a list of float32"
+        fits, must = _is_list(kind) and t.is_floating(kind.value_type), "a list of float32"
     if not fits:
         raise source.wrong(f"column {wanted.name} is {kind}: must be {must}")
 
@@ -193,12 +193,12 @@ def cast(source: Source, first: int, batch: pa.RecordBatch, wanted: pa.Schema) -
             arrays.append(pa.nulls(batch.num_rows, field.type))
             continue
         array = batch.column(batch.schema.get_field_index(field.name))
-        if not field.nullable and array.null_count:
-            row = first + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-            raise source.wrong(f"row {row}: {field.name} is null")
         try:
             if pa.types.is_dictionary(array.type) and array.type != field.type:
-                array = array.dictionary_decode()
+                array = array.dictionary_decode()  # Nulls may stand among its values.
+            if not field.nullable and array.null_count:
+                row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+                raise source.wrong(f"row {first + row}: {field.name} is null")
             is_list = field.name == "confidence"
             arrays.append(_lists(array, field.type) if is_list else array.cast(field.type))
         except pa.ArrowException as error:

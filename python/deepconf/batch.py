@@ -29,7 +29,7 @@ from deepconf._parallel import cores
 from deepconf._scoring import score_schema, scored
 from deepconf._trace_schema import arrow
 from deepconf.errors import InvalidInput
-from deepconf.traces import TraceReader, TraceWriter, read_traces
+from deepconf.traces import TraceReader, TraceWriter, read_traces, target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -155,9 +155,9 @@ def not_a_source(out: str | os.PathLike[str], reader: TraceReader) -> None:
     Raises:
         InvalidInput: they are the same file.
     """
-    target = Path(out).expanduser()
+    path_of_out = target(out)
     for path in reader.paths:
-        if target.exists() and target.samefile(path):
+        if path_of_out.exists() and path_of_out.samefile(path):
             raise InvalidInput(f"{out}: is what is read, and would be replaced")
 
 

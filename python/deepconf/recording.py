@@ -389,7 +389,7 @@ def _sealed(path: Path) -> tuple[pa.Schema | None, list[str]]:
     with _opened(path, ["question_id"]) as (schema, groups):
         if not _is_recording(schema):
             raise _foreign(path)
-        return schema, [rows["question_id"][0].as_py() for rows in groups]
+        return schema, [rows["question_id"][0].as_py() for rows in groups if rows.num_rows]
 
 
 @contextlib.contextmanager
@@ -432,7 +432,11 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _is_recording(schema: pa.Schema) -> bool:
-    return _RUN.encode() in (schema.metadata or {})
+    try:
+        said = [json.loads((schema.metadata or {})[key]) for key in (_RUN.encode(), b"policy")]
+    except (KeyError, ValueError):  # Others say "run" too, and mean something else.
+        return False
+    return all(isinstance(one, dict) for one in said) and "question_id" in schema.names
 
 
 def _foreign(path: Path) -> RunFileError:

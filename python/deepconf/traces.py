@@ -14,7 +14,7 @@ from deepconf._parallel import Sized, cores, in_order
 from deepconf._trace_schema import STATUSES, canonical, schema
 from deepconf._trace_schema import arrow as _arrow
 from deepconf._trace_sources import Source, absent, opened
-from deepconf.errors import InvalidInput, TraceFileError
+from deepconf.errors import InvalidInput, InvalidType, TraceFileError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -200,17 +200,14 @@ class TraceWriter:
         overwrite: bool = True,
     ) -> None:
         pa = _arrow()
-        self.path = Path(path).expanduser()
+        self.path = target(path, overwrite=overwrite)
         self.num_rows = 0
         """Rows written so far."""
         self._overwrite = overwrite
         self._parquet = self.path.suffix.lower() == ".parquet"
-        if not self._parquet and self.path.suffix.lower() not in (".arrow", ".feather"):
-            raise InvalidInput(f"{self.path}: the name must end in .parquet, .arrow or .feather")
         whose = {"format": FORMAT} if "confidence" in schema.names else {}
         metadata = {**whose, **_texts(schema.metadata), **_encoded(settings or {})}
         self.schema = schema.with_metadata(metadata)
-        self._check_target()
         name = f".{self.path.name}.{secrets.token_hex(4)}.tmp"
         self._temporary = self.path.with_name(name)
         self._writer: Any = None
@@ -266,7 +263,7 @@ class TraceWriter:
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._file.close()
-                self._check_target()
+                target(self.path, overwrite=self._overwrite)
                 os.replace(self._temporary, self.path)
                 _sync_folder(self.path.parent)
         except BaseException:
@@ -306,16 +303,6 @@ class TraceWriter:
             write_batch_size=16,
         )
 
-    def _check_target(self) -> None:
-        if self.path.is_dir():
-            raise TraceFileError(f"{self.path}: cannot be written: it is a folder")
-        if not self.path.parent.is_dir():
-            raise TraceFileError(
-                f"{self.path}: cannot be written: there is no folder {self.path.parent}"
-            )
-        if not self._overwrite and self.path.exists():
-            raise TraceFileError(f"{self.path}: is there already, and is not to be overwritten")
-
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         pa = _arrow()
@@ -335,6 +322,35 @@ class TraceWriter:
             self._file.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink()
+
+
+def target(given: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+    """Where a file can be written.
+
+    Raises:
+        InvalidInput: a suffix that says no format, or no path.
+        InvalidType: neither text nor a path.
+        TraceFileError: it cannot be written there, or is there and must not be replaced.
+    """
+    if not isinstance(given, str | os.PathLike) or isinstance(os.fspath(given), bytes):
+        raise InvalidType(f"out is a {type(given).__name__}: must be a path, as a str or Path")
+    if "\0" in os.fspath(given):
+        raise InvalidInput(f"{os.fspath(given)!r}: is no path")
+    try:
+        path = Path(given).expanduser()
+        if path.suffix.lower() not in (".parquet", ".arrow", ".feather"):
+            raise InvalidInput(f"{path}: the name must end in .parquet, .arrow or .feather")
+        if path.is_dir():
+            raise TraceFileError(f"{path}: cannot be written: it is a folder")
+        if not path.parent.is_dir():
+            raise TraceFileError(f"{path}: cannot be written: there is no folder {path.parent}")
+        if not overwrite and path.exists():
+            raise TraceFileError(f"{path}: is there already, and is not to be overwritten")
+    except TraceFileError:
+        raise
+    except (OSError, RuntimeError) as error:  # A name that is too long; a home that nobody has.
+        raise TraceFileError(f"{os.fspath(given)}: cannot be written: {error}") from error
+    return path
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,10 +14,9 @@ from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
 from deepconf.commands import _lab as o
 from deepconf.commands._app import app, print_json
-from deepconf.errors import TraceFileError
 
 if TYPE_CHECKING:
-    from deepconf.traces import TraceReader
+    pass
 
 
 @app.command("replay")
@@ -60,21 +59,21 @@ def replay(
     Decisions are those that a live run would take. Settings start from what the recording says.
     """
     from deepconf import _render, _tables
+    from deepconf.batch import not_a_source
     from deepconf.lab.replay import Pool, check_runs
     from deepconf.lab.replay import grid as laid
-    from deepconf.recording import check_target
-    from deepconf.traces import TraceWriter, read_traces
+    from deepconf.traces import TraceWriter, read_traces, target
 
     with own_stdout() as stdout:
         console, err = _render.console(stdout), _render.console(sys.stderr)
-        if out is not None:
-            check_target(out.expanduser(), f"--out {out}")
         axes = _settings.axes(grid, "--grid")
         explicit = _settings.pairs(set_, "--set")
         file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
+        if out is not None:
+            target(out)  # Before the work, not after it.
         reader = read_traces(traces)
         if out is not None:
-            _check_out(out, reader)
+            not_a_source(out, reader)
         defaults = _settings.fitted(reader.settings, file.policy, explicit)
         policies = laid(_settings.build(policy, defaults, {}, explicit, file.policies), **axes)
         check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
@@ -103,15 +102,3 @@ def replay(
             with TraceWriter(out, schema=table.schema) as writer:
                 writer.write(table)
             err.print(f"{out}: {table.num_rows:,} rows", soft_wrap=True)
-
-
-def _check_out(out: Path, reader: TraceReader) -> None:
-    """Before hours are spent: whether the rows can be written there, and not over the traces."""
-    from deepconf.batch import not_a_source
-    from deepconf.recording import check_target
-
-    path = out.expanduser()
-    check_target(path, f"--out {out}")
-    if not path.parent.is_dir():
-        raise TraceFileError(f"{out}: cannot be written: there is no folder {path.parent}")
-    not_a_source(path, reader)

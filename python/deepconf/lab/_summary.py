@@ -217,9 +217,9 @@ def _closing(rows: list[PolicyRow], gold: bool) -> str:
     turned = f"{its} against {mine} ({difference_in_words(-found)})"
     at = "at the same tokens"
     if equal.beyond == "above":
-        at = "at the whole budget, which costs fewer tokens,"
+        at = "at the whole budget (which costs fewer tokens)"
     elif equal.beyond == "below":
-        at = "at its smallest budget, which costs more tokens,"
+        at = "at its smallest budget (which costs more tokens)"
     if not found.value:
         said = f"{VARIANTS[name]} {at} is as good as {which}: {turned}"
     elif not found.clear:

@@ -49,14 +49,14 @@ _RUN_COLUMNS = (
 )  # fmt: skip
 
 
-def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]:
+def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]:
     """Every combination of some settings, over each of some policies.
 
     Offline, where nothing is stopped, `warmup` stays 0 and what only it would tell apart is one
     policy.
 
     Args:
-        base: policies by label.
+        base: policies by label; one alone is called "policy".
         axes: for each setting the values to try.
 
     Returns:
@@ -66,9 +66,15 @@ def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]
     Raises:
         InvalidInput: a value that none of the policies can have, nothing is left, or there are too
             many.
-        InvalidType: `base` is no mapping of policies, an axis no sequence of values.
+        InvalidType: `base` holds no policies, or a setting has one value and no sequence of them.
     """
-    _check_grid(base, axes)
+    if isinstance(base, Policy):
+        base = {"policy": base}
+    if not isinstance(base, Mapping) or not all(isinstance(p, Policy) for p in base.values()):
+        raise InvalidType(f"base is {base!r}: must be a Policy, or policies by label")
+    for setting, some in axes.items():
+        if isinstance(some, str) or not isinstance(some, Iterable):
+            raise InvalidType(f"{setting}={some!r}: must be a sequence of values to try")
     axes = {name: list(values) for name, values in axes.items()}
     count = len(base) * math.prod(map(len, axes.values()))
     if count > MOST_POLICIES:
@@ -104,16 +110,6 @@ def grid(base: Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]
         if (name, place) not in useful:
             raise InvalidInput(f"grid: no policy can have {name}={axes[name][place]!r} ({why})")
     return found
-
-
-def _check_grid(base: Any, axes: Mapping[str, Any]) -> None:
-    if not isinstance(base, Mapping) or not all(isinstance(p, Policy) for p in base.values()):
-        raise InvalidType(
-            f"base is {base!r}: must be policies by label, such as {{'low': Policy.low()}}"
-        )
-    for name, values in axes.items():
-        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
-            raise InvalidType(f"{name} is {values!r}: must be a sequence of values to try")
 
 
 @dataclass(frozen=True)
