@@ -32,7 +32,7 @@
 //! ```
 //!
 //! **Cost.** On top of the scores: a look at the lower bound of each block of 64 groups
-//! ([`crate::slide`]), and the sums of the blocks that may hold a record, about one in ten of noise
+//! (`slide`), and the sums of the blocks that may hold a record, about one in ten of noise
 //! and more where confidence declines steadily. Twelve bytes a step. Of n groups without a trend
 //! about ln n are records while they are independent; neighbours share all tokens but one, so a trace
 //! of 32,768 tokens has some hundreds.
