@@ -223,6 +223,21 @@ def test_without_known_answers_the_majority_of_the_whole_pool_is_what_counts():
         assert [row["correct"] for row in mine] == [row["answer"] == best for row in mine]
 
 
+def test_traces_without_any_answer_are_refused_unless_the_right_ones_are_known():
+    mute = {
+        name: [dataclasses.replace(trace, answer=None) for trace in pool]
+        for name, pool in POOLS.items()
+    }
+    for traces in (table(mute), table(mute, marked=False)):
+        with pytest.raises(
+            InvalidInput, match="none has an answer, so there is nothing to vote on"
+        ):
+            deepconf.replay(traces, {"low": LOW})
+    known = deepconf.replay(table(mute, marked=False, gold="right"), {"low": LOW}, repeats=2)
+    assert known.gold
+    assert not known.correct.any()
+
+
 def test_traces_that_failed_are_left_out_and_counted():
     pools = {"q": [*POOLS["q0"][:17]]}
     pools["q"][3] = dataclasses.replace(pools["q"][3], status="failed")
@@ -452,8 +467,19 @@ def test_the_command_writes_a_row_a_run_and_never_over_what_it_reads(tmp_path, m
         assert said in result.stderr
         assert not result.stdout
     assert (tmp_path / "t.parquet").read_bytes() == whole
-    assert asked("rows.parquet").exit_code == 0
+    written = asked("rows.parquet")
+    assert written.exit_code == 0
+    assert "nothing could be stopped" not in written.stderr
     assert pq.read_table("rows.parquet").num_rows == 2 * len(POOLS)
+
+
+def test_the_command_says_where_nothing_could_be_stopped(tmp_path):
+    pq.write_table(table(POOLS), tmp_path / "t.parquet")
+    line = ["replay", str(tmp_path / "t.parquet"), "-p", "low", "-p", "offline"]
+    result = CliRunner().invoke(app, [*line, "--set", "budget=16", "--repeats", "2"])
+    assert result.exit_code == 0
+    assert "note: low: in 100% of the runs nothing could be stopped" in result.stderr
+    assert "note: offline" not in result.stderr
 
 
 def test_scores_may_be_told_to_a_controller_instead_of_tokens():
