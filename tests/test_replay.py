@@ -12,6 +12,7 @@ import pytest
 from deepconf import InvalidInput, InvalidType, Policy
 from deepconf.commands import app
 from deepconf.lab._draws import draws
+from deepconf.lab.live import beside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_replay import Recorded, slow_replay, synthetic
@@ -480,6 +481,32 @@ def test_the_command_says_where_nothing_could_be_stopped(tmp_path):
     assert result.exit_code == 0
     assert "note: low: in 100% of the runs nothing could be stopped" in result.stderr
     assert "note: offline" not in result.stderr
+
+
+def test_live_runs_are_beside_their_replay_whatever_records_come_in():
+    policies = {"low": LOW, "all": Policy.offline(budget=16, window=8, tail=8, keep=1.0)}
+    played = deepconf.replay(table(POOLS), policies, repeats=None)
+    rows = played.to_arrow().to_pylist()
+    records = [
+        {
+            "policy": row["policy"],
+            "id": row["question_id"],
+            "correct": row["correct"],
+            "result": {
+                "answer": row["answer"],
+                "threshold": row["threshold"],
+                "traces": [{"status": "stopped"}] * row["stopped"],
+                "tokens": {"generated": row["tokens"], "after_stop": 0},
+            },
+        }
+        for row in rows
+    ]
+    for some in (records, iter(records)):
+        found = beside(table(POOLS), policies, some)
+        assert [(each.label, each.same_answer, each.exact) for each in found] == [
+            ("low", 6, 6),
+            ("all", 6, 6),
+        ]
 
 
 def test_scores_may_be_told_to_a_controller_instead_of_tokens():
