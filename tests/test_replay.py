@@ -13,6 +13,7 @@ import pytest
 from deepconf import InvalidInput, InvalidType, Policy
 from deepconf.commands import app
 from deepconf.lab._draws import draws
+from deepconf.lab.live import beside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_replay import Recorded, slow_replay, synthetic
@@ -236,6 +237,21 @@ def test_without_known_answers_the_majority_of_the_whole_pool_is_what_counts():
         best = deepconf.vote([t.answer for t in pool]).answer
         mine = [row for row in rows if row["question_id"] == name]
         assert [row["correct"] for row in mine] == [row["answer"] == best for row in mine]
+
+
+def test_traces_without_any_answer_are_refused_unless_the_right_ones_are_known():
+    mute = {
+        name: [dataclasses.replace(trace, answer=None) for trace in pool]
+        for name, pool in POOLS.items()
+    }
+    for traces in (table(mute), table(mute, marked=False)):
+        with pytest.raises(
+            InvalidInput, match="none has an answer, so there is nothing to vote on"
+        ):
+            deepconf.replay(traces, {"low": LOW})
+    known = deepconf.replay(table(mute, marked=False, gold="right"), {"low": LOW}, repeats=2)
+    assert known.gold
+    assert not known.correct.any()
 
 
 def test_traces_that_failed_are_left_out_and_counted():
@@ -479,8 +495,45 @@ def test_the_command_writes_a_row_a_run_and_never_over_what_it_reads(tmp_path, m
         assert said in result.stderr
         assert not result.stdout
     assert (tmp_path / "t.parquet").read_bytes() == whole
-    assert asked("rows.parquet").exit_code == 0
+    written = asked("rows.parquet")
+    assert written.exit_code == 0
+    assert "nothing could be stopped" not in written.stderr
     assert pq.read_table("rows.parquet").num_rows == 2 * len(POOLS)
+
+
+def test_the_command_says_where_nothing_could_be_stopped(tmp_path):
+    pq.write_table(table(POOLS), tmp_path / "t.parquet")
+    line = ["replay", str(tmp_path / "t.parquet"), "-p", "low", "-p", "offline"]
+    result = CliRunner().invoke(app, [*line, "--set", "budget=16", "--repeats", "2"])
+    assert result.exit_code == 0
+    assert "note: low: in 100% of the runs nothing could be stopped" in result.stderr
+    assert "note: offline" not in result.stderr
+
+
+def test_live_runs_are_beside_their_replay_whatever_records_come_in():
+    policies = {"low": LOW, "all": Policy.offline(budget=16, window=8, tail=8, keep=1.0)}
+    played = deepconf.replay(table(POOLS), policies, repeats=None)
+    rows = played.to_arrow().to_pylist()
+    records = [
+        {
+            "policy": row["policy"],
+            "id": row["question_id"],
+            "correct": row["correct"],
+            "result": {
+                "answer": row["answer"],
+                "threshold": row["threshold"],
+                "traces": [{"status": "stopped"}] * row["stopped"],
+                "tokens": {"generated": row["tokens"], "after_stop": 0},
+            },
+        }
+        for row in rows
+    ]
+    for some in (records, iter(records)):
+        found = beside(table(POOLS), policies, some)
+        assert [(each.label, each.same_answer, each.exact) for each in found] == [
+            ("low", 6, 6),
+            ("all", 6, 6),
+        ]
 
 
 def test_scores_may_be_told_to_a_controller_instead_of_tokens():

@@ -230,6 +230,21 @@ def test_cross_fitted_figures_are_those_of_what_the_other_folds_chose() -> None:
     assert sum(found.by_fold.values()) == 4
 
 
+def test_the_closing_sentence_gives_no_policy_the_figures_of_another() -> None:
+    random = np.random.default_rng(5)
+    coins = (random.random((50, 40)) < 0.5).astype(float)
+    played = made(coins, 50, majority=0.3)
+    found = tune(played, goal="tokens <= 100", maximise="accuracy")
+    assert not found.majority_is_better
+    assert len(found.confidence.by_fold) > 1
+    assert f"{found.label}; what is chosen so has " in found.closing
+    assert "at the tokens of what is chosen by confidence, " in found.closing
+    agreed = tune(made(flat(0.9), 50, majority=0.6))
+    assert "p0 has 90.0% accuracy" in agreed.closing
+    assert "at the tokens of p0, " in agreed.closing
+    assert "% against 90.0% (-" in agreed.closing
+
+
 def test_a_clear_choice_is_not_called_unclear() -> None:
     found = tune(made(flat(0.9, 0.1, questions=40), [[50], [40]]))
     assert found.confidence.close == 0

@@ -94,6 +94,16 @@ def replay(
             _tables.show_summary(console, summary)
         if pool.left_out:
             err.print(f"note: {pool.left_out} traces failed when they were recorded: left out")
+        unarmed = played.columns["unarmed"].mean(axis=(1, 2))
+        for label, share in zip(policies, unarmed, strict=True):
+            if share > 0.5:
+                window = policies[label].window
+                err.print(
+                    f"note: {label}: in {share:.0%} of the runs nothing could be stopped, for no "
+                    f"trace reached the window of {window} tokens, or no warmup trace ended by "
+                    f"itself",
+                    soft_wrap=True,
+                )
         for how in ("resampled", "skipped"):
             if names := played.draws[how]:
                 err.print(f"note: {len(names)} questions have fewer traces than a budget: {how}")

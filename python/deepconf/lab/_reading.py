@@ -201,6 +201,11 @@ class _Reading:
     def recorded(self, settings: dict[str, Any]) -> Recorded:
         """All that was read."""
         self._mark_by_gold()
+        if any(self._rows) and not any(self._answers) and not any(self._gold):
+            raise InvalidInput(
+                "traces: none has an answer, so there is nothing to vote on: find answers in the "
+                "texts first (deepconf import does), or give them in the column answer"
+            )
         # Where nobody answers, nothing needs a mark.
         unknown = [q for q, marks in enumerate(self._marks) if _UNKNOWN in marks]
         known = [q for q, marks in enumerate(self._marks) if marks and _UNKNOWN not in marks]

@@ -51,6 +51,7 @@ def beside(
     pool = Pool.read(traces, policies)
     played = pool.replay(repeats=None, short_pools="skip")
     at = {name: place for place, name in enumerate(played.questions)}
+    records = list(records)
     found = []
     for row, label in enumerate(policies):
         live = [r for r in records if r["policy"] == label and r["id"] in at]
@@ -70,7 +71,7 @@ def beside(
         ]
         exact = [
             agree
-            and (result["threshold"] or np.nan) == played.columns["threshold"][row, place, 0]
+            and _same(result["threshold"], played.columns["threshold"][row, place, 0])
             and _stopped(result) == played.columns["stopped"][row, place, 0]
             for agree, result, place in zip(same, results, places, strict=True)
         ]
@@ -89,6 +90,11 @@ def beside(
             )
         )
     return found
+
+
+def _same(live: float | None, replayed: float) -> bool:
+    """Whether two thresholds are equal, where None and NaN are none."""
+    return bool(np.isnan(replayed)) if live is None else bool(live == replayed)
 
 
 def _stopped(result: Mapping[str, Any]) -> int:

@@ -231,7 +231,8 @@ class Pool:
     """Recorded traces, read once: then policies can be replayed on them as often as one likes.
 
     Kept of a trace are its scores for each different `window`, `tail`, `bottom` and `decimals`,
-    and the record lows of its groups, 16 bytes each: kilobytes for long traces, no confidences.
+    and the record lows of its groups, 12 bytes each: kilobytes for long traces, tens of them where
+    confidence falls all along, and no confidences.
 
     Use `Pool.read`.
     """

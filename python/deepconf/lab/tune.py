@@ -419,7 +419,8 @@ def _notes(found: Tuning, chosen: Choice) -> list[str]:
     if not found.gold:
         notes.append(
             "no answers are known: accuracy here is agreement with the vote of all traces of a "
-            "question, which is right only as often as that vote is"
+            "question, which is right only as often as that vote is, and to which a majority is "
+            "nearer than confidence by itself"
         )
     if not chosen.meets_goal:
         notes.append(
@@ -452,9 +453,14 @@ def _closing(found: Tuning, chosen: Choice) -> str:
     better = "majority is the better choice here: " if found.majority_is_better else ""
     share = f"{ratio(chosen.tokens.value / full)} of " if full else ""
     plain, other = ratio(found.full["accuracy"]), found.confidence
+    # Where folds chose others, the figures are not those of this one.
+    whose = f"{chosen.label} has"
+    if set(chosen.by_fold) != {chosen.label}:
+        whose = f"{chosen.label}; what is chosen so has"
+    mine = other.label if set(other.by_fold) == {other.label} else "what is chosen by confidence"
     return (
-        f"{better}{chosen.label} has {ratio(chosen.accuracy.value)} {what} on questions it was not "
+        f"{better}{whose} {ratio(chosen.accuracy.value)} {what} on questions it was not "
         f"chosen on, for {share}the tokens of the full budget, whose majority has {plain}; at the "
-        f"tokens of {other.label}, {VARIANTS[variant]} has {ratio(equal.accuracy)} against "
-        f"{ratio(other.accuracy.value)} ({difference_in_words(equal.difference)})."
+        f"tokens of {mine}, {VARIANTS[variant]} has {ratio(equal.accuracy)} against "
+        f"{ratio(other.accuracy.value)} ({difference_in_words(-equal.difference)})."
     )

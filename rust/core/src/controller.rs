@@ -44,7 +44,8 @@
 //! [`scored`](Controller::scored) instead of token by token. All else is the same.
 //!
 //! **Cost.** O(1) a token, and O(1) when a trace ends, but for a vote that may settle the run: that
-//! one is counted anew, O(traces).
+//! one is counted anew, O(traces). With `stop="certain"`, and where an offline filter may settle the
+//! run, every end costs that.
 
 mod entry;
 mod standing;
