@@ -200,6 +200,10 @@ class _Reading:
 
     def recorded(self, settings: dict[str, Any]) -> Recorded:
         """All that was read."""
+        if not self._questions:
+            raise InvalidInput(
+                f"traces: all {self._failed} failed when they were recorded: nothing to replay"
+            )
         self._mark_by_gold()
         # Where nobody answers, nothing needs a mark.
         unknown = [q for q, marks in enumerate(self._marks) if _UNKNOWN in marks]
