@@ -215,6 +215,14 @@ def test_marks_come_from_gold_answers_where_there_are_no_marks(marked):
     assert (by_gold.correct == with_marks.correct).all()
 
 
+def test_where_all_traces_failed_there_is_nothing_to_replay():
+    found = table(synthetic(2, 4))
+    place = found.schema.get_field_index("status")
+    failed = found.set_column(place, "status", [["failed"] * found.num_rows])
+    with pytest.raises(InvalidInput, match="all 8 failed when they were recorded"):
+        deepconf.replay(failed, {"low": LOW})
+
+
 def test_one_gold_answer_is_that_of_its_question_wherever_it_stands():
     found = table(synthetic(3, 16), marked=False, gold="right")
     names, gold = found["question_id"].to_pylist(), found["gold"].to_pylist()
