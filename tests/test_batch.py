@@ -17,6 +17,7 @@ from typing import Any
 import deepconf
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deepconf import Policy, score_traces, vote_traces
@@ -693,3 +694,32 @@ main()
     assert run.returncode == 128 + signal.SIGTERM, run.stderr
     assert "interrupted" in run.stderr
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_recording_is_never_replaced(tmp_path: Path) -> None:
+    table, recording = pool(), tmp_path / "r.parquet"
+    pq.write_table(table.replace_schema_metadata({"run": "{}"}), recording)
+    before = recording.read_bytes()
+    pq.write_table(table, tmp_path / "t.parquet")
+    for attempt in (score_traces, vote_traces):
+        with pytest.raises(TraceFileError, match="is the recording of an evaluation"):
+            attempt(tmp_path / "t.parquet", recording)
+    result = cli("replay", tmp_path / "t.parquet", "-o", recording)
+    assert "is the recording of an evaluation" in result.stderr
+    with pytest.raises(TraceFileError, match="is the recording of an evaluation"):
+        deepconf.import_traces([], out=recording)
+    assert recording.read_bytes() == before
+
+
+def test_log_probabilities_are_no_confidences(tmp_path: Path) -> None:
+    table = pool()
+    lists = [[-c - 1 for c in row] for row in table["confidence"].to_pylist()]
+    place = table.schema.get_field_index("confidence")
+    wrong = table.set_column(
+        place, table.schema.field(place), pa.array(lists, pa.list_(pa.float32()))
+    )
+    with pytest.raises(InvalidInput, match=r"question .q0.: .* are these log-probabilities"):
+        vote_traces(wrong, tmp_path / "v.parquet", keep=1.0, weight="mean", **SMALL)
+    whole = wrong.filter(pc.is_in(wrong["status"], pa.array(["finished"])))
+    with pytest.raises(InvalidInput, match=r"question .q0., trace .* are these log-probabilities"):
+        deepconf.replay(whole, ["low"])

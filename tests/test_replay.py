@@ -284,7 +284,7 @@ def test_a_question_of_which_all_traces_failed_is_short_and_not_gone():
     assert skipped.draws["skipped"] == ["q0"]
     assert len(skipped.questions) == 5
     gone = traces.set_column(at, "status", pa.array(["failed"] * traces.num_rows))
-    with pytest.raises(InvalidInput, match="has only 0 traces"):
+    with pytest.raises(InvalidInput, match="all 144 failed when they were recorded"):
         deepconf.replay(gone, {"low": LOW})
 
 
@@ -312,7 +312,8 @@ def test_the_gold_answer_may_stand_in_any_row_of_a_question():
 def test_short_pools_are_an_error_or_drawn_again_or_skipped():
     pools = POOLS | {"short": POOLS["q0"][:9], "tiny": POOLS["q1"][:5]}
     with pytest.raises(
-        InvalidInput, match=r"budget=16 of policy 'low': question 'short' and 1 more has only 9"
+        InvalidInput,
+        match=r"budget=16 of policy 'low': question 'short' has only 9 traces \(1 more",
     ):
         deepconf.replay(table(pools), {"low": LOW})
     again = deepconf.replay(table(pools), {"low": LOW}, repeats=3, short_pools="resample")
@@ -635,3 +636,16 @@ def test_the_command_line_says_what_cannot_be_replayed(tmp_path, arguments, said
     assert result.exit_code != 0
     assert said in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.output
+
+
+def test_where_the_file_says_no_budget_it_is_the_fewest_traces_of_a_question(tmp_path):
+    pools = {"a": POOLS["q0"], "b": POOLS["q1"][:10]}
+    found = table(pools)
+    low, offline = deepconf.replay(found, ["low", "offline"]).policies.values()
+    assert (low.budget, low.warmup, offline.budget) == (10, 2, 10)
+    with deepconf.TraceWriter(tmp_path / "t.parquet", schema=found.schema) as writer:
+        writer.write(found)
+    told = json.loads(replayed(tmp_path / "t.parquet", "-p", "low", "--json").stdout)
+    assert told["rows"][0]["budget"] == 10
+    with pytest.raises(InvalidInput, match="budget=256 of policy 'low'"):
+        deepconf.replay(found.to_reader(), ["low"])

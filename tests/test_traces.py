@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
-from deepconf.errors import InvalidInput, InvalidType, TraceFileError
+from deepconf.errors import DeepConfWarning, InvalidInput, InvalidType, TraceFileError
 from deepconf.traces import FORMAT, TraceReader, TraceWriter, read_traces, schema
 
 SETTINGS: dict[str, Any] = {
@@ -559,7 +559,8 @@ def test_a_recording_in_progress_is_read_by_the_name_it_will_have(tmp_path: Path
     assert reader.paths == [part]
     assert table_of(reader).num_rows == 2
     write(path, rows([1]))
-    assert read_traces(path).paths == [path]
+    with pytest.warns(DeepConfWarning, match=r"is read without t\.parquet\.part beside it"):
+        assert read_traces(path).paths == [path]
 
 
 def test_confidences_that_are_not_finite_are_left_to_the_scorer() -> None:
@@ -778,3 +779,15 @@ def test_a_dataset_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
     assert reader.num_rows == whole.num_rows == sum(batch.num_rows for batch in batches)
     assert pa.Table.from_batches(batches) == pa.Table.from_batches(list(whole))
     assert max(batch.num_rows for batch in batches) <= 256
+
+
+def test_categories_that_differ_from_batch_to_batch_are_written_to_arrow(tmp_path: Path) -> None:
+    batches = [
+        pa.record_batch({"a": pa.array(words).dictionary_encode()}) for words in (["x"], ["y", "z"])
+    ]
+    for name in ("t.arrow", "t.parquet"):
+        with TraceWriter(tmp_path / name, schema=batches[0].schema) as out:
+            for batch in batches:
+                out.write(batch)
+    assert pa.ipc.open_file(tmp_path / "t.arrow").read_all()["a"].to_pylist() == ["x", "y", "z"]
+    assert pq.read_table(tmp_path / "t.parquet")["a"].to_pylist() == ["x", "y", "z"]

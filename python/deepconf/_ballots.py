@@ -151,6 +151,12 @@ class Ballots:
         policy = self._policy
         weights = measures.get(policy.weight)
         if weights is not None:
+            voting = np.asarray(answers.is_valid()) & (weights < 0)
+            if voting.any():
+                raise InvalidInput(
+                    f"a trace would weigh {weights[voting][0]:.4g}: a confidence is minus the mean "
+                    "of log-probabilities, and at least 0: are these log-probabilities?"
+                )
             weights = np.clip(weights, 0.0, policy.max_weight)
         least = policy.min_ballots
         if policy.keep == 1.0:

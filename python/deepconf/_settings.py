@@ -131,6 +131,8 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
     names = {"k": "top_logprobs", "entries": "entries", "window": "window"}
     found = {to: settings[name] for name, to in names.items() if settings.get(name) is not None}
     policy = settings.get("policy") or {}
+    if fewest := settings.get("fewest"):
+        found["budget"] = min(fewest, Policy.low().budget)
     return found | {name: policy[name] for name in (*_MEASURED, "budget") if name in policy}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from deepconf._trace_schema import MOST_ROWS, arrow, cast, cut
-from deepconf.errors import DeepConfError, InvalidInput, InvalidType, TraceFileError
+from deepconf.errors import (
+    DeepConfError,
+    DeepConfWarning,
+    InvalidInput,
+    InvalidType,
+    TraceFileError,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +46,8 @@ class Source:
     schema: pa.Schema
     """As it stands there."""
     num_rows: int | None = None
+    once: bool = False
+    """Whether it can be read only once."""
 
     def wrong(self, what: str) -> DeepConfError:
         """An error that says what is wrong with it."""
@@ -221,12 +230,12 @@ class _Table(Source):
     def __init__(self, given: Any) -> None:
         pa = arrow()
         self._reader: Any = None
-        self._once = isinstance(given, pa.RecordBatchReader)
+        self.once = isinstance(given, pa.RecordBatchReader)
         try:
             if not hasattr(given, "__arrow_c_stream__"):
                 given = pa.Table.from_batches([pa.record_batch(given)])
             elif not isinstance(given, pa.Table):
-                self._reader = given if self._once else pa.RecordBatchReader.from_stream(given)
+                self._reader = given if self.once else pa.RecordBatchReader.from_stream(given)
         except (TypeError, ValueError, pa.ArrowException) as error:
             raise InvalidType(
                 f"source is a {type(given).__name__}, and is no table of traces: {error}"
@@ -250,7 +259,7 @@ class _Table(Source):
         if isinstance(self._given, pa.Table):
             return self._given.to_batches()
         reader, self._reader = self._reader, None
-        if reader is None and not self._once:
+        if reader is None and not self.once:
             reader = pa.RecordBatchReader.from_stream(self._given)
         elif reader is None:
             raise self.wrong("a RecordBatchReader can be read once; give a table or a path")
@@ -331,7 +340,13 @@ def _paths(given: str | os.PathLike[str]) -> list[Path]:
     except RuntimeError as error:  # A home that nobody has.
         raise TraceFileError(f"{text}: cannot be read: {error}") from error
     part = path.with_name(f"{path.name}.part")
-    return [part if not path.exists() and part.is_file() else path]
+    if not part.is_file():
+        return [path]
+    if not path.exists():
+        return [part]
+    message = f"{path}: is read without {part.name} beside it, the rest of a recording in progress"
+    warnings.warn(message, DeepConfWarning, stacklevel=2)
+    return [path]
 
 
 def _counts(path: Path) -> bool:

@@ -14,6 +14,7 @@ doubt they differ: a wrong split costs a vote, a wrong merge makes a wrong answe
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import importlib.util
 import math as _math
 import os
@@ -177,6 +178,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_PROFILES.clear)  # Some will be answered in the parent only.
 
 
+@functools.cache
+def _has_algebra() -> bool:
+    return importlib.util.find_spec("math_verify") is not None
+
+
 class AnswerBook:
     r"""Gives every answer the first one seen that is the same.
 
@@ -203,7 +209,7 @@ class AnswerBook:
     def __init__(self, *, math: Literal["auto"] | bool = "auto", timeout: float = 5.0) -> None:
         if math not in ("auto", True, False):
             raise InvalidInput(f'math={math!r}: must be "auto", True or False')
-        installed = importlib.util.find_spec("math_verify") is not None
+        installed = _has_algebra()
         if math is True and not installed:
             raise MissingExtra("math", "math-verify")
         if not timeout > 0:

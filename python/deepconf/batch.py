@@ -29,7 +29,12 @@ from deepconf._parallel import cores
 from deepconf._scoring import score_schema, scored
 from deepconf._trace_schema import arrow
 from deepconf.errors import InvalidInput
-from deepconf.traces import TraceReader, TraceWriter, read_traces, target
+from deepconf.traces import (
+    TraceReader,
+    TraceWriter,
+    read_traces,
+    target,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,15 +155,17 @@ def _only(given: Mapping[str, Any], names: tuple[str, ...]) -> None:
 
 
 def not_a_source(out: str | os.PathLike[str], reader: TraceReader) -> None:
-    """Refuses to write where is what is read.
+    """Refuses to write where is what is read, or the recording of an evaluation.
 
     Raises:
         InvalidInput: they are the same file.
+        TraceFileError: a recording is there.
     """
     path_of_out = target(out)
     for path in reader.paths:
         if path_of_out.exists() and path_of_out.samefile(path):
             raise InvalidInput(f"{out}: is what is read, and would be replaced")
+    spare_recordings(path_of_out)
 
 
 def _watched(

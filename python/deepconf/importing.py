@@ -241,8 +241,9 @@ class Import:
 
     def write(self, source: Any, out: str | os.PathLike[str]) -> Path:
         """Writes the traces of a source to a file."""
-        from deepconf.traces import TraceWriter
+        from deepconf.traces import TraceWriter, spare_recordings, target
 
+        spare_recordings(target(out))
         rows = self._rows(source)
         # The first traces tell k and the model; then a file that cannot be written is known early.
         head = []

@@ -14,7 +14,7 @@ from deepconf._parallel import Sized, cores, in_order
 from deepconf._trace_schema import STATUSES, canonical, schema
 from deepconf._trace_schema import arrow as _arrow
 from deepconf._trace_sources import Source, absent, opened
-from deepconf.errors import InvalidInput, InvalidType, TraceFileError
+from deepconf.errors import DeepConfError, InvalidInput, InvalidType, TraceFileError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -124,6 +124,11 @@ class TraceReader:
         """Whether these columns are in every file."""
         return all(name in source.schema.names for source in self._sources for name in columns)
 
+    @property
+    def once(self) -> bool:
+        """Whether it can be read only once."""
+        return any(source.once for source in self._sources)
+
     def select(self, columns: Sequence[str] | None) -> TraceReader:
         """The same traces, other columns."""
         return read_traces(self, columns=columns, batch_tokens=self._batch_tokens)
@@ -207,6 +212,15 @@ class TraceWriter:
         self._parquet = self.path.suffix.lower() == ".parquet"
         whose = {"format": FORMAT} if "confidence" in schema.names else {}
         metadata = {**whose, **_texts(schema.metadata), **_encoded(settings or {})}
+        if not self._parquet:
+            # A file of Arrow IPC has one dictionary a column, and each batch may have its own.
+            plain = [
+                field.with_type(field.type.value_type)
+                if pa.types.is_dictionary(field.type)
+                else field
+                for field in schema
+            ]
+            schema = pa.schema(plain)
         self.schema = schema.with_metadata(metadata)
         name = f".{self.path.name}.{secrets.token_hex(4)}.tmp"
         self._temporary = self.path.with_name(name)
@@ -351,6 +365,25 @@ def target(given: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
     except (OSError, RuntimeError) as error:  # A name that is too long; a home that nobody has.
         raise TraceFileError(f"{os.fspath(given)}: cannot be written: {error}") from error
     return path
+
+
+def spare_recordings(path: Path) -> None:
+    """Refuses to replace the recording of an evaluation, which may have taken days.
+
+    Raises:
+        TraceFileError: there is one.
+    """
+    if not path.is_file():
+        return
+    try:
+        (found,) = opened(path)
+    except DeepConfError:
+        return  # Whatever it is, it holds no traces.
+    if b"run" in (found.schema.metadata or {}):
+        raise TraceFileError(
+            f"{path}: is the recording of an evaluation, and would be replaced: remove it first, "
+            "or take another name"
+        )
 
 
 def _sync_folder(folder: Path) -> None:

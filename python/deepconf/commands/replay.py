@@ -60,6 +60,7 @@ def replay(
     """
     from deepconf import _render, _tables
     from deepconf.batch import not_a_source
+    from deepconf.lab._reading import sized
     from deepconf.lab.replay import Pool, check_runs
     from deepconf.lab.replay import grid as laid
     from deepconf.traces import TraceWriter, read_traces, target
@@ -74,7 +75,7 @@ def replay(
         reader = read_traces(traces)
         if out is not None:
             not_a_source(out, reader)
-        defaults = _settings.fitted(reader.settings, file.policy, explicit)
+        defaults = _settings.fitted(sized(reader), file.policy, explicit)
         policies = laid(_settings.build(policy, defaults, {}, explicit, file.policies), **axes)
         check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
         with _render.stages(err) as tell:

@@ -75,6 +75,7 @@ def tune(
     Says what majority would have got for the same tokens, and recommends that where it is better.
     """
     from deepconf import _render, _tables
+    from deepconf.lab._reading import sized
     from deepconf.lab.replay import grid as laid
     from deepconf.lab.tune import tune as choose
     from deepconf.traces import read_traces
@@ -86,7 +87,7 @@ def tune(
         if settings is None and out is not None and out.expanduser().is_file():
             settings = out
         file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
-        defaults = _settings.fitted(read_traces(traces).settings, file.policy, explicit)
+        defaults = _settings.fitted(sized(read_traces(traces)), file.policy, explicit)
         bases = _settings.build(policy, defaults, {}, explicit, file.policies)
         candidates = laid(bases, **axes)
         with _render.stages(err) as tell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ __all__ = ["Recorded", "read"]
 _COLUMNS = ("question_id", "trace", "answer", "status", "num_tokens", "confidence")
 _MARKED = ("correct", "gold")
 _CUT = ("stopped", "aborted")
+_WHOLE = ("finished", "length")
 _UNKNOWN = -1
 
 
@@ -45,8 +47,30 @@ class Recorded:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def sized(reader: TraceReader) -> dict[str, Any]:
+    """The settings of traces; where they say no budget, with the `fewest` traces of a question.
+
+    A pass over the names of questions, unless the traces can be read only once.
+    """
+    settings = dict(reader.settings)
+    if "budget" in (settings.get("policy") or {}) or reader.once:
+        return settings
+    import pyarrow as pa
+
+    counts: Counter[str] = Counter()
+    for batch in reader.select(["question_id", "status"]):
+        is_whole = np.isin(batch.column("status").to_numpy(zero_copy_only=False), _WHOLE)
+        whole = batch.column("question_id").filter(pa.array(is_whole))
+        for each in whole.value_counts().to_pylist():
+            counts[each["values"]] += each["counts"]
+    return settings | {"fewest": min(counts.values(), default=0)}
+
+
 def read(
-    reader: TraceReader, pool: ReplayPool, progress: Callable[[int, int], None] | None
+    reader: TraceReader,
+    pool: ReplayPool,
+    settings: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
 ) -> Recorded:
     """Reads all traces into a pool."""
     columns = [*_COLUMNS, *(name for name in _MARKED if name in reader.available)]
@@ -57,7 +81,7 @@ def read(
         done += batch.num_rows
         if progress is not None:
             progress(done, total)
-    found = reading.recorded(dict(reader.settings))
+    found = reading.recorded(settings)
     pool.close()
     return found
 
@@ -107,6 +131,7 @@ class _Reading:
         answers = self._named(batch, questions)
         traces = batch.column("trace").to_numpy().astype(np.int64)
         limit = (status == "length").astype(np.int64)
+        _check_signs(batch)
         try:
             self._pool.add(questions, traces, answers, limit, batch.column("confidence"))
         except InvalidInput as error:
@@ -263,6 +288,27 @@ def _by_majority(answers: NDArray[np.int64]) -> NDArray[np.int8]:
     marks = np.zeros(len(votes), np.int8)
     marks[max(range(len(votes)), key=lambda answer: (votes[answer], -first[answer]))] = 1
     return marks
+
+
+def _check_signs(batch: pa.RecordBatch) -> None:
+    """Refuses traces that are below 0 on the whole: no confidences, but log-probabilities."""
+    import pyarrow.compute as pc
+
+    column = batch.column("confidence")
+    values = column.flatten()
+    if not len(values) or not pc.min(values).as_py() < 0:
+        return
+    lengths = column.value_lengths().fill_null(0).to_numpy()
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    sums = np.bincount(row, values.to_numpy(zero_copy_only=False), len(lengths))
+    if (below := np.flatnonzero(sums < 0)).size:
+        at = int(below[0])
+        raise InvalidInput(
+            f"question {batch.column('question_id')[at].as_py()!r}, trace "
+            f"{batch.column('trace')[at].as_py()}: its mean confidence is "
+            f"{sums[at] / lengths[at]:.4g}: a confidence is minus the mean of log-probabilities, "
+            "and at least 0: are these log-probabilities?"
+        )
 
 
 def _placed(error: InvalidInput, batch: pa.RecordBatch) -> InvalidInput:

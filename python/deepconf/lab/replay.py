@@ -22,7 +22,7 @@ from deepconf import _settings
 from deepconf._core import Policy, ReplayPool
 from deepconf.errors import InvalidInput, InvalidType
 from deepconf.lab._draws import draws as _draws
-from deepconf.lab._reading import Recorded, read
+from deepconf.lab._reading import Recorded, read, sized
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -255,8 +255,8 @@ class Pool:
         Args:
             traces: what `deepconf.read_traces` takes, or its reader.
             policies: policies by label, or names of presets. A preset takes from the file how it
-                was measured (k, entries, window, tail, bottom) and its budget, and warms up with a
-                quarter of a budget below 64.
+                was measured (k, entries, window, tail, bottom) and its budget, where it says none
+                the fewest traces of a question, and warms up with a quarter of a budget below 64.
             progress: called with traces read and, where known, in all (else 0).
 
         Raises:
@@ -268,9 +268,10 @@ class Pool:
         from deepconf.traces import TraceReader, read_traces
 
         reader = traces if isinstance(traces, TraceReader) else read_traces(traces)
-        chosen = _chosen(policies, reader.settings)
+        settings = sized(reader)
+        chosen = _chosen(policies, settings)
         pool = ReplayPool(list({_measured(p): p for p in chosen.values()}.values()))
-        return cls(chosen, read(reader, pool, progress))
+        return cls(chosen, read(reader, pool, settings, progress))
 
     @property
     def questions(self) -> list[str]:
@@ -353,14 +354,20 @@ class Pool:
         """The questions to replay, and the names of those with too few traces."""
         label, policy = max(policies.items(), key=lambda item: item[1].budget)
         sizes = self.sizes
+        if not sizes.sum():
+            raise InvalidInput(
+                f"traces: there is none to replay: all {self.left_out} failed when they were "
+                "recorded"
+            )
         short = np.flatnonzero(sizes < policy.budget)
         names = [self.questions[at] for at in short]
         if len(short) and short_pools == "error":
-            others = f" and {len(short) - 1} more" if len(short) > 1 else ""
+            others = f" ({len(short) - 1} more have too few)" if len(short) > 1 else ""
             raise InvalidInput(
-                f"budget={policy.budget} of policy {label!r}: question {names[0]!r}{others} has "
-                f"only {sizes[short[0]]} traces: take a smaller budget, or short_pools='resample' "
-                "(draws those beyond again) or 'skip' (leaves such questions out)"
+                f"budget={policy.budget} of policy {label!r}: question {names[0]!r} has only "
+                f"{sizes[short[0]]} traces{others}: take a smaller budget (--set budget=...), or "
+                "short_pools='resample' (draws those beyond again) or 'skip' (leaves such "
+                "questions out)"
             )
         if short_pools == "skip":
             if len(short) == len(sizes):
