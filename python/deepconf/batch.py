@@ -33,6 +33,7 @@ from deepconf.traces import (
     TraceReader,
     TraceWriter,
     read_traces,
+    spare_recordings,
     target,
 )
 
