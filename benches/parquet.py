@@ -21,8 +21,8 @@ import deepconf
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deepconf._parallel import cores
 from deepconf.traces import TraceWriter, schema
+from deepconf.traces._parallel import cores
 
 GROUP = 2_048
 WINDOW = 128

@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deepconf import Policy, score_traces, vote_traces
-from deepconf._parallel import in_order
 from deepconf.commands import app
 from deepconf.errors import InvalidInput, InvalidType, TraceFileError
 from deepconf.traces import TraceWriter, read_traces, schema
+from deepconf.traces._parallel import in_order
 from typer.testing import CliRunner, Result
 
 MEASURES = ("mean", "lowest_group", "bottom_group", "tail")

@@ -544,7 +544,7 @@ def repacked(
     path: Path, change: Callable[[str, dict[str, Any]], Any], method: int = zipfile.ZIP_DEFLATED
 ) -> Path:
     """The log again, with other samples, or none where `change` gives None."""
-    from deepconf._formats_inspect import _content
+    from deepconf.importing._inspect import _content
 
     with zipfile.ZipFile(LOG) as log, zipfile.ZipFile(path, "w", method) as made:
         for info in log.infolist():
@@ -810,7 +810,7 @@ def test_modules_cannot_be_reached_in_roundabout_ways(tmp_path: Path) -> None:
 
 
 def test_a_pickle_cannot_change_our_classes(tmp_path: Path) -> None:
-    from deepconf import _formats_pickle
+    from deepconf.importing import _pickle
 
     path = tmp_path / "x.pkl"
     # BUILD on the class itself, with the attributes of slots.
@@ -819,7 +819,7 @@ def test_a_pickle_cannot_change_our_classes(tmp_path: Path) -> None:
             b"\x80\x02" + name + b"N}X\x07\x00\x00\x00__new__c__builtin__\nlist\ns\x86b."
         )
         refused(path, "this pickle is")
-    assert _formats_pickle._Dtype.__new__ is not list
+    assert _pickle._Dtype.__new__ is not list
     import_traces_again = {"all_traces": [{"stop_reason": "stop", "confs": np.ones(2), "text": ""}]}
     path.write_bytes(pickle.dumps(import_traces_again))
     assert column(import_traces(path), "num_tokens") == [2]
@@ -866,7 +866,7 @@ def test_forged_arrays_are_refused(
 @settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_random_pickles_are_refused_or_read(body: bytes) -> None:
-    from deepconf._formats_pickle import load
+    from deepconf.importing._pickle import load
 
     # Any other exception fails the test.
     with contextlib.suppress(InvalidInput):

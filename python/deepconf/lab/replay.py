@@ -195,7 +195,7 @@ class Replay:
         Raises:
             MissingExtra: pyarrow is not installed.
         """
-        from deepconf._trace_schema import arrow
+        from deepconf.traces._schema import arrow
 
         pa = arrow()
         shape = policies, questions, repeats = self.tokens.shape

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._formats_question import Namer, Whole
-from deepconf._formats_rows import Rows
 from deepconf.errors import InvalidInput
+from deepconf.importing._question import Namer, Whole
+from deepconf.importing._rows import Rows
 
 __all__ = [
     "FORMATS",

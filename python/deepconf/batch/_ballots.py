@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import Policy, Vote, vote
-from deepconf._scoring import scores_of
-from deepconf._trace_schema import arrow
+from deepconf.batch._scoring import scores_of
 from deepconf.errors import InvalidInput
+from deepconf.traces._schema import arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from deepconf._trace_schema import MOST_ROWS, arrow, cast, cut
 from deepconf.errors import (
     DeepConfError,
     DeepConfWarning,
@@ -20,6 +19,7 @@ from deepconf.errors import (
     InvalidType,
     TraceFileError,
 )
+from deepconf.traces._schema import MOST_ROWS, arrow, cast, cut
 
 if TYPE_CHECKING:
     import pyarrow as pa

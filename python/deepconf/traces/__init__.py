@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from deepconf._parallel import Sized, cores, in_order
-from deepconf._trace_schema import STATUSES, canonical, schema
-from deepconf._trace_schema import arrow as _arrow
-from deepconf._trace_sources import Source, absent, opened
 from deepconf.errors import DeepConfError, InvalidInput, InvalidType, TraceFileError
+from deepconf.traces._parallel import Sized, cores, in_order
+from deepconf.traces._schema import STATUSES, canonical, schema
+from deepconf.traces._schema import arrow as _arrow
+from deepconf.traces._sources import Source, absent, opened
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -25,8 +25,8 @@ from deepconf.questions import Question, read_questions
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from deepconf._formats import Reader
-    from deepconf._formats_json import Found
+    from deepconf.importing._formats import Reader
+    from deepconf.importing._json import Found
 
 __all__ = ["Import", "Summary", "import_traces"]
 
@@ -214,8 +214,8 @@ class Import:
         for package in ("pyarrow", "msgspec"):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra("import", package)
-        from deepconf._formats_question import namer
-        from deepconf._formats_rows import Scorer
+        from deepconf.importing._question import namer
+        from deepconf.importing._rows import Scorer
 
         self._format = format
         self._entries = entries
@@ -257,7 +257,7 @@ class Import:
         return Path(out).expanduser()
 
     def _rows(self, source: Any) -> Iterator[dict[str, Any]]:
-        from deepconf._formats import Reader
+        from deepconf.importing._formats import Reader
 
         reader = Reader(source, self._format, self._namer, self._entries == "returned")
         for found, number in reader:

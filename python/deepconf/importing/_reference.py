@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._formats_json import (
+from deepconf.errors import InvalidInput
+from deepconf.importing._json import (
     AnyLogprobs,
     Found,
     How,
@@ -18,9 +19,8 @@ from deepconf._formats_json import (
     rows_of,
     status_of,
 )
-from deepconf._formats_question import Whole
-from deepconf._formats_rows import Rows
-from deepconf.errors import InvalidInput
+from deepconf.importing._question import Whole
+from deepconf.importing._rows import Rows
 
 __all__ = ["is_output", "traces_of"]
 

@@ -12,7 +12,7 @@ from deepconf.errors import InvalidInput, MissingExtra
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from deepconf._trace_sources import Source
+    from deepconf.traces._sources import Source
 
 __all__ = ["MOST_ROWS", "STATUSES", "arrow", "canonical", "cast", "cut", "schema"]
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepconf._core import Policy, Scores, score
-from deepconf._in_force import SCORING
-from deepconf._trace_schema import arrow
+from deepconf.batch._in_force import SCORING
 from deepconf.errors import InvalidInput
 from deepconf.report import MEASURES
+from deepconf.traces._schema import arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from deepconf._formats_json import Found, How, Record, of_sample, parsed
 from deepconf.errors import DeepConfError, InvalidInput
+from deepconf.importing._json import Found, How, Record, of_sample, parsed
 
 __all__ = ["read"]
 

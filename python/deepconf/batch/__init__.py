@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepconf._ballots import Ballots, vote_schema
-from deepconf._in_force import (
+from deepconf.batch._ballots import Ballots, vote_schema
+from deepconf.batch._in_force import (
     SCORING,
     VOTING,
     InForce,
@@ -25,9 +25,7 @@ from deepconf._in_force import (
     scoring_settings,
     voting_settings,
 )
-from deepconf._parallel import cores
-from deepconf._scoring import score_schema, scored
-from deepconf._trace_schema import arrow
+from deepconf.batch._scoring import score_schema, scored
 from deepconf.errors import InvalidInput
 from deepconf.traces import (
     TraceReader,
@@ -36,6 +34,8 @@ from deepconf.traces import (
     spare_recordings,
     target,
 )
+from deepconf.traces._parallel import cores
+from deepconf.traces._schema import arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

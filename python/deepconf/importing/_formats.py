@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from deepconf import _formats_inspect, _formats_pickle, _formats_reference
-from deepconf._formats_json import (
+from deepconf.errors import InvalidInput, InvalidType
+from deepconf.importing import _inspect, _pickle, _reference
+from deepconf.importing._json import (
     FORMATS,
     Found,
     How,
@@ -22,8 +23,7 @@ from deepconf._formats_json import (
     said,
     shape,
 )
-from deepconf._formats_question import Namer
-from deepconf.errors import InvalidInput, InvalidType
+from deepconf.importing._question import Namer
 
 __all__ = ["FORMATS", "Reader"]
 
@@ -95,10 +95,10 @@ class Reader:
         text = head.removeprefix(_MARK).lstrip()
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             self._expect("inspect", str(path))
-            for found, done in _formats_inspect.read(path, self._how):
+            for found, done in _inspect.read(path, self._how):
                 yield found, "", done
         elif head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-            value = _formats_pickle.load(file, str(path))
+            value = _pickle.load(file, str(path))
             many = isinstance(value, list | tuple)
             for at, item in enumerate(value if many else [value]):
                 place = f"{path}[{at}]" if many else str(path)
@@ -171,9 +171,9 @@ class Reader:
     def _of_object(self, item: Any, place: str, default: str | None = None) -> Iterator[Found]:
         if isinstance(item, str | os.PathLike):
             raise InvalidType(f"{place}: is a path; pass paths as a list")
-        if _formats_reference.is_output(item):
+        if _reference.is_output(item):
             self._expect("reference", place)
-            yield from _formats_reference.traces_of(item, place, default, self._how)
+            yield from _reference.traces_of(item, place, default, self._how)
             return
         record = decoded(item, place)
         form = shape(record)
