@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from deepconf import Action, Controller, Outcome, Policy
 from deepconf.lab._draws import draws
-from deepconf.lab.replay import Frontier, Replay
+from deepconf.lab.played import Frontier, Replay
 from numpy.typing import NDArray
 
 

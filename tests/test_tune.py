@@ -19,7 +19,8 @@ from deepconf.cli import main
 from deepconf.errors import DeepConfError, InvalidInput, InvalidType, RunFileError
 from deepconf.lab import _goal
 from deepconf.lab._goal import Condition
-from deepconf.lab.replay import Frontier, Pool, Replay, grid
+from deepconf.lab.played import Frontier, Replay
+from deepconf.lab.replay import Pool, grid
 from deepconf.lab.tune import Tuning, tune
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -60,7 +60,8 @@ if TYPE_CHECKING:
     from deepconf.deepthink import DeepThink
     from deepconf.importing import import_traces
     from deepconf.lab.diagnose import Diagnosis, diagnose
-    from deepconf.lab.replay import Pool, Replay, grid, replay
+    from deepconf.lab.played import Replay
+    from deepconf.lab.replay import Pool, grid, replay
     from deepconf.lab.tune import Tuning, tune
     from deepconf.result import Result, Trace
     from deepconf.traces import TraceReader, TraceWriter, read_traces
@@ -124,7 +125,7 @@ _LAZY = {
     "DeepThink": "deepconf.deepthink",
     "Diagnosis": "deepconf.lab.diagnose",
     "Pool": "deepconf.lab.replay",
-    "Replay": "deepconf.lab.replay",
+    "Replay": "deepconf.lab.played",
     "Result": "deepconf.result",
     "Trace": "deepconf.result",
     "TraceReader": "deepconf.traces",

@@ -21,7 +21,7 @@ from deepconf._statistics import (
 from deepconf.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from deepconf.lab.replay import Frontier, Replay
+    from deepconf.lab.played import Frontier, Replay
 
 __all__ = [
     "VARIANTS",

@@ -12,8 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +22,9 @@ from deepconf._core import Policy, ReplayPool
 from deepconf.errors import InvalidInput, InvalidType
 from deepconf.lab._draws import draws as _draws
 from deepconf.lab._reading import Recorded, read, sized
+from deepconf.lab.played import RUN_COLUMNS, Frontier, Replay
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from deepconf.lab._summary import Summary
-
-__all__ = ["Frontier", "Pool", "Replay", "grid", "replay"]
+__all__ = ["Pool", "grid", "replay"]
 
 ShortPools = Literal["error", "resample", "skip"]
 Progress = Callable[[int, int], None]
@@ -43,10 +38,6 @@ _MOST_LAG = 1_000_000
 _MOST_DRAWN = 1 << 27
 # The vote that is beside every policy: at these budgets and those of the policies.
 _BUDGETS = sorted({round(2 ** (i / 2)) for i in range(64)})
-_RUN_COLUMNS = (
-    "answer", "tokens", "steps", "launched", "finished", "stopped", "aborted", "threshold",
-    "fallback", "reason", "unarmed",
-)  # fmt: skip
 
 
 def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]:
@@ -110,121 +101,6 @@ def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str
         if (name, place) not in useful:
             raise InvalidInput(f"grid: no policy can have {name}={axes[name][place]!r} ({why})")
     return found
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """What plain voting does at every budget: one head, one vote."""
-
-    budgets: NDArray[np.int64]
-    """Traces, `[budgets]`."""
-    policies: dict[str, list[Policy]]
-    """What was replayed at each: `majority`, of all traces of the budget, all at once; and
-    `consensus`, which has no more in flight than a policy's warmup, and ends once so many agree."""
-    correct: dict[str, NDArray[np.float64]]
-    """Accuracy of each, `[budgets, questions]`, means over repeats."""
-    tokens: dict[str, NDArray[np.float64]]
-    """Tokens, likewise."""
-    steps: dict[str, NDArray[np.float64]]
-    """The step in which the answer was given, likewise."""
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What came of a replay: an entry for each policy, question and repeat."""
-
-    policies: dict[str, Policy]
-    """By label, in the order given."""
-    questions: list[str]
-    """Their names, in the order met."""
-    gold: bool
-    """Whether `correct` compares with known answers. If not, with the majority over the whole pool
-    of a question."""
-    correct: NDArray[np.int8]
-    """1 for a right answer, 0 for a wrong one or none: `[policies, questions, repeats]`."""
-    tokens: NDArray[np.int64]
-    """Generated tokens, those of stopped and aborted traces included; the same shape."""
-    full: NDArray[np.int64]
-    """Tokens of the whole budget, had nothing been stopped; the same shape."""
-    steps: NDArray[np.int64]
-    """The step in which the answer was given; the same shape."""
-    columns: dict[str, NDArray[Any]]
-    """All that a run has, by the names of `to_arrow`; the same shape. `answer` is a place in
-    `answers`, -1 for none, `reason` one in `reasons`; `threshold` is NaN for none."""
-    answers: list[list[str]]
-    """The different answers of each question."""
-    reasons: tuple[str, ...]
-    frontier: Frontier
-    draws: Mapping[str, Any]
-    """How traces were drawn: `repeats`, `seed`, `lag`, `short_pools`; and `resampled` and
-    `skipped`, the questions with fewer traces than a budget."""
-
-    @property
-    def repeats(self) -> int:
-        """How many runs each policy had on each question."""
-        return int(self.tokens.shape[2])
-
-    def __repr__(self) -> str:
-        """One line."""
-        shape = f"{len(self.policies)} policies, {len(self.questions)} questions"
-        return f"<deepconf.Replay: {shape}, {self.repeats} repeats>"
-
-    def summary(self) -> Summary:
-        """The figures: each policy's, paired differences, and majority at the same tokens."""
-        from deepconf.lab._summary import summary
-
-        return summary(self)
-
-    def table(self) -> list[dict[str, Any]]:
-        """The rows of the summary as plain values, policies first, then majority."""
-        return self.summary().table()
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """What `to_arrow` has, as plain values: for replays of few runs."""
-        rows: list[dict[str, Any]] = self.to_arrow().to_pylist()
-        return rows
-
-    def to_arrow(self) -> pa.Table:
-        """A row for each policy, question and repeat.
-
-        Columns: `policy`, `question_id`, `repeat`, `answer` (null for none), `correct`, `tokens`,
-        `steps`, `launched`, `finished`, `stopped`, `aborted`, `threshold` (nats; null for none),
-        `fallback`, `reason`, `unarmed`.
-
-        Raises:
-            MissingExtra: pyarrow is not installed.
-        """
-        from deepconf.traces._schema import arrow
-
-        pa = arrow()
-        shape = policies, questions, repeats = self.tokens.shape
-        first = np.cumsum([0, *map(len, self.answers)])
-        texts = pa.array(list(itertools.chain(*self.answers)), pa.string())
-        answer = self.columns["answer"]
-        place = answer + first[:-1][None, :, None]
-
-        def coded(codes: NDArray[Any], names: Iterable[str]) -> Any:
-            codes = np.broadcast_to(codes, shape).reshape(-1).astype(np.int32)
-            return pa.DictionaryArray.from_arrays(codes, pa.array(list(names), pa.string()))
-
-        threshold = self.columns["threshold"].reshape(-1)
-        columns = {
-            "policy": coded(np.arange(policies)[:, None, None], self.policies),
-            "question_id": coded(np.arange(questions)[None, :, None], self.questions),
-            "repeat": np.broadcast_to(np.arange(repeats, dtype=np.int32), shape).reshape(-1),
-            "answer": pa.DictionaryArray.from_arrays(
-                pa.array(place.reshape(-1), pa.int64(), mask=(answer < 0).reshape(-1)), texts
-            ).cast(pa.string()),
-            "correct": self.correct.reshape(-1).astype(bool),
-            "threshold": pa.array(threshold, mask=np.isnan(threshold)),
-            "reason": coded(self.columns["reason"], self.reasons),
-        }
-        rest = {
-            name: self.columns[name].reshape(-1) for name in _RUN_COLUMNS if name not in columns
-        }
-        names = ("policy", "question_id", "repeat", "answer", "correct", *_RUN_COLUMNS[1:])
-        return pa.table({name: (columns | rest)[name] for name in names})
 
 
 class Pool:
@@ -550,7 +426,7 @@ class _Runs:
         plain = [policy for kind in frontier.values() for policy in kind]
         self._all = [*policies.values(), *plain]
         self._budgets = np.array([policy.budget for policy in policies.values()])
-        self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _RUN_COLUMNS}
+        self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in RUN_COLUMNS}
         self._correct: list[NDArray[np.int8]] = []
         self._full: list[NDArray[np.int64]] = []
         self._plain: list[NDArray[np.float64]] = []

@@ -26,7 +26,8 @@ from deepconf.errors import InvalidInput
 from deepconf.lab._goal import Condition, Metric, parse
 from deepconf.lab._summary import VARIANTS, Equal, difference_in_words, equal_tokens, ratio
 from deepconf.lab.diagnose import Diagnosis, diagnose
-from deepconf.lab.replay import MOST_RUNS, Pool, Replay, ShortPools, replay
+from deepconf.lab.played import Replay
+from deepconf.lab.replay import MOST_RUNS, Pool, ShortPools, replay
 
 __all__ = ["Choice", "Tuning", "tune"]
 
