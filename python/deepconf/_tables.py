@@ -87,7 +87,7 @@ def show_beside(out: Console, policies: Iterable[Beside]) -> None:
     table = _table(
         out,
         "Live, and replayed on the recorded traces with the same seeds; means a question",
-        ["policy", "accuracy", "replayed", "tokens", "replayed", "same answer"],
+        ["policy", "accuracy", "replayed", "tokens", "replayed", "same answer", "and stops"],
     )
     for each in policies:
         table.add_row(
@@ -95,6 +95,7 @@ def show_beside(out: Console, policies: Iterable[Beside]) -> None:
             *map(ratio, each.accuracy),
             *(f"{tokens:,.0f}" for tokens in each.tokens),
             f"{each.same_answer} of {each.questions}",
+            f"{each.exact} of {each.questions}",
         )
     out.print(table)
 

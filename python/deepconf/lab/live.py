@@ -29,7 +29,8 @@ class Beside:
     after_stop: float
     """Tokens a question that live came after a stop, which a replay counts only with a lag."""
     exact: int
-    """Questions with the same answer, stops and threshold, as where the engine repeats itself."""
+    """Questions with the same answer, threshold and number of stops, as where the engine repeats
+    itself."""
 
 
 def beside(
@@ -86,7 +87,7 @@ def beside(
                 ),
                 same_answer=sum(same),
                 after_stop=float(np.mean([r["tokens"]["after_stop"] for r in results])),
-                exact=sum(exact),
+                exact=int(sum(exact)),
             )
         )
     return found
