@@ -344,6 +344,8 @@ def _paths(given: str | os.PathLike[str]) -> list[Path]:
         return [path]
     if not path.exists():
         return [part]
+    if not part.stat().st_size:  # One that has just been begun, and holds nothing yet.
+        return [path]
     message = f"{path}: is read without {part.name} beside it, the rest of a recording in progress"
     warnings.warn(message, DeepConfWarning, stacklevel=2)
     return [path]
