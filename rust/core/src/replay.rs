@@ -11,7 +11,8 @@
 //! use deepconf_core::policy::Policy;
 //! use deepconf_core::replay::{Ended, Pool, Row};
 //!
-//! let policy = Policy { budget: 3, warmup: 2, window: 2, min_ballots: 1, ..Policy::preset("high")? };
+//! let high = Policy::preset("high")?;
+//! let policy = Policy { budget: 3, warmup: 2, window: 2, keep: 1.0, min_ballots: 1, ..high };
 //! let mut pool = Pool::new(std::slice::from_ref(&policy))?;
 //! let row = |trace, answer| Row { question: 0, trace, answer, ended: Ended::ByItself };
 //! let rows = [row(0, Some(0)), row(1, Some(1)), row(2, Some(0))];
