@@ -57,6 +57,10 @@ def replay(
     """Replays policies on recorded traces: accuracy and tokens, beside plain majority's.
 
     Decisions are those that a live run would take. Settings start from what the recording says.
+
+    In the table, "of budget" compares with the tokens of all traces of the budget, each to its
+    end; "steps" is when the answer was given, with a token a step; "given up" is how often the
+    filter left too few ballots and all voted.
     """
     from deepconf import _render, _tables
     from deepconf.batch import not_a_source
