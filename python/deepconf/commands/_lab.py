@@ -1,4 +1,4 @@
-"""The options that the commands of the laboratory share, written once."""
+"""The options that the commands on recorded traces share, written once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ __all__ = ["Grid", "Lag", "Repeats", "Seed", "Set", "Settings", "ShortPools", "T
 
 Traces = Annotated[
     list[str],
-    typer.Argument(help="Trace files, globs or folders of them.", show_default=False),
+    typer.Argument(
+        help="Trace files, Parquet or Arrow; a folder of them, or a glob.", show_default=False
+    ),
 ]
 Grid = Annotated[
     list[str],

@@ -11,14 +11,9 @@ import typer
 from deepconf import _options as o
 from deepconf._setup import guarded, own_stdout
 from deepconf.commands._app import app, print_json
+from deepconf.commands._lab import Traces
 from deepconf.errors import InvalidInput
 
-Traces = Annotated[
-    list[str],
-    typer.Argument(
-        help="Trace files, Parquet or Arrow; a folder of them, or a glob.", show_default=False
-    ),
-]
 Out = Annotated[
     Path,
     typer.Option(
