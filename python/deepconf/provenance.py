@@ -18,7 +18,7 @@ from deepconf._core import Policy, __version__
 from deepconf.errors import InvalidInput
 from deepconf.traces import FORMAT
 
-__all__ = ["code_name", "fingerprint", "trace_settings", "versions"]
+__all__ = ["as_texts", "code_name", "fingerprint", "trace_settings", "versions"]
 
 _PLAIN = str | bytes | int | float | complex | None | types.EllipsisType
 
@@ -80,9 +80,14 @@ def trace_settings(
     }
     if sampling is not None:
         found["sampling"] = dict(sampling)
+    return as_texts(found)
+
+
+def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as metadata are kept: text as it is, anything else as JSON."""
     return {
         name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in found.items()
+        for name, value in settings.items()
     }
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from deepconf.answers import AnswerBook, extractor, marks
 from deepconf.errors import InvalidInput, InvalidType, MissingExtra, RunWarning
-from deepconf.provenance import versions
+from deepconf.provenance import as_texts, versions
 from deepconf.questions import Question, read_questions
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class Import:
 
         batches = list(_batches(self._rows(source)))
         found = pa.Table.from_batches(batches)
-        return found.replace_schema_metadata(_texts(self._settings()))
+        return found.replace_schema_metadata(as_texts(self._settings()))
 
     def write(self, source: Any, out: str | os.PathLike[str]) -> Path:
         """Writes the traces of a source to a file."""
@@ -455,11 +455,3 @@ def _batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
         else:
             columns.append(pa.array(values, item.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
-    """As metadata are kept: text as it is, anything else as JSON."""
-    return {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in settings.items()
-    }

@@ -146,7 +146,7 @@ class Pool:
         reader = traces if isinstance(traces, TraceReader) else read_traces(traces)
         settings = sized(reader)
         chosen = _chosen(policies, settings)
-        pool = ReplayPool(list({_measured(p): p for p in chosen.values()}.values()))
+        pool = ReplayPool(list(chosen.values()))
         return cls(chosen, read(reader, pool, settings, progress))
 
     @property
@@ -197,7 +197,7 @@ class Pool:
             progress: likewise.
         """
         policies = _chosen(self.policies if policies is None else policies, self._recorded.settings)
-        _check(policies, repeats, seed, lag, short_pools, most_runs)
+        _check(repeats, seed, lag, short_pools, most_runs)
         most = max(policy.budget for policy in policies.values())
         questions, short = self._long_enough(policies, short_pools)
         if most * (repeats or 1) > _MOST_DRAWN:
@@ -293,7 +293,7 @@ def replay(
         TraceFileError: a file cannot be read as traces.
     """
     if isinstance(policies, Mapping):  # Before hours are spent on reading.
-        _check(policies, repeats, seed, lag, short_pools, most_runs)
+        _check(repeats, seed, lag, short_pools, most_runs)
         check_runs(policies, 1, repeats, most_runs)
     pool = traces if isinstance(traces, Pool) else Pool.read(traces, policies)
     return pool.replay(
@@ -342,15 +342,7 @@ def _policy(label: str, policy: Policy | str, settings: Mapping[str, Any]) -> Po
     return policy
 
 
-def _measured(policy: Policy) -> tuple[Any, ...]:
-    """What a pool has to be read for."""
-    bounded = policy.stop == "certain" and policy.weight == "lowest_group"
-    stairs = policy.mode == "online" or bounded
-    return (policy.window, policy.tail, policy.bottom, policy.decimals, stairs)
-
-
 def _check(
-    policies: Mapping[str, Any],
     repeats: int | None,
     seed: int,
     lag: int,
