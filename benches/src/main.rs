@@ -9,10 +9,11 @@ use std::hint::black_box;
 
 use clap::Parser;
 use deepconf_bench::{limit, oracle, replay, traces};
+use deepconf_core::Sample;
 use deepconf_core::group::{BatchScorer, StreamSettings, TraceScorer};
 use deepconf_core::policy::Policy;
 use deepconf_core::replay::{Ended, Pool, Row};
-use deepconf_core::token::{Sample, Table};
+use deepconf_core::token::Table;
 use deepconf_core::trace::{self, Settings};
 use deepconf_core::vote::{self, Rules};
 use half::f16;

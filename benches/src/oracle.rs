@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use deepconf_core::token::Sample;
+use deepconf_core::Sample;
 use deepconf_core::trace::{Scores, Settings};
 use deepconf_core::vote::Votes;
 

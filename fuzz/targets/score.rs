@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Unstructured;
-use deepconf_core::token::Sample;
+use deepconf_core::Sample;
 use deepconf_core::trace::{Settings, score, score_many};
 use deepconf_fuzz::{exact, length, same, settings, sound, trace};
 use half::f16;

@@ -16,9 +16,9 @@
 //! bracket, about an eighth of all; some ten passes over those that straddle, about a fifteenth.
 //! Where blocks span everything (noise without memory, a tiny window), as much for all groups.
 
+use crate::sample::Sample;
 use crate::simd::Lanes;
 use crate::slide::{BLOCK, Groups};
-use crate::token::Sample;
 
 /// How many of `groups` groups count for the bottom fraction `q`.
 ///

@@ -20,7 +20,7 @@
 
 use crate::error::{Error, Place, Result};
 use crate::fixed;
-use crate::token::Sample;
+use crate::sample::Sample;
 use crate::trace::{Scores, Settings, check_confidence, score_quantised};
 
 /// The most slots that a [`BatchScorer`] has.

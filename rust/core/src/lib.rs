@@ -41,6 +41,7 @@ pub mod fixed;
 pub mod group;
 pub mod policy;
 pub mod replay;
+mod sample;
 mod simd;
 mod slide;
 pub mod staircase;
@@ -50,3 +51,5 @@ pub mod trace;
 pub mod vote;
 
 pub use error::{Error, Result};
+pub use sample::Sample;
+pub use simd::Level;

@@ -47,8 +47,8 @@ use rayon::prelude::*;
 use crate::controller::{Action, Controller, Finish, Outcome, Reason};
 use crate::error::{Error, Result};
 use crate::policy::{Mode, Policy, Stop, Weight};
+use crate::sample::Sample;
 use crate::staircase::{Lows, Staircase};
-use crate::token::Sample;
 use crate::trace::{self, Scores, Settings};
 
 /// How a recorded trace ended.

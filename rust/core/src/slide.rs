@@ -21,9 +21,9 @@
 //! conversions, two rounding additions, three of integers, and its share in a transposition.
 
 use crate::fixed::{biased, quanta_above};
+use crate::sample::Sample;
 use crate::simd::Lanes;
 use crate::steps::{STEP, Steps};
-use crate::token::Sample;
 
 /// Steps in a block.
 const STEPS: usize = 4;

@@ -40,9 +40,9 @@
 use std::ops::Range;
 
 use crate::fixed;
+use crate::sample::Sample;
 use crate::simd::Lanes;
 use crate::slide::{BLOCK, Groups};
-use crate::token::Sample;
 
 /// The record lows of some traces, one trace after the other.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -18,8 +18,8 @@
 use std::ops::Range;
 
 use crate::fixed::{BIAS, biased};
+use crate::sample::Sample;
 use crate::simd::{Lanes, RUN, RUNS};
-use crate::token::Sample;
 
 /// Tokens in a step.
 pub(crate) const STEP: usize = RUN;

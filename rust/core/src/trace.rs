@@ -30,13 +30,14 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
+use crate::bottom;
 use crate::error::{Error, Place, Result};
 use crate::fixed::{self, FAST_LIMIT, NARROW_LIMIT};
+use crate::sample::Sample;
+use crate::simd::{self, Level};
 use crate::slide::{self, Groups};
 use crate::staircase::{self, Staircase};
 use crate::steps::Steps;
-use crate::token::Sample;
-use crate::{bottom, simd};
 
 /// The largest window and tail.
 pub const MAX_WINDOW: u64 = 1 << 31;
@@ -253,11 +254,11 @@ fn score_one<T: Sample>(
         None => {
             let door = |c: T| c.wide();
             let lows = lows.as_deref_mut();
-            simd::widest(Narrow { values, settings, scratch, door, lows })
+            Level::widest().run(Narrow { values, settings, scratch, door, lows })
         }
         Some(_) => {
             let door = |c: T| settings.door(c.wide());
-            simd::widest(Narrow { values, settings, scratch, door, lows: None })
+            Level::widest().run(Narrow { values, settings, scratch, door, lows: None })
         }
     });
     if let Some(scores) = narrow {
@@ -376,9 +377,6 @@ pub(crate) fn check_confidence(c: f64, place: Place) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    #[cfg(target_arch = "x86_64")]
-    use crate::simd::At;
-    use crate::simd::{Plain, Work};
     use half::f16;
     use proptest::prelude::*;
 
@@ -389,21 +387,11 @@ mod tests {
     ) -> Vec<(Option<Scores>, Staircase)> {
         let mut scratch = Scratch::default();
         let mut scored = Vec::new();
-        let mut levels: Vec<fn(Level<'_, T>) -> Option<Scores>> = vec![|work| work.call(Plain)];
-        #[cfg(target_arch = "x86_64")]
-        {
-            use pulp::x86::{V3, V4};
-            if V3::is_available() {
-                levels.push(|work| V3::try_new().and_then(|v3| v3.vectorize(At(work, v3))));
-            }
-            if V4::is_available() {
-                levels.push(|work| V4::try_new().and_then(|v4| v4.vectorize(At(work, *v4))));
-            }
-        }
-        for level in levels {
+        for level in Level::available() {
             let mut lows = Staircase::default();
             let (scratch, door) = (&mut scratch, T::wide as fn(T) -> f64);
-            let scores = level(Narrow { values, settings, scratch, door, lows: Some(&mut lows) });
+            let scores =
+                level.run(Narrow { values, settings, scratch, door, lows: Some(&mut lows) });
             scored.push((scores, lows));
         }
         scored
@@ -415,8 +403,6 @@ mod tests {
         staircase::of_quantised(tokens, settings.window as usize, &mut lows);
         (bits(Some(score_quantised(tokens, settings))), lows)
     }
-
-    type Level<'a, T> = Narrow<'a, T, fn(T) -> f64>;
 
     fn bits(scores: Option<Scores>) -> Option<[u64; 4]> {
         scores.map(|s| [s.mean, s.lowest_group, s.bottom_group, s.tail].map(f64::to_bits))

@@ -3,7 +3,8 @@
 
 mod oracle;
 
-use deepconf_core::token::{Sample, Table};
+use deepconf_core::Sample;
+use deepconf_core::token::Table;
 use deepconf_core::trace::{Scores, Settings, score, score_many, score_slices};
 use oracle::{Dice, alike};
 use proptest::prelude::*;

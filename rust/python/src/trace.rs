@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use deepconf_core::token::Sample;
+use deepconf_core::Sample;
 use deepconf_core::trace::{self, Settings};
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyIndexError;
