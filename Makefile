@@ -5,6 +5,10 @@
 # make lint    formatting, clippy, ruff, mypy, stubtest
 # make soak    an hour of chaos: evaluations on vLLM that are killed, starved and damaged
 # make fuzz    hostile input: the core's fuzz targets, FUZZ_SECONDS (120) each, and Python's
+# make mutants     bugs put into the core, to see whether a test fails: MUTANTS_FILE, MUTANTS_SHARD (1/8)
+# make miri        some of the core's tests in an interpreter that sees undefined behaviour
+# make test-aarch64    the core's tests on an emulated ARM CPU
+# make package     the core as a crate, its tests run from the archive
 # make clean   remove what was built
 #
 # Each installs what it needs into .venv. Wanted: Python 3.10 or later, a Rust toolchain, GNU make.
@@ -20,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full test bench lint soak fuzz build clean
+.PHONY: help demo demo-full test bench lint soak fuzz mutants miri test-aarch64 package build clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' $(MAKEFILE_LIST)
@@ -69,7 +73,6 @@ bench: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python benches/replay.py
 	$(BIN)/python benches/engine.py
 
-# Built without optimisation, which takes a minute and a half once.
 CARGO_DENY := $(VENV)/cargo/bin/cargo-deny
 
 lint: $(VENV)/.built $(CARGO_DENY)
@@ -91,20 +94,67 @@ soak: $(VENV)/.built $(VENV)/.vllm
 FUZZ_SECONDS ?= 120
 FUZZ_EXAMPLES ?= 2000
 CARGO_FUZZ := $(VENV)/cargo/bin/cargo-fuzz
+CORE := rust/core
+
+fuzz: $(CARGO_FUZZ) $(VENV)/.built
+	for seeds in $(CORE)/tests/seeds/*; do \
+	    target=$$(basename $$seeds); mkdir -p fuzz/corpus/$$target; \
+	    $(CARGO_FUZZ) run -s none $$target fuzz/corpus/$$target $$seeds -- \
+	        -max_total_time=$(FUZZ_SECONDS) -timeout=60; \
+	done
+	DEEPCONF_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_hostile.py
+
+CARGO_MUTANTS := $(VENV)/cargo/bin/cargo-mutants
+MUTANTS_FILE ?=
+MUTANTS_SHARD ?=
+MUTANTS_FLAGS ?=
+
+# Settings and known survivors: .cargo/mutants.toml. A report goes to target/mutants.out.
+mutants: $(CARGO_MUTANTS)
+	@mkdir -p target
+	$(CARGO_MUTANTS) mutants --package deepconf-core --output target \
+	    $(if $(MUTANTS_FILE),--file '$(MUTANTS_FILE)') \
+	    $(if $(MUTANTS_SHARD),--shard $(MUTANTS_SHARD)) $(MUTANTS_FLAGS)
+
+# What interprets in minutes, on one thread.
+MIRI_TESTS := --test edges --test events --test fuzz --test vectors
+
+miri:
+	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "make miri wants nightly Rust with Miri:" \
+	    "rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
+	MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-disable-isolation" \
+	    cargo +nightly miri test --locked -p deepconf-core --no-default-features $(MIRI_TESTS)
+
+AARCH64 := aarch64-unknown-linux-gnu
+
+test-aarch64:
+	@for tool in qemu-aarch64 aarch64-linux-gnu-gcc; do \
+	    command -v $$tool >/dev/null || { echo "make test-aarch64 wants $$tool: on Debian," \
+	        "apt install qemu-user gcc-aarch64-linux-gnu" >&2; exit 1; }; \
+	done
+	@test -d "$$(rustc --print target-libdir --target $(AARCH64))" || { echo "make test-aarch64 wants" \
+	    "Rust's standard library for it: rustup target add $(AARCH64)" >&2; exit 1; }
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+	    cargo test --locked -p deepconf-core --target $(AARCH64)
+
+# The archive is unpacked where no other file of the checkout is at hand.
+package:
+	cargo package --locked -p deepconf-core --no-verify --allow-dirty
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	tar -xzf target/package/deepconf-core-*.crate -C "$$folder" --strip-components=1; \
+	CARGO_TARGET_DIR=target/package/tests cargo test --locked --manifest-path "$$folder/Cargo.toml"
 
 $(CARGO_FUZZ):
 	cargo install --locked --quiet --root $(VENV)/cargo --version 0.13.2 cargo-fuzz
 
-fuzz: $(CARGO_FUZZ) $(VENV)/.built
-	for target in score stream vote; do \
-	    $(CARGO_FUZZ) run -s none $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=60; \
-	done
-	DEEPCONF_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_hostile.py
-
-$(CARGO_DENY):
+# Built without optimisation, which takes a minute or two once.
+$(CARGO_DENY): CARGO_TOOL := --version 0.20.2 cargo-deny
+$(CARGO_MUTANTS): CARGO_TOOL := --version 27.1.0 cargo-mutants
+$(CARGO_DENY) $(CARGO_MUTANTS):
 	CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=false \
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-	    cargo install --locked --quiet --root $(VENV)/cargo --version 0.20.2 cargo-deny
+	    cargo install --locked --quiet --root $(VENV)/cargo $(CARGO_TOOL)
 
 clean:
 	rm -rf $(VENV) target runs python/deepconf/*.so

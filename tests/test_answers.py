@@ -248,7 +248,7 @@ def test_the_value_of_a_number_is_kept(number: Any) -> None:
 # ---- which are the same --------------------------------------------------------------------------
 
 KINDS: dict[str, dict[str, list[tuple[str, str]]]] = json.loads(
-    (Path(__file__).parent / "vectors" / "answers.json").read_text(encoding="utf-8")
+    (Path(__file__).parent / "data" / "answers.json").read_text(encoding="utf-8")
 )
 del KINDS["about"]
 

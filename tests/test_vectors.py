@@ -1,4 +1,4 @@
-"""The golden cases of `vectors/`, which Rust reads too."""
+"""The golden cases of `rust/core/tests/vectors`, which Rust reads too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from deepconf import Action, Controller, Outcome, Policy, TraceScorer
 from deepconf._core import dict_confidences
 
-VECTORS = Path(__file__).parent / "vectors"
+VECTORS = Path(__file__).parents[1] / "rust/core/tests/vectors"
 Json = dict[str, Any]
 
 

@@ -17,7 +17,8 @@
 //! | [`replay`] | what would a policy have done with these traces, and what would it have cost? |
 //! | [`fixed`] | the arithmetic that makes all paths agree bit for bit |
 //!
-//! Nothing here does I/O, reads a clock or draws a random number.
+//! Nothing here does I/O, reads a clock or draws a random number. Confidences and scores are in nats,
+//! higher where the model was surer; a trace is `[n]` of them, `f32`, `f64` or `f16`.
 //!
 //! ```
 //! use deepconf_core::{trace::{self, Settings}, vote::{self, Rules}};
@@ -33,6 +34,38 @@
 //! assert_eq!(vote.winner().map(|ballot| ballot.first), Some(0)); // trace 0, so "42"
 //! # Ok::<(), deepconf_core::Error>(())
 //! ```
+//!
+//! # While traces are generated
+//!
+//! A [`TraceScorer`](group::TraceScorer) takes tokens as they come and says when to stop; a
+//! [`Controller`](controller::Controller) runs the whole protocol, warmup, threshold, stops, early end
+//! and vote, for whoever launches the traces.
+//!
+//! ```
+//! use deepconf_core::group::{StreamSettings, TraceScorer};
+//!
+//! let settings = StreamSettings { window: 3, threshold: Some(4.0), ..StreamSettings::default() };
+//! let mut scorer = TraceScorer::new(settings)?;
+//! assert_eq!(scorer.extend(&[6.0_f32, 5.0, 5.0, 4.0, 2.0, 1.0])?, Some(4)); // (5 + 4 + 2) / 3 < 4
+//! # Ok::<(), deepconf_core::Error>(())
+//! ```
+//!
+//! # What holds
+//!
+//! - **Equal bits.** Confidences become whole multiples of 2⁻⁴⁰ nats, and sums of integers are the same
+//!   in any order: streaming, batch, replay, every instruction set and any number of threads agree.
+//! - **Errors, not panics.** An [`Error`] names the argument, the value, its place, and what would be
+//!   right; nothing is half done when one is returned.
+//! - **No `unsafe`.** AVX2 and what else the CPU has are chosen at run time, by `pulp`.
+//!
+//! # Features
+//!
+//! `rayon` (default): functions on many traces, rows or questions work on the threads of rayon's current
+//! pool. Without it they work on the caller's, with the same results.
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub mod bottom;
 pub mod controller;

@@ -1,4 +1,4 @@
-"""Writes the golden cases beside it: `python tests/vectors/generate.py`, or `--check` to compare.
+"""Writes the golden cases beside it, or compares them: `python generate.py`, `--check`.
 
 What is expected is worked out here from the definitions, slowly and in exact fractions, and shares
 no code with the package. Confidences are multiples of 1/8, so that float32 holds them; a fraction

@@ -1,0 +1,34 @@
+//! `score` and `score_many` against sums of whole quanta, to the last bit.
+
+use arbitrary::{Result, Unstructured};
+use deepconf_core::token::Sample;
+use deepconf_core::trace::{Settings, score, score_many};
+use half::f16;
+
+use crate::{quanta, traces};
+
+pub fn run(u: &mut Unstructured) -> Result<()> {
+    let n = traces::length(u)?;
+    let settings = traces::settings(u, n)?;
+    let values = traces::trace(u, n, settings.window)?;
+    let cut = u.int_in_range(0..=n)?;
+    match u.int_in_range(0..=2)? {
+        0 => check(&values, &settings, cut),
+        1 => check(&values.iter().map(|&c| c as f32).collect::<Vec<_>>(), &settings, cut),
+        _ => check(&values.iter().map(|&c| f16::from_f64(c)).collect::<Vec<_>>(), &settings, cut),
+    }
+    Ok(())
+}
+
+fn check<T: Sample>(values: &[T], settings: &Settings, cut: usize) {
+    let wide: Vec<f64> = values.iter().map(|c| c.wide()).collect();
+    let many = score_many(values, &[0, cut as _, values.len() as _], settings);
+    if !wide.iter().all(|&c| quanta::sound(c)) {
+        assert!(score(values, settings).is_err() && many.is_err());
+        return;
+    }
+    quanta::check(&score(values, settings).unwrap(), &wide, settings);
+    let many = many.unwrap();
+    quanta::check(&many[0], &wide[..cut], settings);
+    quanta::check(&many[1], &wide[cut..], settings);
+}
