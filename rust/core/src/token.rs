@@ -22,11 +22,11 @@
 //! **Cost.** One conversion and one addition an entry, memory-bound for float32 tables. From logits:
 //! a maximum and an exponential an entry, the second read from the cache.
 
-use rayon::prelude::*;
 
 use std::cell::RefCell;
 
 use crate::error::{Error, Place, Result};
+use crate::parallel;
 use crate::sample::Sample;
 use crate::simd::{self, Level};
 
@@ -199,19 +199,18 @@ impl<'a, T: Sample> Table<'a, T> {
                 self.level.run(Logits { logits, top, floor, scratch }).ok_or(row)
             })
         };
-        let scores: std::result::Result<Vec<f32>, usize> =
-            (0..n).into_par_iter().map(one).collect();
+        let scores = parallel::map(n, one);
+        let scores: std::result::Result<Vec<f32>, usize> = scores.into_iter().collect();
         scores.map_err(|_| self.blame_logits(floor))
     }
 
     fn map(&self, floor: Option<f64>, score: Score<T>) -> Result<Vec<f32>> {
         check_floor(floor)?;
         let mut scores = vec![0.0_f32; self.values.len() / self.k];
-        let sound = scores
-            .par_chunks_mut(ROWS)
-            .zip(self.values.par_chunks(ROWS * self.k))
-            .map(|(scores, values)| score(self.level, values, self.k, floor, scores))
-            .reduce(|| true, |a, b| a & b);
+        let sound = parallel::fill(&mut scores, ROWS, |at, scores| {
+            let values = &self.values[at * ROWS * self.k..][..scores.len() * self.k];
+            score(self.level, values, self.k, floor, scores)
+        });
         if sound { Ok(scores) } else { Err(self.blame(floor)) }
     }
 
