@@ -74,6 +74,15 @@ impl Level {
         sets.into_iter().flatten().map(Self)
     }
 
+    /// This one, but AVX2 for AVX-512: for what gains nothing by wider vectors.
+    pub(crate) fn at_most_avx2(self) -> Self {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(v4) => Self(Set::Avx2(*v4)),
+            _ => self,
+        }
+    }
+
     /// Runs `work` with these instructions.
     #[inline]
     pub(crate) fn run<W: Work>(self, work: W) -> W::Output {

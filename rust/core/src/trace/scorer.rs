@@ -27,13 +27,14 @@ impl Scorer {
     /// # Errors
     /// [`Error::Setting`] naming the one that is out of range.
     pub fn new(settings: Settings) -> Result<Self> {
-        Ok(Self { settings: settings.checked()?, level: Level::widest() })
+        Ok(Self { settings: settings.checked()?, level: Level::widest().at_most_avx2() })
     }
 
-    /// With these vector instructions, whatever else the CPU has; the scores are the same.
+    /// With these vector instructions, whatever else the CPU has; the scores are the same. For AVX-512
+    /// it takes AVX2, which was faster wherever it was measured.
     #[must_use]
     pub fn at(self, level: Level) -> Self {
-        Self { level, ..self }
+        Self { level: level.at_most_avx2(), ..self }
     }
 
     /// Scores one trace: `values` holds its token confidences, `[n]`, in nats.
