@@ -145,16 +145,14 @@ package:
 	tar -xzf target/package/deepconf-core-*.crate -C "$$folder" --strip-components=1; \
 	CARGO_TARGET_DIR=target/package/tests cargo test --locked --manifest-path "$$folder/Cargo.toml"
 
-$(CARGO_FUZZ):
-	cargo install --locked --quiet --root $(VENV)/cargo --version 0.13.2 cargo-fuzz
-
 # Built without optimisation, which takes a minute or two once.
-$(CARGO_DENY): CARGO_TOOL := --version 0.20.2 cargo-deny
-$(CARGO_MUTANTS): CARGO_TOOL := --version 27.1.0 cargo-mutants
-$(CARGO_DENY) $(CARGO_MUTANTS):
+$(CARGO_DENY): TOOL := --version 0.20.2 cargo-deny
+$(CARGO_FUZZ): TOOL := --version 0.13.2 cargo-fuzz
+$(CARGO_MUTANTS): TOOL := --version 27.1.0 cargo-mutants
+$(CARGO_DENY) $(CARGO_FUZZ) $(CARGO_MUTANTS):
 	CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=false \
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-	    cargo install --locked --quiet --root $(VENV)/cargo $(CARGO_TOOL)
+	    cargo install --locked --quiet --root $(VENV)/cargo $(TOOL)
 
 clean:
 	rm -rf $(VENV) target runs python/deepconf/*.so
