@@ -78,6 +78,7 @@ CARGO_DENY := $(VENV)/cargo/bin/cargo-deny
 lint: $(VENV)/.built $(CARGO_DENY)
 	cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p deepconf-core --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p deepconf-core
 	$(CARGO_DENY) --locked check bans licenses sources
 	$(BIN)/ruff check

@@ -4,6 +4,7 @@
 mod driver;
 mod oracle;
 mod quanta;
+mod reference;
 mod targets;
 mod traces;
 
