@@ -4,9 +4,8 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use deepconf_bench::traces;
-use deepconf_core::group::{StreamSettings, TraceScorer};
 use deepconf_core::token::Table;
-use deepconf_core::trace::{self, Settings};
+use deepconf_core::trace::{Scorer, Settings};
 use deepconf_core::vote::{self, Rules};
 
 fn scores(criterion: &mut Criterion) {
@@ -14,9 +13,9 @@ fn scores(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("score");
     group.throughput(Throughput::Elements(values.len() as u64));
     for window in [16, 2_048] {
-        let settings = Settings { window, ..Settings::default() };
+        let scorer = Scorer::new(Settings::default().window(window)).expect("the settings are sound");
         group.bench_function(format!("w = {window}"), |bench| {
-            bench.iter(|| trace::score(black_box(&values), &settings));
+            bench.iter(|| scorer.score(black_box(&values)));
         });
     }
     group.finish();
@@ -24,11 +23,11 @@ fn scores(criterion: &mut Criterion) {
 
 fn streaming(criterion: &mut Criterion) {
     let values = traces::confidences(32_768, 7);
-    let settings = StreamSettings { bottom: None, ..StreamSettings::default() };
-    let mut scorer = TraceScorer::new(settings).expect("the settings are sound");
+    let scorer = Scorer::new(Settings::default().bottom(None)).expect("the settings are sound");
+    let mut trace = scorer.stream(None).expect("there is no threshold");
     let mut group = criterion.benchmark_group("stream");
     group.throughput(Throughput::Elements(values.len() as u64));
-    group.bench_function("extend", |bench| bench.iter(|| scorer.extend(black_box(&values))));
+    group.bench_function("extend", |bench| bench.iter(|| trace.extend(black_box(&values))));
     group.finish();
 }
 

@@ -9,11 +9,11 @@ use std::hint::black_box;
 
 use clap::Parser;
 use deepconf_bench::{limit, oracle, replay, traces};
-use deepconf_core::group::{BatchScorer, StreamSettings, TraceScorer};
+use deepconf_core::Sample;
 use deepconf_core::policy::Policy;
 use deepconf_core::replay::{Ended, Pool, Row};
-use deepconf_core::token::{Sample, Table};
-use deepconf_core::trace::{self, Settings};
+use deepconf_core::token::Table;
+use deepconf_core::trace::{Scorer, Settings};
 use deepconf_core::vote::{self, Rules};
 use half::f16;
 use measure::{Bench, Work};
@@ -91,19 +91,20 @@ fn score<T: Sample>(
     name: String,
     values: &[T],
     length: usize,
-    settings: &Settings,
+    settings: Settings,
     threads: usize,
 ) {
-    let offsets: Vec<i64> = (0..=values.len() / length).map(|i| (i * length) as i64).collect();
-    let scored = trace::score_many(values, &offsets, settings).expect("the traces are sound");
+    let scorer = Scorer::new(settings).expect("the settings are sound");
+    let offsets: Vec<usize> = (0..=values.len() / length).map(|i| i * length).collect();
+    let scored = scorer.score_many(values, &offsets).expect("the traces are sound");
     let step = (scored.len() / 2).max(1);
     for (i, scores) in scored.iter().enumerate().step_by(step) {
-        oracle::check(&values[i * length..(i + 1) * length], settings, scores);
+        oracle::check(&values[i * length..(i + 1) * length], &settings, scores);
     }
     let n = scored.len() * length;
     let bytes = n * size_of::<T>();
     bench.row(Work { threads, ..work(name, "tokens", n, bytes) }, || {
-        let again = trace::score_many(values, &offsets, settings);
+        let again = scorer.score_many(values, &offsets);
         assert!(again.as_ref() == Ok(&scored), "the scores differ from run to run");
     });
 }
@@ -111,30 +112,30 @@ fn score<T: Sample>(
 fn scores(bench: &mut Bench<'_>, data: &[f32]) {
     for threads in 1..=cores() {
         let name = format!("{threads} of {} cores", cores());
-        score(bench, name, data, 32_768, &Settings::default(), threads);
+        score(bench, name, data, 32_768, Settings::default(), threads);
     }
 }
 
 fn by_length(bench: &mut Bench<'_>, data: &[f32]) {
-    let settings = Settings { window: 512, tail: 512, ..Settings::default() };
+    let settings = Settings::default().window(512).tail(512);
     for length in [1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18] {
-        score(bench, format!("n = {length}"), &data[..data.len() / 4], length, &settings, 1);
+        score(bench, format!("n = {length}"), &data[..data.len() / 4], length, settings, 1);
     }
 }
 
 fn by_setting(bench: &mut Bench<'_>, data: &[f32]) {
     let quarter = &data[..data.len() / 4];
     for window in [16, 128, 2_048, 16_384] {
-        let settings = Settings { window, tail: window, ..Settings::default() };
-        score(bench, format!("w = {window}"), quarter, 32_768, &settings, 1);
+        let settings = Settings::default().window(window).tail(window);
+        score(bench, format!("w = {window}"), quarter, 32_768, settings, 1);
     }
     for bottom in [0.01, 0.1, 0.5, 1.0] {
-        let settings = Settings { bottom, ..Settings::default() };
-        score(bench, format!("q = {bottom}"), quarter, 32_768, &settings, 1);
+        let settings = Settings::default().bottom(bottom);
+        score(bench, format!("q = {bottom}"), quarter, 32_768, settings, 1);
     }
     for count in [1, 16, 256] {
         let name = format!("traces: {count}");
-        score(bench, name, &data[..count * 32_768], 32_768, &Settings::default(), 1);
+        score(bench, name, &data[..count * 32_768], 32_768, Settings::default(), 1);
     }
 }
 
@@ -142,41 +143,44 @@ fn by_type(bench: &mut Bench<'_>, data: &[f32]) {
     let quarter = &data[..data.len() / 4];
     let halves: Vec<f16> = quarter.iter().map(|&c| f16::from_f32(c)).collect();
     let doubles: Vec<f64> = quarter.iter().map(|&c| f64::from(c)).collect();
-    score(bench, "float16".into(), &halves, 32_768, &Settings::default(), 1);
-    score(bench, "float32".into(), quarter, 32_768, &Settings::default(), 1);
-    score(bench, "float64".into(), &doubles, 32_768, &Settings::default(), 1);
+    score(bench, "float16".into(), &halves, 32_768, Settings::default(), 1);
+    score(bench, "float32".into(), quarter, 32_768, Settings::default(), 1);
+    score(bench, "float64".into(), &doubles, 32_768, Settings::default(), 1);
 }
 
 fn streaming(bench: &mut Bench<'_>, data: &[f32]) {
     let data = &data[..data.len() / 8];
+    let threshold = Some(0.1);
     for window in [64, 2_048, 65_536] {
-        let settings = Settings { window, tail: window, ..Settings::default() };
-        let expected = trace::score(data, &settings).expect("the values are sound").lowest_group;
-        let stream = StreamSettings {
-            window,
-            tail: window,
-            bottom: None,
-            threshold: Some(0.1),
-            ..StreamSettings::default()
-        };
-        let name = format!("TraceScorer::push, w = {window}");
-        bench.row(work(name, "tokens", data.len(), 0), || {
-            let mut scorer = TraceScorer::new(stream).expect("the settings are sound");
+        let settings = Settings::default().window(window).tail(window).bottom(None);
+        let scorer = Scorer::new(settings).expect("the settings are sound");
+        let expected = scorer.score(data).expect("the values are sound").lowest_group;
+        let fresh = || scorer.stream(threshold).expect("the threshold is finite");
+        bench.row(work(format!("TraceScorer::push, w = {window}"), "tokens", data.len(), 0), || {
+            let mut trace = fresh();
             for &c in data {
-                assert!(!scorer.push(f64::from(c)).expect("the values are sound"));
+                assert!(!trace.push(f64::from(c)).expect("the values are sound"));
             }
-            assert!(scorer.lowest_group() == expected, "streaming and batch disagree");
+            assert!(trace.lowest_group() == expected, "streaming and batch disagree");
+        });
+        let name = format!("TraceScorer::extend by 1,000, w = {window}");
+        bench.row(work(name, "tokens", data.len(), 0), || {
+            let mut trace = fresh();
+            for part in data.chunks(1_000) {
+                assert!(trace.extend(part).expect("the values are sound").is_none());
+            }
+            assert!(trace.lowest_group() == expected, "streaming and batch disagree");
         });
     }
+    let scorer = Scorer::new(Settings::default()).expect("the settings are sound");
     for slots in [16, 256, 4_096] {
-        let ids: Vec<i64> = (0..slots as i64).collect();
-        let stream = StreamSettings { threshold: Some(0.1), ..StreamSettings::default() };
+        let ids: Vec<usize> = (0..slots).collect();
         let (mut stop, steps) = (vec![false; slots], data.len() / slots);
         let first: Vec<f32> = data.iter().step_by(slots).take(steps).copied().collect();
-        let expected = trace::score(&first, &Settings::default()).expect("sound").lowest_group;
+        let expected = scorer.score(&first).expect("the values are sound").lowest_group;
         let name = format!("BatchScorer::step, slots: {slots}");
         bench.row(work(name, "tokens", steps * slots, 0), || {
-            let mut batch = BatchScorer::new(slots, stream).expect("the settings are sound");
+            let mut batch = scorer.batch(slots, threshold).expect("there is room");
             for step in data.chunks_exact(slots) {
                 batch.step(&ids, step, &mut stop).expect("the values are sound");
                 assert!(!stop.contains(&true));

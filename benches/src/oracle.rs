@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use deepconf_core::token::Sample;
+use deepconf_core::Sample;
 use deepconf_core::trace::{Scores, Settings};
 use deepconf_core::vote::Votes;
 
@@ -19,7 +19,8 @@ pub fn check<T: Sample>(values: &[T], settings: &Settings, scores: &Scores) {
     let window = (settings.window as usize).min(values.len());
     let mut groups: Vec<f64> = values.windows(window).map(mean).collect();
     groups.sort_by(f64::total_cmp);
-    let count = ((groups.len() as f64 * settings.bottom) as usize).max(1);
+    let bottom = settings.bottom.expect("it is asked for");
+    let count = ((groups.len() as f64 * bottom) as usize).max(1);
     close(scores.mean, mean(values), "mean");
     close(scores.lowest_group, groups[0], "lowest group");
     close(scores.bottom_group, groups[..count].iter().sum::<f64>() / count as f64, "bottom group");

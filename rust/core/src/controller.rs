@@ -58,9 +58,8 @@ use standing::Standing;
 
 use crate::error::{Error, Result};
 use crate::fixed;
-use crate::group::{StreamSettings, TraceScorer};
 use crate::policy::{Calibrate, Measure, Mode, Over, Policy, Stop};
-use crate::trace::Scores;
+use crate::trace::{Scorer, Scores, Settings};
 use crate::vote::{self, Rules, Vote};
 
 /// What the driver is to do.
@@ -644,12 +643,12 @@ impl Controller {
 
     /// What follows a trace of which the first tokens came.
     fn scoring(&self, trace: u32) -> Result<Scoring> {
-        let live = self.policy.stream(self.threshold_of(trace));
-        let rounded = StreamSettings { threshold: None, decimals: self.policy.decimals, ..live };
+        let (live, decimals) = (self.policy.live(), self.policy.decimals);
+        let scorer = |settings, threshold| Scorer::new(settings)?.stream(threshold).map(Box::new);
         Ok(Scoring::Live {
-            live: Box::new(TraceScorer::new(live)?),
-            rounded: match self.policy.decimals {
-                Some(_) => Some(Box::new(TraceScorer::new(rounded)?)),
+            live: scorer(live, self.threshold_of(trace))?,
+            rounded: match decimals {
+                Some(_) => Some(scorer(Settings { decimals, ..live }, None)?),
                 None => None,
             },
         })

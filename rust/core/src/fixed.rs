@@ -104,6 +104,34 @@ pub fn round_decimals(x: f64, decimals: u8) -> f64 {
     (x * scale).round_ties_even() / scale
 }
 
+/// How a confidence is rounded before it is quantised; known when a kernel is compiled.
+pub(crate) trait Rounding: Copy {
+    /// The confidence as it enters the sums.
+    fn round(self, c: f64) -> f64;
+}
+
+/// Not at all.
+#[derive(Clone, Copy)]
+pub(crate) struct Exact;
+
+impl Rounding for Exact {
+    #[inline(always)]
+    fn round(self, c: f64) -> f64 {
+        c
+    }
+}
+
+/// To so many decimals.
+#[derive(Clone, Copy)]
+pub(crate) struct Decimals(pub(crate) u8);
+
+impl Rounding for Decimals {
+    #[inline(always)]
+    fn round(self, c: f64) -> f64 {
+        round_decimals(c, self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

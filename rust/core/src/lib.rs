@@ -7,10 +7,9 @@
 //! | module | what it answers |
 //! |---|---|
 //! | [`token`] | how sure was the model at this token? |
-//! | [`group`] | how sure is it over the last `w` tokens, and should the trace stop? (streaming) |
+//! | [`stream`] | how sure is it over the last `w` tokens, and should the trace stop? (streaming) |
 //! | [`trace`] | how sure was it over the whole trace? (recorded traces, in parallel) |
 //! | [`staircase`] | where would any threshold have stopped it? |
-//! | [`bottom`] | the mean of the lowest tenth of the groups |
 //! | [`vote`] | which traces are kept, and which answer wins? |
 //! | [`policy`] | every setting, and the presets |
 //! | [`controller`] | what to launch, stop and abort next, and what the answer is |
@@ -21,11 +20,11 @@
 //! higher where the model was surer; a trace is `[n]` of them, `f32`, `f64` or `f16`.
 //!
 //! ```
-//! use deepconf_core::{trace::{self, Settings}, vote::{self, Rules}};
+//! use deepconf_core::{trace::{Scorer, Settings}, vote::{self, Rules}};
 //!
-//! let settings = Settings { window: 2, ..Settings::default() };
-//! let sure = trace::score(&[9.0_f32, 8.0, 9.0], &settings)?;
-//! let shaky = trace::score(&[9.0_f32, 2.0, 3.0], &settings)?;
+//! let scorer = Scorer::new(Settings::default().window(2))?;
+//! let sure = scorer.score(&[9.0_f32, 8.0, 9.0])?;
+//! let shaky = scorer.score(&[9.0_f32, 2.0, 3.0])?;
 //! assert_eq!((sure.lowest_group, shaky.lowest_group), (8.5, 2.5));
 //!
 //! let scores = [sure.lowest_group, shaky.lowest_group];
@@ -67,20 +66,20 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-pub mod bottom;
 pub mod controller;
 mod error;
 pub mod fixed;
-pub mod group;
 mod parallel;
 pub mod policy;
 pub mod replay;
+mod sample;
 mod simd;
-mod slide;
 pub mod staircase;
-mod steps;
+pub mod stream;
 pub mod token;
 pub mod trace;
 pub mod vote;
 
 pub use error::{Error, Result};
+pub use sample::Sample;
+pub use simd::Level;

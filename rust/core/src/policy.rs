@@ -18,7 +18,6 @@
 //! ```
 
 use crate::error::{Error, Result};
-use crate::group::StreamSettings;
 use crate::token::{check_floor, check_k};
 use crate::trace::{Scores, Settings};
 use crate::vote::check_keep;
@@ -342,20 +341,15 @@ impl Policy {
     #[must_use]
     pub fn settings(&self) -> Settings {
         let Self { window, tail, bottom, decimals, .. } = *self;
-        Settings { window, tail, bottom, decimals }
+        Settings { window, tail, bottom: Some(bottom), decimals }
     }
 
-    /// What a running trace is followed with.
-    pub(crate) fn stream(&self, threshold: Option<f64>) -> StreamSettings {
+    /// What a running trace is followed with: it keeps all its tokens only where that is asked for.
+    pub(crate) fn live(&self) -> Settings {
         let needs_bottom = self.measure == Measure::BottomGroup && self.mode == Mode::Offline
             || self.weight == Weight::BottomGroup;
-        StreamSettings {
-            window: self.window,
-            tail: self.tail,
-            bottom: needs_bottom.then_some(self.bottom),
-            threshold,
-            decimals: None,
-        }
+        let bottom = needs_bottom.then_some(self.bottom);
+        Settings { bottom, decimals: None, ..self.settings() }
     }
 }
 

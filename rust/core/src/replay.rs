@@ -46,9 +46,9 @@ use crate::controller::{Action, Controller, Finish, Outcome, Reason};
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::policy::{Mode, Policy, Stop, Weight};
+use crate::sample::Sample;
 use crate::staircase::{Lows, Staircase};
-use crate::token::Sample;
-use crate::trace::{self, Scores, Settings};
+use crate::trace::{Scorer, Scores, Settings};
 
 /// How a recorded trace ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +177,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`Error::Length`]; [`Error::Setting`] once the pool is closed; as
-    /// [`trace::score_with_lows`], the trace counted from the first of these rows. None of them is then
+    /// [`Scorer::score_with_lows`], the trace counted from the first of these rows. None of them is then
     /// taken in.
     pub fn add<T: Sample>(&mut self, rows: &[Row], traces: &[&[T]]) -> Result<()> {
         if rows.len() != traces.len() {
@@ -300,8 +300,8 @@ impl Pool {
         let view = |settings: Settings, stairs: bool| {
             let fits = |lens: &Lens| lens.settings == settings && (lens.stairs || !stairs);
             self.lenses.iter().position(fits).map(|at| &traces.views[at]).ok_or_else(|| {
-                let Settings { window, tail, bottom, decimals } = settings;
-                let decimals = decimals.map_or(String::new(), |d| format!(", decimals={d}"));
+                let Policy { window, tail, bottom, .. } = *policy;
+                let decimals = settings.decimals.map_or(String::new(), |d| format!(", decimals={d}"));
                 let value = format!("window={window}, tail={tail}, bottom={bottom}{decimals}");
                 Error::setting("policy", value, "the pool was not read for these: read it again")
             })
@@ -316,11 +316,12 @@ impl Pool {
 
 impl Lens {
     fn look<T: Sample>(&self, values: &[T]) -> Result<(Scores, Staircase)> {
+        let scorer = Scorer::new(self.settings)?;
         let mut lows = Staircase::default();
         let scores = if self.stairs {
-            trace::score_with_lows(values, &self.settings, &mut lows)
+            scorer.score_with_lows(values, &mut lows)
         } else {
-            trace::score(values, &self.settings)
+            scorer.score(values)
         };
         Ok((scores?, lows))
     }

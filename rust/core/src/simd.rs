@@ -1,12 +1,114 @@
-//! The widest vector instructions that the CPU has, picked at run time.
+//! The vector instructions that the CPU has, picked at run time.
 //!
 //! The kernels are plain loops over fixed-size arrays, which the compiler turns into vector code.
-//! [`widest`] compiles them once for the baseline, once for AVX2 and once for AVX-512 (on other
+//! [`Level::run`] compiles them once for the baseline, once for AVX2 and once for AVX-512 (on other
 //! processors the baseline has what there is, such as NEON), and `pulp` picks among them safely. So
 //! a wheel built for the baseline runs as fast as a native build.
 //!
 //! What the compiler makes slow code of is written with instructions here, [`Lanes`], and once more
 //! as a plain loop for where these are missing.
+
+use std::fmt;
+use std::str::FromStr;
+
+#[cfg(target_arch = "x86_64")]
+use pulp::x86::{V3, V4};
+
+use crate::error::{Error, Result};
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+/// A set of vector instructions that this CPU has.
+///
+/// Everything runs at the [widest](Level::widest) one unless it is told another, and gives the same
+/// bits at each.
+///
+/// ```
+/// use deepconf_core::{Level, token::Table};
+///
+/// for level in Level::available() {
+///     println!("{level}"); // baseline, and on x86-64 avx2 and avx512, where the CPU has them
+///     assert_eq!(Table::new(&[-1.0_f32, -3.0], 2)?.at(level).confidence(None)?, [2.0]);
+/// }
+/// # Ok::<(), deepconf_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Level(Set);
+
+/// `pulp`'s proofs that the CPU has the instructions.
+#[derive(Clone, Copy, Debug)]
+enum Set {
+    Baseline,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(V3),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(V4),
+}
+
+impl Level {
+    /// The fastest one.
+    #[must_use]
+    pub fn widest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(v4) = V4::try_new() {
+                return Self(Set::Avx512(v4));
+            }
+            if let Some(v3) = V3::try_new() {
+                return Self(Set::Avx2(v3));
+            }
+        }
+        Self(Set::Baseline)
+    }
+
+    /// Those of this CPU, the slowest first: what every one has, and what more there is.
+    pub fn available() -> impl Iterator<Item = Self> {
+        let sets = [
+            Some(Set::Baseline),
+            #[cfg(target_arch = "x86_64")]
+            V3::try_new().map(Set::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            V4::try_new().map(Set::Avx512),
+        ];
+        sets.into_iter().flatten().map(Self)
+    }
+
+    /// Runs `work` with these instructions.
+    #[inline]
+    pub(crate) fn run<W: Work>(self, work: W) -> W::Output {
+        match self.0 {
+            Set::Baseline => work.call(Plain),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(v3) => v3.vectorize(At(work, v3)),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(v4) => v4.vectorize(At(work, *v4)),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Set::Baseline => "baseline",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(_) => "avx512",
+        })
+    }
+}
+
+impl FromStr for Level {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::available().find(|level| level.to_string() == name).ok_or_else(|| {
+            let names: Vec<String> = Self::available().map(|level| level.to_string()).collect();
+            Error::setting("level", name, format!("this CPU has {}", names.join(", ")))
+        })
+    }
+}
 
 /// Numbers in a run.
 pub(crate) const RUN: usize = 16;
@@ -35,21 +137,6 @@ pub(crate) trait Lanes: Copy {
 
     /// Starts to bring values into the first-level cache, which will be read soon.
     fn prefetch<T>(self, values: &[T]);
-}
-
-/// Runs `work` with the widest instructions there are.
-#[inline]
-pub(crate) fn widest<W: Work>(work: W) -> W::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if let Some(v4) = pulp::x86::V4::try_new() {
-            return v4.vectorize(At(work, *v4));
-        }
-        if let Some(v3) = pulp::x86::V3::try_new() {
-            return v3.vectorize(At(work, v3));
-        }
-    }
-    work.call(Plain)
 }
 
 /// Loops only.
@@ -101,7 +188,7 @@ impl Lanes for Plain {
 
 /// Work with its lanes, as `pulp` compiles it.
 #[cfg(target_arch = "x86_64")]
-pub(crate) struct At<W, L>(pub(crate) W, pub(crate) L);
+struct At<W, L>(W, L);
 
 #[cfg(target_arch = "x86_64")]
 impl<W: Work, L: Lanes> pulp::NullaryFnOnce for At<W, L> {
@@ -113,133 +200,19 @@ impl<W: Work, L: Lanes> pulp::NullaryFnOnce for At<W, L> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::{__m256, __m256i, _MM_HINT_T0};
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    use pulp::cast;
-    use pulp::x86::V3;
-
-    use super::{Lanes, RUN, RUNS};
-
-    /// Bytes in a line of the cache.
-    const LINE: usize = 64;
-
-    impl Lanes for V3 {
-        #[inline(always)]
-        fn sums(self, runs: &[[i64; RUN]; RUNS]) -> [i64; RUNS] {
-            let [a, b, c, d, e, f, g, h] = runs;
-            let low =
-                joined(self, [folded(self, a), folded(self, b), folded(self, c), folded(self, d)]);
-            let high =
-                joined(self, [folded(self, e), folded(self, f), folded(self, g), folded(self, h)]);
-            cast([low, high])
+    #[test]
+    fn levels_have_names() {
+        let names: Vec<String> = Level::available().map(|level| level.to_string()).collect();
+        assert_eq!(names[0], "baseline");
+        assert_eq!(names.last(), Some(&Level::widest().to_string()));
+        for name in &names {
+            assert_eq!(name.parse::<Level>().map(|level| level.to_string()).as_ref(), Ok(name));
         }
-
-        #[inline(always)]
-        fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]) {
-            let [a, b, c, d, e, f, g, h] = runs;
-            macro_rules! each {
-                ($of:ident) => {
-                    [
-                        $of(self, a),
-                        $of(self, b),
-                        $of(self, c),
-                        $of(self, d),
-                        $of(self, e),
-                        $of(self, f),
-                        $of(self, g),
-                        $of(self, h),
-                    ]
-                };
-            }
-            (cast(gathered(self, each!(total))), cast(gathered(self, each!(square))))
-        }
-
-        #[inline(always)]
-        fn running(self, starts: [i64; 4], changes: &[[i64; RUN]; 4]) -> [[i64; 4]; RUN] {
-            let mut rows = [[0; 4]; RUN];
-            let mut sums: __m256i = cast(starts);
-            for (i, rows) in rows.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                let four = |lane: usize| changes[lane].as_chunks::<4>().0[i];
-                let columns =
-                    transposed(self, [cast(four(0)), cast(four(1)), cast(four(2)), cast(four(3))]);
-                for (row, column) in rows.iter_mut().zip(columns) {
-                    *row = cast(sums);
-                    sums = self.avx2._mm256_add_epi64(sums, column);
-                }
-            }
-            rows
-        }
-
-        #[inline(always)]
-        fn prefetch<T>(self, values: &[T]) {
-            let start = values.as_ptr().cast::<i8>();
-            for line in 0..size_of_val(values).div_ceil(LINE) {
-                self.sse._mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * LINE));
-            }
-        }
-    }
-
-    /// A run in four lanes.
-    #[inline(always)]
-    fn folded(v3: V3, run: &[i64; RUN]) -> __m256i {
-        let [a, b, c, d]: [__m256i; 4] = cast(*run);
-        let add = |a, b| v3.avx2._mm256_add_epi64(a, b);
-        add(add(a, b), add(c, d))
-    }
-
-    /// The sums of four vectors.
-    #[inline(always)]
-    fn joined(v3: V3, [a, b, c, d]: [__m256i; 4]) -> __m256i {
-        let V3 { avx2, .. } = v3;
-        let ab = avx2
-            ._mm256_add_epi64(avx2._mm256_unpacklo_epi64(a, b), avx2._mm256_unpackhi_epi64(a, b));
-        let cd = avx2
-            ._mm256_add_epi64(avx2._mm256_unpacklo_epi64(c, d), avx2._mm256_unpackhi_epi64(c, d));
-        avx2._mm256_add_epi64(
-            avx2._mm256_permute2x128_si256::<0x20>(ab, cd),
-            avx2._mm256_permute2x128_si256::<0x31>(ab, cd),
-        )
-    }
-
-    #[inline(always)]
-    fn transposed(v3: V3, [a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
-        let V3 { avx2, .. } = v3;
-        let (ab, cd) = (avx2._mm256_unpacklo_epi64(a, b), avx2._mm256_unpacklo_epi64(c, d));
-        let (ef, gh) = (avx2._mm256_unpackhi_epi64(a, b), avx2._mm256_unpackhi_epi64(c, d));
-        [
-            avx2._mm256_permute2x128_si256::<0x20>(ab, cd),
-            avx2._mm256_permute2x128_si256::<0x20>(ef, gh),
-            avx2._mm256_permute2x128_si256::<0x31>(ab, cd),
-            avx2._mm256_permute2x128_si256::<0x31>(ef, gh),
-        ]
-    }
-
-    /// A run in eight lanes.
-    #[inline(always)]
-    fn total(v3: V3, run: &[f32; RUN]) -> __m256 {
-        let [a, b]: [__m256; 2] = cast(*run);
-        v3.avx._mm256_add_ps(a, b)
-    }
-
-    /// The squares of a run in eight lanes.
-    #[inline(always)]
-    fn square(v3: V3, run: &[f32; RUN]) -> __m256 {
-        let [a, b]: [__m256; 2] = cast(*run);
-        v3.fma._mm256_fmadd_ps(a, a, v3.avx._mm256_mul_ps(b, b))
-    }
-
-    /// The sums of eight vectors.
-    #[inline(always)]
-    fn gathered(v3: V3, [a, b, c, d, e, f, g, h]: [__m256; 8]) -> __m256 {
-        let V3 { avx, .. } = v3;
-        let (ab, cd) = (avx._mm256_hadd_ps(a, b), avx._mm256_hadd_ps(c, d));
-        let (ef, gh) = (avx._mm256_hadd_ps(e, f), avx._mm256_hadd_ps(g, h));
-        let (low, high) = (avx._mm256_hadd_ps(ab, cd), avx._mm256_hadd_ps(ef, gh));
-        avx._mm256_add_ps(
-            avx._mm256_permute2f128_ps::<0x20>(low, high),
-            avx._mm256_permute2f128_ps::<0x31>(low, high),
-        )
+        let message = "avx".parse::<Level>().map(|_| ()).unwrap_err().to_string();
+        assert!(message.starts_with("level=avx: this CPU has baseline"), "{message}");
     }
 }

@@ -12,17 +12,17 @@
 //! ```
 //!
 //! Where any threshold stops the trace is then a binary search, and so is its lowest group after any
-//! number of tokens. Both equal what [`TraceScorer`](crate::group::TraceScorer) says of the same
+//! number of tokens. Both equal what [`TraceScorer`](crate::stream::TraceScorer) says of the same
 //! tokens, to the bit: sums are the same integers ([`crate::fixed`]), and a group is kept when its
 //! *mean* is below all before, since it is means that are compared with a threshold.
 //!
 //! ```
 //! use deepconf_core::staircase::Staircase;
-//! use deepconf_core::trace::{Settings, score_with_lows};
+//! use deepconf_core::trace::{Scorer, Settings};
 //!
-//! let settings = Settings { window: 2, ..Settings::default() };
+//! let scorer = Scorer::new(Settings::default().window(2))?;
 //! let mut lows = Staircase::default();
-//! let scores = score_with_lows(&[9.0_f32, 7.0, 8.0, 4.0, 6.0, 2.0], &settings, &mut lows)?;
+//! let scores = scorer.score_with_lows(&[9.0_f32, 7.0, 8.0, 4.0, 6.0, 2.0], &mut lows)?;
 //! let steps: Vec<_> = lows.all().steps().collect();
 //! assert_eq!(steps, [(1, 8.0), (2, 7.5), (3, 6.0), (4, 5.0), (5, 4.0)]);
 //! assert_eq!(lows.all().first_below(6.0), Some(4)); // (4 + 6) / 2 is the first below 6
@@ -32,17 +32,17 @@
 //! ```
 //!
 //! **Cost.** On top of the scores: a look at the lower bound of each block of 64 groups
-//! (`slide`), and the sums of the blocks that may hold a record, about one in ten of noise
+//! (`trace::groups`), and the sums of the blocks that may hold a record, about one in ten of noise
 //! and more where confidence declines steadily. Twelve bytes a step. Of n groups without a trend
 //! about ln n are records while they are independent; neighbours share all tokens but one, so a trace
 //! of 32,768 tokens has some hundreds; one of 64,000 whose confidence falls all along, thousands.
 
 use std::ops::Range;
 
-use crate::fixed;
+use crate::fixed::{self, Rounding};
+use crate::sample::Sample;
 use crate::simd::Lanes;
-use crate::slide::{BLOCK, Groups};
-use crate::token::Sample;
+use crate::trace::{BLOCK, Groups};
 
 /// The record lows of some traces, one trace after the other.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -125,13 +125,12 @@ impl Lows<'_> {
 
 /// Appends the record lows of groups of which `lowest` is the lowest sum.
 #[inline(always)]
-pub(crate) fn of_groups<T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes>(
-    groups: &Groups<'_, T, F, L>,
+pub(crate) fn of_groups<T: Sample, R: Rounding, L: Lanes>(
+    groups: &Groups<'_, T, R, L>,
     lowest: i64,
-    window: usize,
     lows: &mut Staircase,
 ) {
-    let mut sums = [0; BLOCK];
+    let window = groups.window();
     // Nothing branches on whether a group is a record, which is hard to guess.
     let mut records = [(0_u32, 0_i64); BLOCK];
     let (mut least, mut group) = (i64::MAX, f64::INFINITY);
@@ -139,12 +138,12 @@ pub(crate) fn of_groups<T: Sample, F: Fn(T) -> f64 + Copy, L: Lanes>(
         if low >= least {
             continue;
         }
-        let sums = groups.read(block, &mut sums);
+        let sums = groups.read(block);
         if sums.iter().fold(i64::MAX, |low, &sum| low.min(sum)) >= least {
             continue;
         }
         let mut count = 0;
-        for n in 0..sums.len() {
+        for n in 0..BLOCK {
             let sum = sums[groups.place(block, n)];
             records[count] = ((block * BLOCK + n + window - 1) as u32, sum);
             count += usize::from(sum < least);

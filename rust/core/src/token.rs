@@ -22,45 +22,13 @@
 //! **Cost.** One conversion and one addition an entry, memory-bound for float32 tables. From logits:
 //! a maximum and an exponential an entry, the second read from the cache.
 
-use half::f16;
 
 use std::cell::RefCell;
 
 use crate::error::{Error, Place, Result};
-use crate::{parallel, simd};
-
-/// A number that scores are computed from: `f16`, `f32` or `f64`.
-pub trait Sample: Copy + Default + Send + Sync + 'static {
-    /// The value as a float64; exact.
-    fn wide(self) -> f64;
-}
-
-macro_rules! sample {
-    ($float:ty, $wide:expr) => {
-        impl Sample for $float {
-            #[inline(always)]
-            fn wide(self) -> f64 {
-                $wide(self)
-            }
-        }
-    };
-}
-
-sample!(f32, f64::from);
-sample!(f64, |c| c);
-sample!(f16, half_to_f64);
-
-/// Exact for finite values, and in vectors on every CPU.
-#[inline(always)]
-fn half_to_f64(c: f16) -> f64 {
-    // The exponent and fraction stand 13 bits further up in a float32, whose exponent counts from 127
-    // and not from 15.
-    let bits = u32::from(c.to_bits());
-    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-    // Infinity and NaN, 2¹⁶ so far, get their exponent.
-    let special = if bits & 0x7c00 == 0x7c00 { 0xff << 23 } else { 0 };
-    f64::from(f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16))
-}
+use crate::parallel;
+use crate::sample::Sample;
+use crate::simd::{self, Level};
 
 /// The token confidence of one row of log-probabilities, NaN for an empty one.
 ///
@@ -109,13 +77,14 @@ fn entropy<T: Sample>(row: &[T], floor: Option<f64>) -> f32 {
 pub struct Table<'a, T> {
     values: &'a [T],
     k: usize,
+    level: Level,
 }
 
 /// Rows are handed to threads in runs of this many.
 const ROWS: usize = 4_096;
 
 /// Scores rows of k into as many slots; whether all are finite.
-type Score<T> = fn(&[T], usize, Option<f64>, &mut [f32]) -> bool;
+type Score<T> = fn(Level, &[T], usize, Option<f64>, &mut [f32]) -> bool;
 
 #[inline(always)]
 fn fill<T>(values: &[T], k: usize, scores: &mut [f32], score: impl Fn(&[T]) -> f32) -> bool {
@@ -175,7 +144,13 @@ impl<'a, T: Sample> Table<'a, T> {
             let expected = format!("must divide the {} log-probabilities into rows", values.len());
             return Err(Error::setting("k", k, expected));
         }
-        Ok(Self { values, k })
+        Ok(Self { values, k, level: Level::widest() })
+    }
+
+    /// The same table, its kernels run at `level`: slower, for the same answers.
+    #[must_use]
+    pub fn at(self, level: Level) -> Self {
+        Self { level, ..self }
     }
 
     /// The confidence of each token, `[n]`, in nats. `floor` raises smaller entries, −∞ included.
@@ -184,8 +159,8 @@ impl<'a, T: Sample> Table<'a, T> {
     /// [`Error::NotFinite`] naming row and column; [`Error::Setting`] when rows have one entry.
     pub fn confidence(&self, floor: Option<f64>) -> Result<Vec<f32>> {
         check_k("k", self.k)?;
-        self.map(floor, |values, k, floor, scores| {
-            simd::widest(Confidences { values, k, floor, scores })
+        self.map(floor, |level, values, k, floor, scores| {
+            level.run(Confidences { values, k, floor, scores })
         })
     }
 
@@ -197,7 +172,7 @@ impl<'a, T: Sample> Table<'a, T> {
     /// # Errors
     /// [`Error::NotFinite`] naming row and column.
     pub fn entropy(&self, floor: Option<f64>) -> Result<Vec<f32>> {
-        self.map(floor, |values, k, floor, scores| {
+        self.map(floor, |_, values, k, floor, scores| {
             fill(values, k, scores, |row| entropy(row, floor))
         })
     }
@@ -221,7 +196,7 @@ impl<'a, T: Sample> Table<'a, T> {
         let one = |row: usize| {
             let logits = &self.values[row * self.k..][..self.k];
             SCRATCH.with_borrow_mut(|scratch| {
-                simd::widest(Logits { logits, top, floor, scratch }).ok_or(row)
+                self.level.run(Logits { logits, top, floor, scratch }).ok_or(row)
             })
         };
         let scores = parallel::map(n, one);
@@ -234,7 +209,7 @@ impl<'a, T: Sample> Table<'a, T> {
         let mut scores = vec![0.0_f32; self.values.len() / self.k];
         let sound = parallel::fill(&mut scores, ROWS, |at, scores| {
             let values = &self.values[at * ROWS * self.k..][..scores.len() * self.k];
-            score(values, self.k, floor, scores)
+            score(self.level, values, self.k, floor, scores)
         });
         if sound { Ok(scores) } else { Err(self.blame(floor)) }
     }
@@ -490,12 +465,6 @@ mod tests {
                 let expected = -row[..k].iter().map(|l| l - normal).sum::<f64>() / k as f64;
                 prop_assert!((f64::from(c) - expected).abs() <= 3e-7 * (1.0 + expected), "{c}, not {expected}");
             }
-        }
-
-        #[test]
-        fn float16_widens_exactly(bits in any::<u16>()) {
-            let (half, wide) = (f16::from_bits(bits), f16::from_bits(bits).wide());
-            prop_assert!(wide == half.to_f64() || wide.is_nan() && half.is_nan());
         }
     }
 

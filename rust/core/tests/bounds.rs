@@ -4,21 +4,23 @@
 mod oracle;
 mod quanta;
 
-use deepconf_core::Error;
-use deepconf_core::group::{StreamSettings, TraceScorer};
 use deepconf_core::token::Table;
-use deepconf_core::trace::{Settings, score};
+use deepconf_core::trace::{Scorer, Settings};
 use deepconf_core::vote::{Rules, vote};
+use deepconf_core::{Error, Level};
 use oracle::Dice;
 use quanta::QUANTA;
 
-/// Scores in float64, and in float32 where that holds the values, against whole quanta.
+/// Scores at every level in float64, and in float32 where that holds the values, against whole quanta.
 fn check(values: &[f64], window: u64, bottom: f64) {
-    let settings = Settings { window, tail: 7, bottom, ..Settings::default() };
-    quanta::check(&score(values, &settings).unwrap(), values, &settings);
+    let settings = Settings::default().window(window).tail(7).bottom(bottom);
     let narrow: Vec<f32> = values.iter().map(|&c| c as f32).collect();
     let wide = oracle::wide(&narrow);
-    quanta::check(&score(&narrow, &settings).unwrap(), &wide, &settings);
+    for level in Level::available() {
+        let scorer = Scorer::new(settings).unwrap().at(level);
+        quanta::check(&scorer.score(values).unwrap(), values, &settings);
+        quanta::check(&scorer.score(&narrow).unwrap(), &wide, &settings);
+    }
 }
 
 fn noise(seed: u64, n: usize, offset: f64, scale: f64) -> Vec<f64> {
@@ -101,15 +103,10 @@ fn values_around_the_limit_of_the_fast_way() {
 fn thresholds_of_any_size() {
     for threshold in [-32_000.0, -5_000.0, 1.5, 4_999.0, 5_000.0, 32_700.0] {
         for window in [1, 1_024, 4_096, 70_000] {
-            let settings = StreamSettings {
-                window,
-                bottom: None,
-                threshold: Some(threshold),
-                ..StreamSettings::default()
-            };
+            let settings = Settings::default().window(window).bottom(None);
             let stop = |c: f32| {
                 let trace = vec![c; window as usize + 3];
-                TraceScorer::new(settings).unwrap().extend(&trace).unwrap()
+                Scorer::new(settings).unwrap().stream(Some(threshold)).unwrap().extend(&trace).unwrap()
             };
             let threshold = threshold as f32;
             assert_eq!(stop(threshold.next_down()), Some(window as usize - 1), "{settings:?}");

@@ -5,11 +5,10 @@ mod driver;
 mod oracle;
 
 use deepconf_core::controller::{Action, Controller, Finish, Outcome, Status};
-use deepconf_core::group::{StreamSettings, TraceScorer};
 use deepconf_core::policy::{Measure, Mode, PRESETS, Policy, Stop, Weight};
 use deepconf_core::replay::{Ended, Pool, Row, Run};
 use deepconf_core::staircase::Staircase;
-use deepconf_core::trace::{Settings, score, score_with_lows};
+use deepconf_core::trace::{Scorer, Settings};
 use oracle::Dice;
 use proptest::prelude::*;
 
@@ -187,19 +186,17 @@ proptest! {
     ) {
         let values: Vec<f32> =
             (0..n).map(|i| (pattern[i * i % pattern.len()] - fall * i as f32) * scale).collect();
-        let settings = Settings { window, ..Settings::default() };
+        let scorer = Scorer::new(Settings::default().window(window).bottom(None)).unwrap();
         let mut lows = Staircase::default();
-        let scores = score_with_lows(&values, &settings, &mut lows).unwrap();
-        prop_assert_eq!(format!("{scores:?}"), format!("{:?}", score(&values, &settings).unwrap()));
+        let scores = scorer.score_with_lows(&values, &mut lows).unwrap();
+        prop_assert_eq!(format!("{scores:?}"), format!("{:?}", scorer.score(&values).unwrap()));
         let s = s * f64::from(scale);
-        let of = StreamSettings { window, bottom: None, ..StreamSettings::default() };
-        let stopping = StreamSettings { threshold: Some(s), ..of };
-        let stop = TraceScorer::new(stopping).unwrap().extend(&values).unwrap();
+        let stop = scorer.stream(Some(s)).unwrap().extend(&values).unwrap();
         prop_assert_eq!(lows.all().first_below(s), stop.map(|at| at as u64));
-        let mut scorer = TraceScorer::new(of).unwrap();
+        let mut trace = scorer.stream(None).unwrap();
         for (at, &c) in values.iter().enumerate() {
-            scorer.push(c.into()).unwrap();
-            let lowest = scorer.armed().then(|| scorer.lowest_group());
+            trace.push(c.into()).unwrap();
+            let lowest = trace.armed().then(|| trace.lowest_group());
             prop_assert_eq!(lows.all().lowest_after(at as u64 + 1), lowest);
         }
         let groups: Vec<f64> = lows.all().steps().map(|(_, group)| group).collect();
@@ -299,8 +296,8 @@ fn scores_that_cannot_be_are_refused() {
     let policy = Policy { budget: 4, warmup: 2, window: 2, ..Policy::preset("low").unwrap() };
     let mut controller = Controller::new(policy).unwrap();
     controller.start().unwrap();
-    let scores =
-        score(&[9.0_f32, 8.0, 7.0], &Settings { window: 2, ..Settings::default() }).unwrap();
+    let scorer = Scorer::new(Settings::default().window(2)).unwrap();
+    let scores = scorer.score(&[9.0_f32, 8.0, 7.0]).unwrap();
     let mut refused = |trace, scores, tokens, stop, said: &str| {
         let error = controller.scored(trace, scores, tokens, stop).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
@@ -319,7 +316,8 @@ fn scores_that_cannot_be_are_refused() {
     refused(0, scores, 2, None, "num_tokens=2: trace 0 has 3 already");
     refused(1, scores, 2, None, "num_tokens=2: trace 1 has 3 already");
     refused(0, scores, 3, Some(1), "has no threshold");
-    let wild = deepconf_core::trace::Scores { tail: f64::INFINITY, ..scores };
+    let mut wild = scores;
+    wild.tail = f64::INFINITY;
     refused(0, wild, 3, None, "tail=inf");
     controller.tokens(1, &[1.0]).unwrap();
     assert!(controller.scored(1, scores, 3, None).is_err());

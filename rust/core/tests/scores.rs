@@ -3,18 +3,23 @@
 
 mod oracle;
 
-use deepconf_core::token::{Sample, Table};
-use deepconf_core::trace::{Scores, Settings, score, score_many, score_slices};
+use deepconf_core::Sample;
+use deepconf_core::token::Table;
+use deepconf_core::trace::{Scorer, Scores, Settings};
 use oracle::{Dice, alike};
 use proptest::prelude::*;
 
 fn settings(window: u64, tail: u64, bottom: f64) -> Settings {
-    Settings { window, tail, bottom, decimals: None }
+    Settings::default().window(window).tail(tail).bottom(bottom)
+}
+
+fn score<T: Sample>(values: &[T], settings: &Settings) -> Scores {
+    Scorer::new(*settings).unwrap().score(values).unwrap()
 }
 
 /// The scores' bits, so that NaN equals NaN and nothing else is forgiven.
 fn bits(scores: &Scores) -> ([u64; 4], u64, bool) {
-    let Scores { mean, lowest_group, bottom_group, tail, num_tokens, short } = *scores;
+    let Scores { mean, lowest_group, bottom_group, tail, num_tokens, short, .. } = *scores;
     ([mean, lowest_group, bottom_group, tail].map(f64::to_bits), num_tokens, short)
 }
 
@@ -23,13 +28,13 @@ fn all_bits(scores: &[Scores]) -> Vec<([u64; 4], u64, bool)> {
 }
 
 fn check_against_oracle<T: Sample>(values: &[T], settings: &Settings) {
-    let scores = score(values, settings).unwrap();
+    let scores = score(values, settings);
     let plain: Vec<f64> = values.iter().map(|c| c.wide()).collect();
     let (window, n) = (settings.window as usize, values.len());
     for (name, got, expected) in [
         ("mean", scores.mean, oracle::mean(&plain)),
         ("lowest", scores.lowest_group, oracle::lowest_group(&plain, window)),
-        ("bottom", scores.bottom_group, oracle::bottom_group(&plain, window, settings.bottom)),
+        ("bottom", scores.bottom_group, oracle::bottom_group(&plain, window, settings.bottom.unwrap())),
         ("tail", scores.tail, oracle::tail(&plain, settings.tail as usize)),
     ] {
         assert!(alike(got, expected, 1e-7), "{name}: {got} for {expected}, {settings:?}, n={n}");
@@ -75,18 +80,18 @@ proptest! {
         let values = oracle::grid(&eighths[..n]);
         let plain = oracle::wide(&values);
         let window = w as usize;
-        let expected = Scores {
-            mean: oracle::mean(&plain),
-            lowest_group: oracle::lowest_group(&plain, window),
-            bottom_group: oracle::bottom_group(&plain, window, q),
-            tail: oracle::tail(&plain, t as usize),
-            num_tokens: n as u64,
-            short: 0 < n && n < window,
-        };
-        let got = score(&values, &settings(w, t, q)).unwrap();
+        let expected = [
+            oracle::mean(&plain),
+            oracle::lowest_group(&plain, window),
+            oracle::bottom_group(&plain, window, q),
+            oracle::tail(&plain, t as usize),
+        ];
+        let Scores { mean, lowest_group, bottom_group, tail, num_tokens, short, .. } =
+            score(&values, &settings(w, t, q));
+        prop_assert_eq!((num_tokens, short), (n as u64, 0 < n && n < window));
+        let got = [mean, lowest_group, bottom_group, tail];
         if n == 0 {
-            let Scores { mean, lowest_group, bottom_group, tail, .. } = got;
-            prop_assert!([mean, lowest_group, bottom_group, tail].iter().all(|x| x.is_nan()));
+            prop_assert!(got.iter().all(|x| x.is_nan()));
         } else {
             prop_assert_eq!(got, expected);
         }
@@ -106,7 +111,7 @@ proptest! {
 }
 
 /// Traces of all sizes in one array, with the offsets that cut it, the first not at 0.
-fn batch(seed: u64, traces: usize, longest: usize) -> (Vec<f32>, Vec<i64>) {
+fn batch(seed: u64, traces: usize, longest: usize) -> (Vec<f32>, Vec<usize>) {
     let mut dice = Dice(seed);
     let mut values: Vec<f32> = vec![f32::NAN; 3]; // before the first offset: never looked at
     let mut offsets = vec![3];
@@ -114,7 +119,7 @@ fn batch(seed: u64, traces: usize, longest: usize) -> (Vec<f32>, Vec<i64>) {
         let n = if dice.below(8) == 0 { 0 } else { dice.below(longest) };
         let scale = dice.pick(&[1.0, 20.0, 3_000.0, 32_000.0]);
         values.extend((0..n).map(|_| ((dice.unit() - 0.2) * scale) as f32));
-        offsets.push(values.len() as i64);
+        offsets.push(values.len());
     }
     values.push(f32::INFINITY); // past the last offset
     (values, offsets)
@@ -125,19 +130,19 @@ fn every_path_and_thread_count_gives_the_same_bits() {
     for (seed, window, traces, longest) in [(1, 1, 50, 40), (2, 7, 300, 200), (3, 512, 40, 6_000)] {
         let (values, offsets) = batch(seed, traces, longest);
         let cut: Vec<&[f32]> =
-            offsets.windows(2).map(|ends| &values[ends[0] as usize..ends[1] as usize]).collect();
-        let settings = settings(window, 2 * window, 0.1);
-        let one_by_one: Vec<Scores> = cut.iter().map(|c| score(c, &settings).unwrap()).collect();
+            offsets.windows(2).map(|ends| &values[ends[0]..ends[1]]).collect();
+        let scorer = Scorer::new(settings(window, 2 * window, 0.1)).unwrap();
+        let one_by_one: Vec<Scores> = cut.iter().map(|c| scorer.score(c).unwrap()).collect();
         let expected = all_bits(&one_by_one);
         for threads in [1, 2, 7] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let many = pool.install(|| score_many(&values, &offsets, &settings)).unwrap();
-            let slices = pool.install(|| score_slices(&cut, &settings)).unwrap();
+            let many = pool.install(|| scorer.score_many(&values, &offsets)).unwrap();
+            let slices = pool.install(|| scorer.score_slices(&cut)).unwrap();
             assert_eq!(all_bits(&many), expected, "{threads} threads");
             assert_eq!(all_bits(&slices), expected, "{threads} threads");
         }
         let wide = oracle::wide(&values);
-        assert_eq!(all_bits(&score_many(&wide, &offsets, &settings).unwrap()), expected, "float64");
+        assert_eq!(all_bits(&scorer.score_many(&wide, &offsets).unwrap()), expected, "float64");
     }
 }
 
@@ -155,7 +160,7 @@ fn huge_magnitudes_in_big_windows_are_exact() {
             sums.sort_unstable();
             let count = (0.1 * sums.len() as f64).floor().max(1.0) as usize;
             let nats = |sum: i128, count: usize| sum as f64 / count as f64 / 512.0;
-            let scores = score(&values, &settings(window as u64, 64, 0.1)).unwrap();
+            let scores = score(&values, &settings(window as u64, 64, 0.1));
             assert_eq!(scores.mean, nats(quanta.iter().sum(), n));
             assert_eq!(scores.lowest_group, nats(sums[0], window));
             assert_eq!(scores.bottom_group, nats(sums[..count].iter().sum(), window * count));
@@ -173,14 +178,12 @@ fn narrow_and_wide_sums_agree() {
         let small: Vec<f32> = (0..3_000).map(|_| eighths(&mut dice)).collect();
         let large: Vec<f32> = small.iter().map(|c| c * 1_024.0).collect();
         let settings = settings(window, 1_000, 0.25);
-        let (small, large) = (score(&small, &settings).unwrap(), score(&large, &settings).unwrap());
-        let scaled = Scores {
-            mean: small.mean * 1_024.0,
-            lowest_group: small.lowest_group * 1_024.0,
-            bottom_group: small.bottom_group * 1_024.0,
-            tail: small.tail * 1_024.0,
-            ..small
-        };
+        let (small, large) = (score(&small, &settings), score(&large, &settings));
+        let mut scaled = small;
+        scaled.mean *= 1_024.0;
+        scaled.lowest_group *= 1_024.0;
+        scaled.bottom_group *= 1_024.0;
+        scaled.tail *= 1_024.0;
         assert_eq!(bits(&large), bits(&scaled), "window {window}");
     }
 }

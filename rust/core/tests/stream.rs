@@ -4,25 +4,21 @@
 
 mod oracle;
 
-use deepconf_core::group::{BatchScorer, StreamSettings, TraceScorer};
-use deepconf_core::trace::{Scores, Settings, score};
+use deepconf_core::stream::TraceScorer;
+use deepconf_core::trace::{Scorer, Scores, Settings};
 use oracle::Dice;
 use proptest::prelude::*;
 
-fn stream(window: u64, tail: u64, bottom: Option<f64>) -> StreamSettings {
-    StreamSettings { window, tail, bottom, threshold: None, decimals: None }
+fn scorer(window: u64, tail: u64, bottom: Option<f64>) -> Scorer {
+    Scorer::new(Settings::default().window(window).tail(tail).bottom(bottom)).unwrap()
 }
 
-fn batch_scores(values: &[f32], stream: StreamSettings) -> Scores {
-    let StreamSettings { window, tail, bottom, decimals, .. } = stream;
-    let bottom_or_any = bottom.unwrap_or(0.5);
-    let scores =
-        score(values, &Settings { window, tail, bottom: bottom_or_any, decimals }).unwrap();
-    if bottom.is_some() { scores } else { Scores { bottom_group: f64::NAN, ..scores } }
+fn stream(window: u64, tail: u64, bottom: Option<f64>, threshold: Option<f64>) -> TraceScorer {
+    scorer(window, tail, bottom).stream(threshold).unwrap()
 }
 
 fn bits(scores: &Scores) -> ([u64; 4], u64, bool) {
-    let Scores { mean, lowest_group, bottom_group, tail, num_tokens, short } = *scores;
+    let Scores { mean, lowest_group, bottom_group, tail, num_tokens, short, .. } = *scores;
     // One NaN is as good as another.
     let bits = |x: f64| if x.is_nan() { f64::NAN.to_bits() } else { x.to_bits() };
     ([mean, lowest_group, bottom_group, tail].map(bits), num_tokens, short)
@@ -33,48 +29,47 @@ fn confidences(dice: &mut Dice, n: usize) -> Vec<f32> {
     (0..n).map(|_| ((dice.unit() - 0.3) * scale * 0.7) as f32).collect()
 }
 
-fn check_prefix(scorer: &TraceScorer, seen: &[f32], settings: StreamSettings) {
-    let batch = batch_scores(seen, settings);
-    assert_eq!(bits(&scorer.scores()), bits(&batch), "after {} tokens", seen.len());
-    let parts = Scores {
-        mean: scorer.mean(),
-        lowest_group: scorer.lowest_group(),
-        tail: scorer.tail(),
-        ..scorer.scores()
-    };
-    assert_eq!(bits(&parts), bits(&batch), "after {} tokens", seen.len());
-    let armed = seen.len() as u64 >= settings.window;
-    assert_eq!((scorer.armed(), scorer.group().is_some()), (armed, armed));
-    assert_eq!(scorer.num_tokens(), seen.len() as u64);
+fn check_prefix(trace: &TraceScorer, seen: &[f32], scorer: &Scorer, window: usize) {
+    let batch = bits(&scorer.score(seen).unwrap());
+    let mut parts = trace.scores();
+    assert_eq!(bits(&parts), batch, "after {} tokens", seen.len());
+    (parts.mean, parts.lowest_group, parts.tail) =
+        (trace.mean(), trace.lowest_group(), trace.tail());
+    assert_eq!(bits(&parts), batch, "after {} tokens", seen.len());
+    let armed = seen.len() >= window;
+    assert_eq!((trace.armed(), trace.group().is_some()), (armed, armed));
+    assert_eq!(trace.num_tokens(), seen.len() as u64);
 }
 
 proptest! {
     #[test]
     fn streaming_equals_batch_after_every_chunk(
-        n in 0_usize..90, w in 1_u64..40, t in 1_u64..60,
+        n in 0_usize..300, w in 1_u64..100, t in 1_u64..60,
         q in prop::option::of(0.001_f64..=1.0), decimals in prop::option::of(0_u8..5), seed in any::<u64>()
     ) {
         let mut dice = Dice(seed);
         let values = confidences(&mut dice, n);
-        let settings = StreamSettings { decimals, ..stream(w, t, q) };
+        let settings = Settings::default().window(w).tail(t).bottom(q).decimals(decimals);
+        let (scorer, window) = (Scorer::new(settings).unwrap(), w as usize);
         let (mut pushed, mut extended) =
-            (TraceScorer::new(settings).unwrap(), TraceScorer::new(settings).unwrap());
-        check_prefix(&pushed, &[], settings);
+            (scorer.stream(None).unwrap(), scorer.stream(None).unwrap());
+        check_prefix(&pushed, &[], &scorer, window);
         let mut at = 0;
         while at < n {
-            let to = (at + dice.below(9)).min(n);
+            let most = dice.pick(&[9, 150]);
+            let to = (at + dice.below(most)).min(n);
             prop_assert_eq!(extended.extend(&values[at..to]).unwrap(), None);
             for i in at..to {
                 prop_assert!(!pushed.push(values[i].into()).unwrap());
-                check_prefix(&pushed, &values[..=i], settings);
+                check_prefix(&pushed, &values[..=i], &scorer, window);
             }
-            check_prefix(&extended, &values[..to], settings);
+            check_prefix(&extended, &values[..to], &scorer, window);
             at = to;
         }
         pushed.reset();
-        check_prefix(&pushed, &[], settings);
+        check_prefix(&pushed, &[], &scorer, window);
         pushed.extend(&values).unwrap();
-        check_prefix(&pushed, &values, settings);
+        check_prefix(&pushed, &values, &scorer, window);
     }
 
     #[test]
@@ -83,7 +78,7 @@ proptest! {
     ) {
         let values = oracle::grid(&eighths);
         let plain = oracle::wide(&values);
-        let mut scorer = TraceScorer::new(stream(w as u64, 5, None)).unwrap();
+        let mut scorer = stream(w as u64, 5, None, None);
         for i in 0..values.len() {
             scorer.push(plain[i]).unwrap();
             let group = (i + 1 >= w).then(|| oracle::mean(&plain[i + 1 - w..=i]));
@@ -93,7 +88,7 @@ proptest! {
 
     #[test]
     fn the_stop_is_the_first_complete_group_strictly_below(
-        eighths in prop::collection::vec(0_i16..60, 0..100), w in 1_usize..20, seed in any::<u64>()
+        eighths in prop::collection::vec(0_i16..60, 0..300), w in 1_usize..20, seed in any::<u64>()
     ) {
         let mut dice = Dice(seed);
         let values = oracle::grid(&eighths);
@@ -106,25 +101,27 @@ proptest! {
             dice.pick(&groups)
         };
         let expected = oracle::first_stop(&plain, w, threshold);
-        let settings = StreamSettings { threshold: Some(threshold), ..stream(w as u64, 3, None) };
+        let scorer = scorer(w as u64, 3, None);
+        let stopping = || scorer.stream(Some(threshold)).unwrap();
 
-        let mut pushed = TraceScorer::new(settings).unwrap();
+        let mut pushed = stopping();
         prop_assert_eq!(plain.iter().position(|&c| pushed.push(c).unwrap()), expected);
 
-        let mut extended = TraceScorer::new(settings).unwrap();
+        let mut extended = stopping();
         let (mut at, mut stopped) = (0, None);
         while at < values.len() && stopped.is_none() {
-            let to = (at + 1 + dice.below(9)).min(values.len());
+            let most = dice.pick(&[9, 150]);
+            let to = (at + 1 + dice.below(most)).min(values.len());
             stopped = extended.extend(&values[at..to]).unwrap().map(|stop| at + stop);
             at = to;
         }
         prop_assert_eq!(stopped, expected);
         // What came after the stop was not added.
         let seen = expected.map_or(values.len(), |stop| stop + 1);
-        check_prefix(&extended, &values[..seen], settings);
+        check_prefix(&extended, &values[..seen], &scorer, w);
 
         // Later groups below the threshold ask again, one by one.
-        let mut again = TraceScorer::new(settings).unwrap();
+        let mut again = stopping();
         for (i, &c) in plain.iter().enumerate() {
             let below = i + 1 >= w && oracle::mean(&plain[i + 1 - w..=i]) < threshold;
             prop_assert_eq!(again.push(c).unwrap(), below);
@@ -136,21 +133,21 @@ proptest! {
         slots in 1_usize..8, w in 1_u64..6, threshold in prop::option::of(0.0_f64..8.0), seed in any::<u64>()
     ) {
         let mut dice = Dice(seed);
-        let settings = StreamSettings { threshold, ..stream(w, 4, None) };
-        let mut batch = BatchScorer::new(slots, settings).unwrap();
-        let mut single = vec![TraceScorer::new(settings).unwrap(); slots];
+        let scorer = scorer(w, 4, None);
+        let mut batch = scorer.batch(slots, threshold).unwrap();
+        let mut single = vec![scorer.stream(threshold).unwrap(); slots];
         for _ in 0..30 {
             // Any order; a slot named twice takes both tokens, one after the other.
-            let ids: Vec<i64> = (0..dice.below(2 * slots)).map(|_| dice.below(slots) as i64).collect();
+            let ids: Vec<usize> = (0..dice.below(2 * slots)).map(|_| dice.below(slots)).collect();
             let tokens: Vec<f32> = ids.iter().map(|_| dice.below(64) as f32 / 8.0).collect();
             let mut stop = vec![false; ids.len()];
             batch.step(&ids, &tokens, &mut stop).unwrap();
             for (i, &id) in ids.iter().enumerate() {
-                prop_assert_eq!(stop[i], single[id as usize].push(tokens[i].into()).unwrap());
+                prop_assert_eq!(stop[i], single[id].push(tokens[i].into()).unwrap());
             }
             if dice.below(8) == 0 {
                 let slot = dice.below(slots);
-                batch.reset(&[slot as i64]).unwrap();
+                batch.reset(&[slot]).unwrap();
                 single[slot].reset();
             }
             if dice.below(8) == 0 {
@@ -173,7 +170,7 @@ proptest! {
         n in 1_usize..30, w in 1_u64..12, q in prop::option::of(0.01_f64..=1.0), seed in any::<u64>()
     ) {
         let mut dice = Dice(seed);
-        let mut scorer = TraceScorer::new(stream(w, 7, q)).unwrap();
+        let mut scorer = stream(w, 7, q, None);
         scorer.extend(&confidences(&mut dice, n)).unwrap();
         let before = format!("{scorer:?}");
         let mut values = confidences(&mut dice, n);
@@ -188,18 +185,16 @@ proptest! {
 
 #[test]
 fn a_bad_step_leaves_every_slot_as_it_was() {
-    let settings = StreamSettings { threshold: Some(9.0), ..stream(2, 2, None) };
-    let mut batch = BatchScorer::new(3, settings).unwrap();
+    let mut batch = scorer(2, 2, None).batch(3, Some(9.0)).unwrap();
     batch.step(&[0, 1, 2, 0], &[1.0_f32, 2.0, 3.0, 4.0], &mut [false; 4]).unwrap();
     let before = format!("{batch:?}");
-    type Step<'a> = (&'a [i64], &'a [f32], usize, &'a str);
-    let bad: [Step<'_>; 8] = [
+    type Step<'a> = (&'a [usize], &'a [f32], usize, &'a str);
+    let bad: [Step<'_>; 7] = [
         (&[0, 1], &[1.0, f32::NAN], 2, "NaN at position 1:"),
         (&[0, 1], &[f32::INFINITY, 1.0], 2, "inf at position 0:"),
         (&[2, 1, 0], &[1.0, 1.0, 40_000.0], 3, "40000 at position 2:"),
         (&[0, 3], &[1.0, 1.0], 2, "slot_ids=3: there are 3 slots"),
-        (&[-1, 0], &[1.0, 1.0], 2, "slot_ids=-1"),
-        (&[0, i64::MAX], &[1.0, 1.0], 2, "slot_ids=9223372036854775807"),
+        (&[0, i64::MAX as usize], &[1.0, 1.0], 2, "slot_ids=9223372036854775807"),
         (&[0, 1], &[1.0], 2, "slot_ids has 2 entries and confidences has 1"),
         (&[0, 1], &[1.0, 1.0], 3, "slot_ids has 2 entries and stop has 3"),
     ];
@@ -217,10 +212,10 @@ fn a_bad_step_leaves_every_slot_as_it_was() {
 
 #[test]
 fn no_slots_and_no_tokens() {
-    let mut none = BatchScorer::new(0, stream(2, 2, None)).unwrap();
+    let mut none = scorer(2, 2, None).batch(0, None).unwrap();
     none.step::<f32>(&[], &[], &mut []).unwrap();
     assert!(none.step(&[0], &[1.0_f32], &mut [false]).is_err());
-    let mut scorer = TraceScorer::new(stream(2, 2, None)).unwrap();
+    let mut scorer = stream(2, 2, None, None);
     assert_eq!(scorer.extend::<f32>(&[]).unwrap(), None);
     assert_eq!(scorer.num_tokens(), 0);
 }
@@ -228,7 +223,7 @@ fn no_slots_and_no_tokens() {
 /// The threshold may come late and go again, without the past being judged anew.
 #[test]
 fn a_threshold_holds_from_the_next_token_on() {
-    let mut scorer = TraceScorer::new(stream(2, 2, None)).unwrap();
+    let mut scorer = stream(2, 2, None, None);
     assert_eq!(scorer.extend(&[1.0_f32, 1.0, 9.0, 9.0]).unwrap(), None);
     scorer.set_threshold(Some(5.0)).unwrap();
     assert_eq!(scorer.lowest_group(), 1.0);
@@ -249,15 +244,13 @@ fn thresholds_beside_a_group_are_told_apart() {
     for _ in 0..2_000 {
         let w = 1 + dice.below(50);
         let values: Vec<f64> = (0..w).map(|_| f64::from((dice.unit() * 20.0) as f32)).collect();
-        let mut scorer = TraceScorer::new(stream(w as u64, 1, None)).unwrap();
+        let mut scorer = stream(w as u64, 1, None, None);
         scorer.extend(&values).unwrap();
         let group = scorer.group().unwrap();
         for (threshold, stops) in
             [(group, false), (group.next_up(), true), (group.next_down(), false)]
         {
-            let settings =
-                StreamSettings { threshold: Some(threshold), ..stream(w as u64, 1, None) };
-            let stop = TraceScorer::new(settings).unwrap().extend(&values).unwrap();
+            let stop = stream(w as u64, 1, None, Some(threshold)).extend(&values).unwrap();
             assert_eq!(stop, stops.then_some(w - 1), "{group} under {threshold}");
         }
     }
@@ -272,7 +265,7 @@ fn ten_million_tokens_do_not_drift() {
     let jumping = |dice: &mut Dice| dice.pick(&[1e-3, 30_000.0, -30_000.0, 0.5]);
     let kinds: [&dyn Fn(&mut Dice) -> f64; 2] = [&smooth, &jumping];
     for (kind, draw) in kinds.into_iter().enumerate() {
-        let mut scorer = TraceScorer::new(stream(WINDOW as u64, 2_048, None)).unwrap();
+        let mut scorer = stream(WINDOW as u64, 2_048, None, None);
         let mut recent = vec![0.0; WINDOW];
         for i in 0..10_000_000_usize {
             // Now and then a quiet stretch of small values, where any residue would show.

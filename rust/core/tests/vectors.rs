@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use deepconf_core::controller::{Action, Controller, Finish, Outcome};
-use deepconf_core::group::{StreamSettings, TraceScorer};
 use deepconf_core::policy::{
     Calibrate, Entries, Measure, Mode, Over, PRESETS, Policy, Stop, Weight,
 };
 use deepconf_core::token::Table;
-use deepconf_core::trace::{self, Scores, Settings};
+use deepconf_core::trace::{Scorer, Scores, Settings};
 use deepconf_core::vote::{Rules, vote, vote_many};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -118,24 +117,26 @@ fn scores() {
         let expected = case.expected;
         // What was rounded to decimals is no whole number of quanta.
         let tolerance = if decimals.is_some() { 1e-12 } else { 0.0 };
-        let settings = Settings { window, tail, bottom, decimals };
-        let got = trace::score(&confidences, &settings).unwrap();
+        let settings =
+            Settings::default().window(window).tail(tail).bottom(bottom).decimals(decimals);
+        let scorer = Scorer::new(settings).unwrap();
+        let got = scorer.score(&confidences).unwrap();
         check_scores(&name, &got, &expected, tolerance);
 
-        let stream =
-            StreamSettings { window, tail, bottom: Some(bottom), threshold: None, decimals };
-        let mut scorer = TraceScorer::new(stream).unwrap();
-        scorer.extend(&confidences).unwrap();
-        check_scores(&name, &scorer.scores(), &expected, tolerance);
+        let mut trace = scorer.stream(None).unwrap();
+        trace.extend(&confidences).unwrap();
+        check_scores(&name, &trace.scores(), &expected, tolerance);
 
-        let mut scorer = TraceScorer::new(StreamSettings { bottom: None, ..stream }).unwrap();
-        scorer.extend(&confidences).unwrap();
-        let got = Scores { bottom_group: got.bottom_group, ..scorer.scores() };
-        check_scores(&name, &got, &expected, tolerance);
+        let mut trace = Scorer::new(settings.bottom(None)).unwrap().stream(None).unwrap();
+        trace.extend(&confidences).unwrap();
+        let mut without = trace.scores();
+        assert!(without.bottom_group.is_nan(), "{name}");
+        without.bottom_group = got.bottom_group;
+        check_scores(&name, &without, &expected, tolerance);
 
-        let live = StreamSettings { threshold: case.threshold, decimals: None, ..stream };
-        let mut scorer = TraceScorer::new(live).unwrap();
-        assert_eq!(scorer.extend(&confidences).unwrap(), expected.stop, "{name}");
+        let live = Scorer::new(settings.decimals(None)).unwrap();
+        let mut trace = live.stream(case.threshold).unwrap();
+        assert_eq!(trace.extend(&confidences).unwrap(), expected.stop, "{name}");
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use deepconf_core::group::{self, StreamSettings};
+use deepconf_core::Error;
+use deepconf_core::stream;
+use deepconf_core::trace::{Scorer, Settings};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
@@ -10,20 +12,27 @@ use crate::convert::{self, Floats, with_floats};
 use crate::error::raise;
 use crate::trace::TraceScores;
 
-fn settings(
+fn scorer(
     window: Option<&Bound<'_, PyAny>>,
     tail: Option<&Bound<'_, PyAny>>,
     bottom: Option<f64>,
-    threshold: Option<f64>,
-) -> PyResult<StreamSettings> {
-    let default = StreamSettings::default();
-    Ok(StreamSettings {
-        window: window.map_or(Ok(default.window), |value| convert::whole(value, "window"))?,
-        tail: tail.map_or(Ok(default.tail), |value| convert::whole(value, "tail"))?,
-        bottom,
-        threshold,
-        decimals: None,
-    })
+) -> PyResult<Scorer> {
+    let default = Settings::default();
+    let settings = default
+        .window(window.map_or(Ok(default.window), |value| convert::whole(value, "window"))?)
+        .tail(tail.map_or(Ok(default.tail), |value| convert::whole(value, "tail"))?)
+        .bottom(bottom);
+    Scorer::new(settings).map_err(raise)
+}
+
+/// Slots as the core has them.
+fn slots(ids: &[i64], count: usize) -> Result<Vec<usize>, Error> {
+    let slot = |&id: &i64| {
+        let expected = format!("there are {count} slots, counted from 0");
+        let blame = |_| Error::Setting { name: "slot_ids", value: id.to_string(), expected };
+        usize::try_from(id).map_err(blame)
+    };
+    ids.iter().map(slot).collect()
 }
 
 /// Follows one trace while it is generated; O(1) a token.
@@ -39,10 +48,10 @@ fn settings(
 ///     InvalidInput: a setting is out of range, or a confidence is not finite or beyond ±32,768; the
 ///         scorer is then unchanged.
 #[pyclass(frozen, module = "deepconf")]
-pub struct TraceScorer(Mutex<group::TraceScorer>);
+pub struct TraceScorer(Mutex<stream::TraceScorer>);
 
 impl TraceScorer {
-    fn lock(&self) -> MutexGuard<'_, group::TraceScorer> {
+    fn lock(&self) -> MutexGuard<'_, stream::TraceScorer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -60,8 +69,8 @@ impl TraceScorer {
         bottom: Option<f64>,
         threshold: Option<f64>,
     ) -> PyResult<Self> {
-        let settings = settings(window, tail, bottom, threshold)?;
-        Ok(Self(Mutex::new(group::TraceScorer::new(settings).map_err(raise)?)))
+        let trace = scorer(window, tail, bottom)?.stream(threshold).map_err(raise)?;
+        Ok(Self(Mutex::new(trace)))
     }
 
     /// Adds one token's confidence, in nats. True when its group is complete and below the threshold.
@@ -145,10 +154,10 @@ impl TraceScorer {
 /// Raises:
 ///     InvalidInput: as for `TraceScorer`; a slot that does not exist. Nothing is added then.
 #[pyclass(frozen, module = "deepconf")]
-pub struct BatchScorer(Mutex<group::BatchScorer>);
+pub struct BatchScorer(Mutex<stream::BatchScorer>);
 
 impl BatchScorer {
-    fn lock(&self) -> MutexGuard<'_, group::BatchScorer> {
+    fn lock(&self) -> MutexGuard<'_, stream::BatchScorer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -164,9 +173,8 @@ impl BatchScorer {
         threshold: Option<f64>,
     ) -> PyResult<Self> {
         let slots: u32 = convert::whole(slots, "slots")?;
-        let settings = settings(window, tail, None, threshold)?;
-        let scorer = group::BatchScorer::new(slots as usize, settings).map_err(raise)?;
-        Ok(Self(Mutex::new(scorer)))
+        let scorer = scorer(window, tail, None)?;
+        Ok(Self(Mutex::new(scorer.batch(slots as usize, threshold).map_err(raise)?)))
     }
 
     /// Adds one token to each slot named.
@@ -184,7 +192,7 @@ impl BatchScorer {
         confidences: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<bool>>> {
         let slot_ids = convert::integers(slot_ids, "slot_ids")?;
-        let slot_ids = slot_ids.as_slice()?;
+        let slot_ids = &slots(slot_ids.as_slice()?, self.lock().num_slots()).map_err(raise)?;
         let mut stop = vec![false; slot_ids.len()];
         let floats = Floats::one(confidences, "confidences")?;
         with_floats!(floats, values => self.lock().step(slot_ids, values, &mut stop))
@@ -195,7 +203,8 @@ impl BatchScorer {
     /// Empties the slots named, `[m]` integers, for new traces.
     fn reset(&self, slot_ids: &Bound<'_, PyAny>) -> PyResult<()> {
         let slot_ids = convert::integers(slot_ids, "slot_ids")?;
-        self.lock().reset(slot_ids.as_slice()?).map_err(raise)
+        let slot_ids = slots(slot_ids.as_slice()?, self.__len__()).map_err(raise)?;
+        self.lock().reset(&slot_ids).map_err(raise)
     }
 
     /// Sets s for every slot, in nats, for the tokens to come; None never stops.

@@ -1,6 +1,7 @@
 //! Token confidence and entropy from tables of log-probabilities.
 
-use deepconf_core::token::{Sample, Table};
+use deepconf_core::Sample;
+use deepconf_core::token::Table;
 use numpy::{IntoPyArray, PyArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 

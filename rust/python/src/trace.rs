@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
-use deepconf_core::token::Sample;
-use deepconf_core::trace::{self, Settings};
+use deepconf_core::Sample;
+use deepconf_core::Error;
+use deepconf_core::trace::{self, Scorer, Settings};
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
@@ -51,14 +52,14 @@ impl Scores {
         }
         // By NumPy's own look-up: a column that was given may have any layout, and may be resized.
         let of = |column: &Py<PyArray1<f64>>| column.bind(py).as_any().get_item(at)?.extract();
-        Ok(TraceScores(trace::Scores {
-            mean: of(&self.mean)?,
-            lowest_group: of(&self.lowest_group)?,
-            bottom_group: of(&self.bottom_group)?,
-            tail: of(&self.tail)?,
-            num_tokens: self.num_tokens.bind(py).as_any().get_item(at)?.extract()?,
-            short: self.short.bind(py).as_any().get_item(at)?.is_truthy()?,
-        }))
+        Ok(TraceScores::new(
+            of(&self.mean)?,
+            of(&self.lowest_group)?,
+            of(&self.bottom_group)?,
+            of(&self.tail)?,
+            self.num_tokens.bind(py).as_any().get_item(at)?.extract()?,
+            self.short.bind(py).as_any().get_item(at)?.is_truthy()?,
+        ))
     }
 
     /// The scores of each trace in turn.
@@ -133,11 +134,15 @@ impl TraceScores {
         num_tokens: u64,
         short: bool,
     ) -> Self {
-        Self(trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short })
+        let mut scores = trace::Scores::NOTHING;
+        (scores.mean, scores.lowest_group) = (mean, lowest_group);
+        (scores.bottom_group, scores.tail) = (bottom_group, tail);
+        (scores.num_tokens, scores.short) = (num_tokens, short);
+        Self(scores)
     }
 
     fn __getnewargs__(&self) -> (f64, f64, f64, f64, u64, bool) {
-        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short } = self.0;
+        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short, .. } = self.0;
         (mean, lowest_group, bottom_group, tail, num_tokens, short)
     }
 
@@ -178,7 +183,7 @@ impl TraceScores {
     }
 
     fn __repr__(&self) -> String {
-        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short } = self.0;
+        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short, .. } = self.0;
         let short = if short { "True" } else { "False" };
         format!(
             "TraceScores(mean={mean:.4}, lowest_group={lowest_group:.4}, \
@@ -221,12 +226,12 @@ pub fn score(
 ) -> PyResult<Scores> {
     let py = traces.py();
     let default = Settings::default();
-    let settings = Settings {
-        window: window.map_or(Ok(default.window), |value| convert::whole(value, "window"))?,
-        tail: tail.map_or(Ok(default.tail), |value| convert::whole(value, "tail"))?,
-        bottom,
-        decimals: decimals.map(|value| convert::whole(value, "decimals")).transpose()?,
-    };
+    let settings = default
+        .window(window.map_or(Ok(default.window), |value| convert::whole(value, "window"))?)
+        .tail(tail.map_or(Ok(default.tail), |value| convert::whole(value, "tail"))?)
+        .bottom(bottom)
+        .decimals(decimals.map(|value| convert::whole(value, "decimals")).transpose()?);
+    let scorer = Scorer::new(settings).map_err(raise)?;
     let threads = threads.map(|value| convert::whole(value, "threads")).transpose()?;
     let scores = if let Ok(pair) = traces.cast::<PyTuple>() {
         let (values, offsets) =
@@ -237,21 +242,34 @@ pub fn score(
                 ))
             })?;
         let offsets = convert::integers(&offsets, "offsets")?;
-        let offsets = offsets.as_slice()?;
-        with_floats!(Floats::one(&values, "values")?, values => ragged(py, values, offsets, &settings, threads))
+        let offsets = &ends(offsets.as_slice()?).map_err(raise)?;
+        with_floats!(Floats::one(&values, "values")?, values => ragged(py, values, offsets, &scorer, threads))
     } else if let Some(chunks) = convert::arrow(traces, "traces")? {
         match convert::lists(&chunks, "traces")? {
-            Lists::Single(slices) => slices_of(py, &slices, &settings, threads),
-            Lists::Double(slices) => slices_of(py, &slices, &settings, threads),
+            Lists::Single(slices) => slices_of(py, &slices, &scorer, threads),
+            Lists::Double(slices) => slices_of(py, &slices, &scorer, threads),
         }
     } else if traces.hasattr("__array_interface__")?
         && traces.getattr("ndim")?.extract::<usize>()? == 2
     {
-        table(py, traces, &settings, threads)
+        table(py, traces, &scorer, threads)
     } else {
-        list(py, traces, &settings, threads)
+        list(py, traces, &scorer, threads)
     }?;
     Ok(Scores::of(py, &scores))
+}
+
+/// Offsets as the core has them.
+fn ends(offsets: &[i64]) -> Result<Vec<usize>, Error> {
+    let end = |(position, &value): (usize, &i64)| {
+        let expected = || match position.checked_sub(1).map(|before| offsets[before]) {
+            None => "the first offset must be at least 0".into(),
+            Some(before) => format!("offsets must not fall, and {before} stands before it"),
+        };
+        let blame = |_| Error::Offsets { position, value, expected: expected() };
+        usize::try_from(value).map_err(blame)
+    };
+    offsets.iter().enumerate().map(end).collect()
 }
 
 type Scored = PyResult<Vec<trace::Scores>>;
@@ -259,38 +277,38 @@ type Scored = PyResult<Vec<trace::Scores>>;
 fn ragged<T: Sample>(
     py: Python<'_>,
     values: &[T],
-    offsets: &[i64],
-    settings: &Settings,
+    offsets: &[usize],
+    scorer: &Scorer,
     threads: Option<usize>,
 ) -> Scored {
-    pool::run(py, threads, || trace::score_many(values, offsets, settings))?.map_err(raise)
+    pool::run(py, threads, || scorer.score_many(values, offsets))?.map_err(raise)
 }
 
 fn slices_of<T: Sample>(
     py: Python<'_>,
     slices: &[&[T]],
-    settings: &Settings,
+    scorer: &Scorer,
     threads: Option<usize>,
 ) -> Scored {
-    pool::run(py, threads, || trace::score_slices(slices, settings))?.map_err(raise)
+    pool::run(py, threads, || scorer.score_slices(slices))?.map_err(raise)
 }
 
 fn table(
     py: Python<'_>,
     traces: &Bound<'_, PyAny>,
-    settings: &Settings,
+    scorer: &Scorer,
     threads: Option<usize>,
 ) -> Scored {
     let array = convert::array(traces, "traces")?;
     let &[rows, columns] = array.shape() else { unreachable!("the caller saw two dimensions") };
-    let ends: Vec<i64> = (0..=rows).map(|row| (row * columns) as i64).collect();
-    with_floats!(Floats::flat(&array, "traces")?, values => ragged(py, values, &ends, settings, threads))
+    let ends: Vec<usize> = (0..=rows).map(|row| row * columns).collect();
+    with_floats!(Floats::flat(&array, "traces")?, values => ragged(py, values, &ends, scorer, threads))
 }
 
 fn list(
     py: Python<'_>,
     traces: &Bound<'_, PyAny>,
-    settings: &Settings,
+    scorer: &Scorer,
     threads: Option<usize>,
 ) -> Scored {
     let mut arrays = Vec::new();
@@ -330,7 +348,7 @@ fn list(
                     _ => None,
                 });
                 let slices = slices.collect::<Result<Vec<_>, _>>()?;
-                return slices_of(py, &slices, settings, threads);
+                return slices_of(py, &slices, scorer, threads);
             })+
         };
     }
@@ -345,5 +363,5 @@ fn list(
         })
         .collect::<PyResult<_>>()?;
     let slices: Vec<&[f64]> = wide.iter().map(AsRef::as_ref).collect();
-    slices_of(py, &slices, settings, threads)
+    slices_of(py, &slices, scorer, threads)
 }

@@ -1,7 +1,7 @@
 //! What is known of one trace of a run.
 
 use super::Status;
-use crate::group::TraceScorer;
+use crate::stream::TraceScorer;
 use crate::policy::{Measure, Policy};
 use crate::trace::Scores;
 

@@ -56,11 +56,12 @@ pub fn scores(values: &[f64], settings: &Settings) -> [f64; 4] {
     let (mean, tail) = (nats(tokens.iter().sum(), n), nats(tokens[n - last..].iter().sum(), last));
     let mut groups = groups(&tokens, window);
     if groups.is_empty() {
-        return [mean, mean, mean, tail];
+        return [mean, mean, settings.bottom.map_or(f64::NAN, |_| mean), tail];
     }
     groups.sort_unstable();
-    let count = ((groups.len() as f64 * settings.bottom) as usize).max(1);
-    let bottom = nats(groups[..count].iter().sum(), window * count);
+    let count = |q: f64| ((groups.len() as f64 * q) as usize).max(1);
+    let bottom = |q| nats(groups[..count(q)].iter().sum(), window * count(q));
+    let bottom = settings.bottom.map_or(f64::NAN, bottom);
     [mean, group(groups[0], settings), bottom, tail]
 }
 

@@ -1,8 +1,8 @@
-//! `score` and `score_many` against sums of whole quanta, to the last bit.
+//! `Scorer::score` and `Scorer::score_many` at every level against sums of whole quanta, to the last bit.
 
 use arbitrary::{Result, Unstructured};
-use deepconf_core::token::Sample;
-use deepconf_core::trace::{Settings, score, score_many};
+use deepconf_core::trace::{Scorer, Settings};
+use deepconf_core::{Level, Sample};
 use half::f16;
 
 use crate::{quanta, traces};
@@ -22,13 +22,17 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
 
 fn check<T: Sample>(values: &[T], settings: &Settings, cut: usize) {
     let wide: Vec<f64> = values.iter().map(|c| c.wide()).collect();
-    let many = score_many(values, &[0, cut as _, values.len() as _], settings);
-    if !wide.iter().all(|&c| quanta::sound(c)) {
-        assert!(score(values, settings).is_err() && many.is_err());
-        return;
+    let is_sound = wide.iter().all(|&c| quanta::sound(c));
+    for level in Level::available() {
+        let scorer = Scorer::new(*settings).unwrap().at(level);
+        let many = scorer.score_many(values, &[0, cut, values.len()]);
+        if !is_sound {
+            assert!(scorer.score(values).is_err() && many.is_err(), "{level}");
+            continue;
+        }
+        quanta::check(&scorer.score(values).unwrap(), &wide, settings);
+        let many = many.unwrap();
+        quanta::check(&many[0], &wide[..cut], settings);
+        quanta::check(&many[1], &wide[cut..], settings);
     }
-    quanta::check(&score(values, settings).unwrap(), &wide, settings);
-    let many = many.unwrap();
-    quanta::check(&many[0], &wide[..cut], settings);
-    quanta::check(&many[1], &wide[cut..], settings);
 }

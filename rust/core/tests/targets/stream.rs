@@ -1,22 +1,22 @@
 //! `TraceScorer` and `BatchScorer` against `score` and against sums of whole quanta.
 
 use arbitrary::{Result, Unstructured};
-use deepconf_core::group::{BatchScorer, StreamSettings, TraceScorer};
-use deepconf_core::trace::{Settings, score};
+use deepconf_core::stream::{BatchScorer, TraceScorer};
+use deepconf_core::trace::{Scorer, Settings};
 
 use crate::quanta::{self, group, groups, same, sound};
 use crate::traces;
 
 pub fn run(u: &mut Unstructured) -> Result<()> {
     let n = traces::length(u)?.min(3_000);
-    let batch @ Settings { window, tail, bottom, decimals } = traces::settings(u, n)?;
+    let batch = traces::settings(u, n)?;
+    let Settings { window, bottom, decimals, .. } = batch;
     let values = traces::trace(u, n, window)?;
     let threshold = threshold(u, &values)?;
     let keeps_all = u.arbitrary()?;
-    let bottom = Some(bottom).filter(|_| keeps_all);
-    let settings = StreamSettings { window, tail, bottom, threshold, decimals };
-    let mut scorer = TraceScorer::new(settings).unwrap();
-    let mut slots = BatchScorer::new(3, settings).unwrap();
+    let settings = batch.bottom(bottom.filter(|_| keeps_all));
+    let mut scorer = Scorer::new(settings).unwrap().stream(threshold).unwrap();
+    let mut slots = Scorer::new(settings).unwrap().batch(3, threshold).unwrap();
     if u.arbitrary()? {
         // What was followed before leaves nothing behind.
         let _ = scorer.extend(&values[..n / 2]);
@@ -83,7 +83,7 @@ fn compare(
     batch: &Settings,
     keeps_all: bool,
 ) {
-    let (streamed, scored) = (scorer.scores(), score(seen, batch).unwrap());
+    let (streamed, scored) = (scorer.scores(), Scorer::new(*batch).unwrap().score(seen).unwrap());
     quanta::check(&scored, seen, batch);
     let pairs = [
         (streamed.mean, scored.mean),

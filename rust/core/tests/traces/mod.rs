@@ -32,16 +32,14 @@ fn near(u: &mut Unstructured, n: usize) -> Result<u64> {
 /// Settings for a trace of `n` tokens.
 pub fn settings(u: &mut Unstructured, n: usize) -> Result<Settings> {
     let window = if u.arbitrary()? { near(u, n)? } else { u.int_in_range(1..=n.max(1) as u64)? };
-    Ok(Settings {
-        window,
-        tail: near(u, n)?,
-        bottom: match u.int_in_range(0..=3)? {
-            0 => *u.choose(&[1.0, 1e-12, 0.999, 0.5, 0.29])?,
-            1 => (f64::from(u.arbitrary::<u16>()?) + 1.0) / 65_536.0,
-            _ => 0.1,
-        },
-        decimals: if u.ratio(1, 6)? { Some(u.int_in_range(0..=9)?) } else { None },
-    })
+    let tail = near(u, n)?;
+    let bottom = match u.int_in_range(0..=3)? {
+        0 => *u.choose(&[1.0, 1e-12, 0.999, 0.5, 0.29])?,
+        1 => (f64::from(u.arbitrary::<u16>()?) + 1.0) / 65_536.0,
+        _ => 0.1,
+    };
+    let decimals = if u.ratio(1, 6)? { Some(u.int_in_range(0..=9)?) } else { None };
+    Ok(Settings::default().window(window).tail(tail).bottom(bottom).decimals(decimals))
 }
 
 /// How many tokens.
