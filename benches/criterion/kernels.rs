@@ -13,7 +13,8 @@ fn scores(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("score");
     group.throughput(Throughput::Elements(values.len() as u64));
     for window in [16, 2_048] {
-        let scorer = Scorer::new(Settings::default().window(window)).expect("the settings are sound");
+        let scorer =
+            Scorer::new(Settings::default().window(window)).expect("the settings are sound");
         group.bench_function(format!("w = {window}"), |bench| {
             bench.iter(|| scorer.score(black_box(&values)));
         });

@@ -156,13 +156,16 @@ fn streaming(bench: &mut Bench<'_>, data: &[f32]) {
         let scorer = Scorer::new(settings).expect("the settings are sound");
         let expected = scorer.score(data).expect("the values are sound").lowest_group;
         let fresh = || scorer.stream(threshold).expect("the threshold is finite");
-        bench.row(work(format!("TraceScorer::push, w = {window}"), "tokens", data.len(), 0), || {
-            let mut trace = fresh();
-            for &c in data {
-                assert!(!trace.push(f64::from(c)).expect("the values are sound"));
-            }
-            assert!(trace.lowest_group() == expected, "streaming and batch disagree");
-        });
+        bench.row(
+            work(format!("TraceScorer::push, w = {window}"), "tokens", data.len(), 0),
+            || {
+                let mut trace = fresh();
+                for &c in data {
+                    assert!(!trace.push(f64::from(c)).expect("the values are sound"));
+                }
+                assert!(trace.lowest_group() == expected, "streaming and batch disagree");
+            },
+        );
         let name = format!("TraceScorer::extend by 1,000, w = {window}");
         bench.row(work(name, "tokens", data.len(), 0), || {
             let mut trace = fresh();

@@ -301,7 +301,8 @@ impl Pool {
             let fits = |lens: &Lens| lens.settings == settings && (lens.stairs || !stairs);
             self.lenses.iter().position(fits).map(|at| &traces.views[at]).ok_or_else(|| {
                 let Policy { window, tail, bottom, .. } = *policy;
-                let decimals = settings.decimals.map_or(String::new(), |d| format!(", decimals={d}"));
+                let decimals =
+                    settings.decimals.map_or(String::new(), |d| format!(", decimals={d}"));
                 let value = format!("window={window}, tail={tail}, bottom={bottom}{decimals}");
                 Error::setting("policy", value, "the pool was not read for these: read it again")
             })

@@ -132,7 +132,9 @@ impl Followed {
         for chunk in sliding.chunks(CHUNK) {
             let mut quanta = [0; CHUNK];
             let is_fast = |c: &T| c.wide().abs() < fixed::FAST_LIMIT;
-            if rule.settings.decimals.is_none() && chunk.iter().fold(true, |all, c| all & is_fast(c)) {
+            if rule.settings.decimals.is_none()
+                && chunk.iter().fold(true, |all, c| all & is_fast(c))
+            {
                 for (token, c) in quanta.iter_mut().zip(chunk) {
                     *token = fixed::biased(c.wide()).wrapping_sub(fixed::BIAS);
                 }

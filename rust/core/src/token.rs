@@ -22,7 +22,6 @@
 //! **Cost.** One conversion and one addition an entry, memory-bound for float32 tables. From logits:
 //! a maximum and an exponential an entry, the second read from the cache.
 
-
 use std::cell::RefCell;
 
 use crate::error::{Error, Place, Result};

@@ -222,4 +222,3 @@ pub(crate) fn check_confidence(c: f64, place: Place) -> Result<()> {
         Error::NotFinite { argument: "confidences", place, value: c, hint: "" }
     })
 }
-

@@ -106,7 +106,12 @@ fn thresholds_of_any_size() {
             let settings = Settings::default().window(window).bottom(None);
             let stop = |c: f32| {
                 let trace = vec![c; window as usize + 3];
-                Scorer::new(settings).unwrap().stream(Some(threshold)).unwrap().extend(&trace).unwrap()
+                Scorer::new(settings)
+                    .unwrap()
+                    .stream(Some(threshold))
+                    .unwrap()
+                    .extend(&trace)
+                    .unwrap()
             };
             let threshold = threshold as f32;
             assert_eq!(stop(threshold.next_down()), Some(window as usize - 1), "{settings:?}");

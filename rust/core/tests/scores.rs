@@ -34,7 +34,11 @@ fn check_against_oracle<T: Sample>(values: &[T], settings: &Settings) {
     for (name, got, expected) in [
         ("mean", scores.mean, oracle::mean(&plain)),
         ("lowest", scores.lowest_group, oracle::lowest_group(&plain, window)),
-        ("bottom", scores.bottom_group, oracle::bottom_group(&plain, window, settings.bottom.unwrap())),
+        (
+            "bottom",
+            scores.bottom_group,
+            oracle::bottom_group(&plain, window, settings.bottom.unwrap()),
+        ),
         ("tail", scores.tail, oracle::tail(&plain, settings.tail as usize)),
     ] {
         assert!(alike(got, expected, 1e-7), "{name}: {got} for {expected}, {settings:?}, n={n}");
@@ -129,8 +133,7 @@ fn batch(seed: u64, traces: usize, longest: usize) -> (Vec<f32>, Vec<usize>) {
 fn every_path_and_thread_count_gives_the_same_bits() {
     for (seed, window, traces, longest) in [(1, 1, 50, 40), (2, 7, 300, 200), (3, 512, 40, 6_000)] {
         let (values, offsets) = batch(seed, traces, longest);
-        let cut: Vec<&[f32]> =
-            offsets.windows(2).map(|ends| &values[ends[0]..ends[1]]).collect();
+        let cut: Vec<&[f32]> = offsets.windows(2).map(|ends| &values[ends[0]..ends[1]]).collect();
         let scorer = Scorer::new(settings(window, 2 * window, 0.1)).unwrap();
         let one_by_one: Vec<Scores> = cut.iter().map(|c| scorer.score(c).unwrap()).collect();
         let expected = all_bits(&one_by_one);

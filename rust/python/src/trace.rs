@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use deepconf_core::Sample;
 use deepconf_core::Error;
+use deepconf_core::Sample;
 use deepconf_core::trace::{self, Scorer, Settings};
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyIndexError;
@@ -142,7 +142,8 @@ impl TraceScores {
     }
 
     fn __getnewargs__(&self) -> (f64, f64, f64, f64, u64, bool) {
-        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short, .. } = self.0;
+        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short, .. } =
+            self.0;
         (mean, lowest_group, bottom_group, tail, num_tokens, short)
     }
 
@@ -183,7 +184,8 @@ impl TraceScores {
     }
 
     fn __repr__(&self) -> String {
-        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short, .. } = self.0;
+        let trace::Scores { mean, lowest_group, bottom_group, tail, num_tokens, short, .. } =
+            self.0;
         let short = if short { "True" } else { "False" };
         format!(
             "TraceScores(mean={mean:.4}, lowest_group={lowest_group:.4}, \

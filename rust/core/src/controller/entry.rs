@@ -1,8 +1,8 @@
 //! What is known of one trace of a run.
 
 use super::Status;
-use crate::stream::TraceScorer;
 use crate::policy::{Measure, Policy};
+use crate::stream::TraceScorer;
 use crate::trace::Scores;
 
 #[derive(Clone, Debug)]

@@ -50,11 +50,7 @@ impl Scorer {
     /// # Errors
     /// As [`score`](Self::score); [`Error::Setting`] with `decimals`, which the two would differ by, and
     /// for a trace of 2³² tokens or more.
-    pub fn score_with_lows<T: Sample>(
-        &self,
-        values: &[T],
-        lows: &mut Staircase,
-    ) -> Result<Scores> {
+    pub fn score_with_lows<T: Sample>(&self, values: &[T], lows: &mut Staircase) -> Result<Scores> {
         if let Some(decimals) = self.settings.decimals {
             let expected = "record lows are not rounded: leave it out";
             return Err(Error::setting("decimals", decimals, expected));

@@ -164,12 +164,7 @@ impl Steps {
     /// Takes `values`, `[n]`, in steps; the last one filled up with zeros. Returns a bound of their
     /// magnitude; where that is too large for [`biased`], all else is void.
     #[inline(always)]
-    fn take<T: Sample>(
-        &mut self,
-        values: &[T],
-        rounding: impl Rounding,
-        lanes: impl Lanes,
-    ) -> f64 {
+    fn take<T: Sample>(&mut self, values: &[T], rounding: impl Rounding, lanes: impl Lanes) -> f64 {
         let (chunks, rest) = values.as_chunks::<TOKENS>();
         // A chunk for the rest, and one that reaches beyond the last group.
         let needed = chunks.len() + 2;
