@@ -23,8 +23,8 @@
 //!
 //! **Cost.** A trace is read from memory once, and about an eighth of it again from the cache; a byte
 //! and a half of scratch memory a token, and 8 for a token whose group is a candidate, with no
-//! allocation once a thread's has grown to the longest trace (of up to half a million tokens; beyond,
-//! the memory is given back each time). [`Scorer::score_many`] and [`Scorer::score_slices`] score
+//! allocation once a thread's has grown to the longest trace (of up to 262,144 tokens; beyond, the
+//! memory is given back each time). [`Scorer::score_many`] and [`Scorer::score_slices`] score
 //! traces in parallel, never one trace split; nothing else starts a thread. Values beyond ±2,048, or
 //! sums beyond 2²¹ nats, take a plain path.
 

@@ -153,7 +153,7 @@ fn check_offsets(offsets: &[usize], len: usize) -> Result<()> {
     Ok(())
 }
 
-/// Memory that a thread uses again for each trace: at the most 10 bytes a token.
+/// Memory that a thread uses again for each trace: 18 bytes a token at the most.
 #[derive(Default)]
 struct Scratch {
     steps: Steps,
@@ -162,7 +162,7 @@ struct Scratch {
 }
 
 /// After a trace of more tokens the memory is given back.
-const KEPT: usize = 1 << 19;
+const KEPT: usize = 1 << 18;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -201,3 +201,6 @@ impl<T: Sample, R: Rounding> Work for Narrow<'_, T, R> {
         Some(settings.of_groups(mean, tail, n, lowest.least.into(), lowest.sum, count))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,14 @@ pub(super) struct Candidates {
     sums: Vec<i64>,
 }
 
+#[cfg(test)]
+impl Candidates {
+    /// How many there is room for.
+    pub(super) fn room(&self) -> usize {
+        self.sums.len()
+    }
+}
+
 /// The lowest groups.
 #[derive(Debug, PartialEq)]
 pub(super) struct Lowest {
@@ -55,13 +63,15 @@ pub(super) struct Lowest {
     pub(super) least: i64,
 }
 
-/// What a pass over the groups finds, but for the candidates.
+/// What a pass over the groups finds.
 struct Pass {
     /// How many are below the range.
     below: usize,
     /// What these add up to.
     sum: i128,
-    /// The least below the end of the range.
+    /// How many are within it: the candidates.
+    within: usize,
+    /// The least below its end.
     least: i64,
 }
 
@@ -72,13 +82,13 @@ impl<T: Sample, R: Rounding, L: Lanes> Groups<'_, T, R, L> {
         let Candidates { sample, sums } = memory;
         let mut range = self.range_of(count, sample);
         let mut pass = self.pass(&range, sums);
-        if !(pass.below..pass.below + sums.len()).contains(&(count - 1)) {
+        if !(pass.below..pass.below + pass.within).contains(&(count - 1)) {
             let is_above = pass.below < count;
             range = if is_above { range.end..i64::MAX } else { i64::MIN..range.start };
             pass = self.pass(&range, sums);
         }
-        let Pass { below, sum, least } = pass;
-        let rest = count - below;
+        let Pass { below, sum, within, least } = pass;
+        let (sums, rest) = (&mut sums[..within], count - below);
         sums.select_nth_unstable(rest - 1);
         let rest = sums[..rest].iter().map(|&sum| i128::from(sum)).sum::<i128>();
         Lowest { sum: sum + rest, least }
@@ -106,12 +116,12 @@ impl<T: Sample, R: Rounding, L: Lanes> Groups<'_, T, R, L> {
         range
     }
 
-    /// Adds up the groups below the range, and collects those within.
+    /// Adds up the groups below the range, and puts those within at the front of `kept`.
     #[inline(always)]
-    fn pass(&self, range: &Range<i64>, within: &mut Vec<i64>) -> Pass {
-        within.clear();
+    fn pass(&self, range: &Range<i64>, kept: &mut Vec<i64>) -> Pass {
         let Range { start, end } = *range;
-        let mut pass = Pass { below: 0, sum: 0, least: i64::MAX };
+        let span = end.wrapping_sub(start) as u64;
+        let mut pass = Pass { below: 0, sum: 0, within: 0, least: i64::MAX };
         for (block, (&low, &high)) in self.lows().iter().zip(self.highs()).enumerate() {
             if low >= end {
                 continue;
@@ -126,15 +136,18 @@ impl<T: Sample, R: Rounding, L: Lanes> Groups<'_, T, R, L> {
                 pass.sum += sum;
             }
             if high >= start {
-                let mut kept = [0; BLOCK];
+                if kept.len() < pass.within + BLOCK {
+                    kept.resize(2 * kept.len() + BLOCK, 0);
+                }
+                // Each is written, and the next one over it where it is not within.
+                let room = &mut kept[pass.within..][..BLOCK];
                 let mut count = 0;
-                let span = end.wrapping_sub(start) as u64;
                 for sum in sums {
-                    // The mask takes nothing away: there are not more than a block.
-                    kept[count & (BLOCK - 1)] = sum;
+                    // The mask takes nothing away: there are no more than a block.
+                    room[count & (BLOCK - 1)] = sum;
                     count += usize::from((sum.wrapping_sub(start) as u64) < span);
                 }
-                within.extend_from_slice(&kept[..count]);
+                pass.within += count;
             }
         }
         pass
