@@ -6,6 +6,8 @@ mod driver;
 mod oracle;
 #[path = "../../rust/core/tests/quanta/mod.rs"]
 mod quanta;
+#[path = "../../rust/core/tests/reference/mod.rs"]
+mod reference;
 #[path = "../../rust/core/tests/targets/mod.rs"]
 pub mod targets;
 #[path = "../../rust/core/tests/traces/mod.rs"]

@@ -36,15 +36,14 @@
 //!
 //! # While traces are generated
 //!
-//! A [`TraceScorer`](group::TraceScorer) takes tokens as they come and says when to stop; a
+//! A [`TraceScorer`](stream::TraceScorer) takes tokens as they come and says when to stop; a
 //! [`Controller`](controller::Controller) runs the whole protocol, warmup, threshold, stops, early end
 //! and vote, for whoever launches the traces.
 //!
 //! ```
-//! use deepconf_core::group::{StreamSettings, TraceScorer};
+//! use deepconf_core::trace::{Scorer, Settings};
 //!
-//! let settings = StreamSettings { window: 3, threshold: Some(4.0), ..StreamSettings::default() };
-//! let mut scorer = TraceScorer::new(settings)?;
+//! let mut scorer = Scorer::new(Settings::default().window(3))?.stream(Some(4.0))?;
 //! assert_eq!(scorer.extend(&[6.0_f32, 5.0, 5.0, 4.0, 2.0, 1.0])?, Some(4)); // (5 + 4 + 2) / 3 < 4
 //! # Ok::<(), deepconf_core::Error>(())
 //! ```

@@ -101,7 +101,7 @@ fn values_around_the_limit_of_the_fast_way() {
 /// Thresholds are compared with sums of up to 2⁸⁶ quanta.
 #[test]
 fn thresholds_of_any_size() {
-    for threshold in [-32_000.0, -5_000.0, 0.0, 1.5, 4_999.0, 5_000.0, 32_700.0] {
+    for threshold in [-32_000.0, -5_000.0, 1.5, 4_999.0, 5_000.0, 32_700.0] {
         for window in [1, 1_024, 4_096, 70_000] {
             let settings = Settings::default().window(window).bottom(None);
             let stop = |c: f32| {

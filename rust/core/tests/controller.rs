@@ -10,8 +10,7 @@ use std::collections::BTreeMap;
 use deepconf_core::controller::{Reason, Status};
 use deepconf_core::policy::{Mode, Policy, Stop, Weight};
 use driver::{
-    End, Recording, Run, check_outcome, drive, drive_late, drive_until, is_over, random_policy,
-    random_recordings,
+    End, Recording, Run, drive, drive_late, drive_until, is_over, random_policy, random_recordings,
 };
 use oracle::Dice;
 use proptest::prelude::*;
@@ -21,6 +20,23 @@ fn scenario(seed: u64) -> (Policy, Vec<Recording>) {
     let policy = random_policy(&mut dice);
     let recordings = random_recordings(&mut dice, &policy);
     (policy, recordings)
+}
+
+/// The outcome against the naive vote of the traces that ended before it.
+fn check_outcome(policy: &Policy, recordings: &[Recording], run: &Run) {
+    let (tally, answers) = driver::tally(policy, recordings, run, run.ended.len());
+    let outcome = &run.outcome;
+    let ballots: Vec<_> =
+        outcome.vote.ballots.iter().map(|b| (b.first, b.weight, b.voters)).collect();
+    assert_eq!(ballots, tally.ballots);
+    assert_eq!(outcome.answer.as_deref(), tally.winner(&answers));
+    let in_order: Vec<_> =
+        tally.ballots.iter().map(|(first, ..)| answers[*first].unwrap()).collect();
+    assert_eq!(outcome.answers, in_order);
+    assert_eq!(outcome.voters, tally.voters.iter().map(|&v| v as u32).collect::<Vec<_>>());
+    assert_eq!(outcome.vote.num_voters, tally.voters.len());
+    assert_eq!((outcome.vote.share, outcome.vote.fallback), (tally.share, tally.fallback));
+    assert_eq!(outcome.threshold, tally.threshold);
 }
 
 proptest! {

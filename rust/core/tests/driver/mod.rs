@@ -319,23 +319,6 @@ pub fn tally<'a>(
     (tally, answers)
 }
 
-/// The outcome against the naive vote of the traces that ended before it.
-pub fn check_outcome(policy: &Policy, recordings: &[Recording], run: &Run) {
-    let (tally, answers) = tally(policy, recordings, run, run.ended.len());
-    let outcome = &run.outcome;
-    let ballots: Vec<_> =
-        outcome.vote.ballots.iter().map(|b| (b.first, b.weight, b.voters)).collect();
-    assert_eq!(ballots, tally.ballots);
-    assert_eq!(outcome.answer.as_deref(), tally.winner(&answers));
-    let in_order: Vec<_> =
-        tally.ballots.iter().map(|(first, ..)| answers[*first].unwrap()).collect();
-    assert_eq!(outcome.answers, in_order);
-    assert_eq!(outcome.voters, tally.voters.iter().map(|&v| v as u32).collect::<Vec<_>>());
-    assert_eq!(outcome.vote.num_voters, tally.voters.len());
-    assert_eq!((outcome.vote.share, outcome.vote.fallback), (tally.share, tally.fallback));
-    assert_eq!(outcome.threshold, tally.threshold);
-}
-
 /// Whether the vote after the first `count` ends is a consensus.
 pub fn consensus(policy: &Policy, recordings: &[Recording], run: &Run, count: usize) -> bool {
     let (tally, _) = tally(policy, recordings, run, count);

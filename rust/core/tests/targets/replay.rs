@@ -2,7 +2,7 @@
 //! matter: the budget is spent.
 
 use arbitrary::{Result, Unstructured};
-use deepconf_core::policy::{Policy, Stop};
+use deepconf_core::policy::Stop;
 use deepconf_core::replay::{Ended, Pool, Row};
 
 use crate::driver::{self, End, Recording};
@@ -13,9 +13,9 @@ const ANSWERS: [&str; 3] = ["a", "b", "c"];
 pub fn run(u: &mut Unstructured) -> Result<()> {
     let mut dice = Dice(u.arbitrary()?);
     let lag = u.int_in_range(0..=3)?;
-    let policy = driver::random_policy(&mut dice);
-    let decimals = dice.pick(&[None, None, Some(0), Some(3)]);
-    let policy = Policy { stop: Stop::Budget, decimals, ..policy };
+    let mut policy = driver::random_policy(&mut dice);
+    policy.decimals = dice.pick(&[None, None, Some(0), Some(3)]);
+    policy.stop = Stop::Budget;
     let mut recordings = driver::random_recordings(&mut dice, &policy);
     for recording in &mut recordings {
         // A replay knows of no failures, nor of what a trace says that is stopped.

@@ -1,7 +1,8 @@
 //! Token confidence, entropy and confidence from logits against their definitions in float64.
 
 use arbitrary::{Result, Unstructured};
-use deepconf_core::token::{Sample, Table};
+use deepconf_core::Sample;
+use deepconf_core::token::Table;
 use half::f16;
 
 use crate::oracle::{self, Dice};
