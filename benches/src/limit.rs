@@ -1,6 +1,38 @@
 //! What a kernel that is bound by memory cannot beat.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rayon::prelude::*;
+
+/// More memory than any cache holds, to be read from another place each time.
+pub struct Memory<T> {
+    values: Vec<T>,
+    at: AtomicUsize,
+}
+
+impl<T> Memory<T> {
+    /// All of `values`, from the first on.
+    #[must_use]
+    pub fn new(values: Vec<T>) -> Self {
+        Self { values, at: AtomicUsize::new(0) }
+    }
+
+    /// How many values there are.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.values.len()
+    }
+
+    /// The next `n` values, which the longest time has passed for since they were read.
+    #[must_use]
+    pub fn next(&self, n: usize) -> &[T] {
+        assert!(n <= self.values.len(), "{n} values of {}", self.values.len());
+        let at = self.at.load(Ordering::Relaxed);
+        let from = if at + n <= self.values.len() { at } else { 0 };
+        self.at.store(from + n, Ordering::Relaxed);
+        &self.values[from..from + n]
+    }
+}
 
 /// Reads float32 and adds it up, in more lanes than the adders need.
 #[must_use]

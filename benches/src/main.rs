@@ -4,17 +4,18 @@
 //! runs; the percentage is the share of what reading the same bytes takes right before each.
 
 mod measure;
+mod tokens;
 
 use std::hint::black_box;
 
 use clap::Parser;
-use deepconf_bench::{limit, oracle, replay, traces};
-use deepconf_core::Sample;
+use deepconf_bench::limit::{self, Memory};
+use deepconf_bench::{oracle, replay, traces};
 use deepconf_core::policy::Policy;
 use deepconf_core::replay::{Ended, Pool, Row};
-use deepconf_core::token::Table;
 use deepconf_core::trace::{Scorer, Settings};
 use deepconf_core::vote::{self, Rules};
+use deepconf_core::{Level, Sample};
 use half::f16;
 use measure::{Bench, Work};
 
@@ -28,6 +29,13 @@ struct Arguments {
     /// Millions of tokens in the largest set of traces: more than the caches hold.
     #[arg(long, default_value_t = 64)]
     millions: usize,
+    /// MiB that the limit, and what is compared with it, is read from: more than any cache holds.
+    #[arg(long, default_value_t = 1_024)]
+    memory: usize,
+    /// Only with this instruction set: baseline, avx2 or avx512. All that the CPU has by default, where
+    /// they are told apart.
+    #[arg(long)]
+    level: Option<Level>,
     /// Only the sections whose title holds this.
     #[arg(long)]
     only: Option<String>,
@@ -35,15 +43,16 @@ struct Arguments {
 
 type Section = (&'static str, fn(&mut Bench<'_>, &[f32]));
 
-const SECTIONS: [Section; 10] = [
+const SECTIONS: [Section; 11] = [
     ("this machine", machine),
     ("all five scores, n = 32,768, w = 2,048", scores),
     ("scores by length (w = 512)", by_length),
     ("scores by window, bottom fraction and number of traces (n = 32,768)", by_setting),
     ("scores by type of float (n = 32,768, w = 2,048)", by_type),
     ("streaming", streaming),
-    ("token confidence, one core", tokens),
-    ("token confidence from logits, one core", logits),
+    ("token confidence, one core", tokens::confidence),
+    ("token entropy, one core", tokens::entropy),
+    ("token confidence from logits, one core", tokens::logits),
     ("vote_many, weighted, keep 0.5", votes),
     ("a run of 128 traces of 16,384 tokens under `low`, one core", replays),
 ];
@@ -51,7 +60,9 @@ const SECTIONS: [Section; 10] = [
 fn main() {
     let arguments = Arguments::parse();
     let data = traces::confidences(arguments.millions * (1 << 20), 7);
-    let mut bench = Bench::new(&data, arguments.json);
+    let memory = Memory::new(vec![1.0; arguments.memory << 18]);
+    let levels = arguments.level.map_or_else(|| Level::available().collect(), |level| vec![level]);
+    let mut bench = Bench::new(&memory, levels, arguments.json);
     for (title, run) in SECTIONS {
         if arguments.only.as_ref().is_none_or(|only| title.contains(only.as_str())) {
             bench.section(title);
@@ -73,15 +84,15 @@ fn work(name: impl Into<String>, unit: &'static str, items: usize, bytes: usize)
 }
 
 fn machine(bench: &mut Bench<'_>, data: &[f32]) {
-    let bytes = size_of_val(data);
+    let (memory, bytes) = (bench.memory(), 4 * data.len());
     bench.row(work("read float32 and add it up, one core", "tokens", data.len(), bytes), || {
-        black_box(limit::read(black_box(data)));
+        black_box(limit::read(black_box(memory.next(data.len()))));
     });
     let all = Work { threads: cores(), ..work("the same, all cores", "tokens", data.len(), bytes) };
-    bench.row(all, || _ = black_box(limit::read_in_parallel(black_box(data))));
+    bench.row(all, || _ = black_box(limit::read_in_parallel(black_box(memory.next(data.len())))));
     let mut to = vec![0.0; data.len()];
     bench.row(work("copy, one core", "tokens", data.len(), bytes), || {
-        limit::copy(black_box(data), black_box(&mut to));
+        limit::copy(black_box(memory.next(data.len())), black_box(&mut to));
     });
 }
 
@@ -231,32 +242,6 @@ fn replays(bench: &mut Bench<'_>, data: &[f32]) {
     bench.row(work("the controller token by token", "tokens", generated, 0), || {
         assert!(replay::drive(&policy, &values, &names) == Ok(expected));
     });
-}
-
-fn tokens(bench: &mut Bench<'_>, data: &[f32]) {
-    let logprobs = traces::logprobs(data.len() / 2 / 20, 20, 11);
-    for k in [2, 5, 20, 21] {
-        let rows = logprobs.len() / k;
-        let table = Table::new(&logprobs[..rows * k], k).expect("whole rows");
-        oracle::check_confidences(&logprobs, k, &table.confidence(None).expect("finite"));
-        bench.row(work(format!("k = {k}"), "tokens", rows, 4 * rows * k), || {
-            _ = black_box(table.confidence(None));
-        });
-    }
-}
-
-fn logits(bench: &mut Bench<'_>, data: &[f32]) {
-    for vocabulary in [32_000, 128_256, 256_000] {
-        let rows = data.len() / 4 / vocabulary;
-        let values = traces::logits(rows, vocabulary, 17);
-        let table = Table::new(&values, vocabulary).expect("whole rows");
-        let scored = table.logits_confidence(20, None).expect("finite");
-        oracle::check_logits(&values, vocabulary, 20, &scored);
-        let name = format!("vocabulary of {vocabulary}, k = 20");
-        bench.row(work(name, "tokens", rows, size_of_val(&values[..])), || {
-            _ = black_box(table.logits_confidence(20, None));
-        });
-    }
 }
 
 fn votes(bench: &mut Bench<'_>, _: &[f32]) {

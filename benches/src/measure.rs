@@ -3,7 +3,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use deepconf_bench::limit;
+use deepconf_bench::limit::{self, Memory};
+use deepconf_core::Level;
 use serde::Serialize;
 
 /// Runs a row is the median of.
@@ -43,7 +44,8 @@ impl Row {
 /// Collects rows, and prints each as it is measured.
 pub struct Bench<'a> {
     /// Read beside every row that is bound by memory.
-    data: &'a [f32],
+    memory: &'a Memory<f32>,
+    levels: Vec<Level>,
     rows: Vec<Row>,
     section: String,
     quiet: bool,
@@ -64,10 +66,22 @@ pub struct Work {
 }
 
 impl<'a> Bench<'a> {
-    /// Without rows; `quiet` prints nothing.
+    /// Without rows; the limit is read from `memory`, kernels run at `levels`, and `quiet` prints nothing.
     #[must_use]
-    pub fn new(data: &'a [f32], quiet: bool) -> Self {
-        Self { data, rows: Vec::new(), section: String::new(), quiet }
+    pub fn new(memory: &'a Memory<f32>, levels: Vec<Level>, quiet: bool) -> Self {
+        Self { memory, levels, rows: Vec::new(), section: String::new(), quiet }
+    }
+
+    /// What the limit is read from.
+    #[must_use]
+    pub fn memory(&self) -> &'a Memory<f32> {
+        self.memory
+    }
+
+    /// The instruction sets to compare.
+    #[must_use]
+    pub fn levels(&self) -> Vec<Level> {
+        self.levels.clone()
     }
 
     /// Begins a section.
@@ -81,14 +95,13 @@ impl<'a> Bench<'a> {
     /// Measures one row; `run` does the work once.
     pub fn row(&mut self, work: Work, mut run: impl FnMut() + Send) {
         let Work { name, unit, items, bytes, threads } = work;
-        assert!(bytes <= size_of_val(self.data), "{name}: more bytes than the limit is read from");
-        let same = &self.data[..bytes / 4];
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.expect("threads can be started");
         pool.install(&mut run);
         let mut seconds = Vec::new();
         let mut ratios = Vec::new();
         for _ in 0..RUNS {
+            let same = self.memory.next(bytes / 4);
             let limit =
                 pool.install(|| timed(|| _ = black_box(limit::read_in_parallel(black_box(same)))));
             let taken = pool.install(|| timed(&mut run));

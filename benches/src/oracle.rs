@@ -38,6 +38,16 @@ pub fn check_confidences(logprobs: &[f32], k: usize, confidences: &[f32]) {
     }
 }
 
+/// Panics unless these are the token entropies of the rows.
+pub fn check_entropies(logprobs: &[f32], k: usize, entropies: &[f32]) {
+    for (row, &h) in logprobs.chunks(k).zip(entropies).step_by(97) {
+        let mass: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+        let parts = row.iter().map(|&l| f64::from(l).exp() / mass);
+        let expected: f64 = parts.filter(|&p| p > 0.0).map(|p| -p * p.ln()).sum();
+        assert!((f64::from(h) - expected).abs() <= 1e-6, "token entropy: {h}, not {expected}");
+    }
+}
+
 /// Panics unless these are the token confidences of the rows of logits.
 pub fn check_logits(logits: &[f32], vocabulary: usize, k: usize, confidences: &[f32]) {
     for (row, &c) in logits.chunks(vocabulary).zip(confidences).step_by(29) {

@@ -11,36 +11,94 @@ pub trait Sample: Copy + Default + Send + Sync + sealed::Sealed + 'static {
 }
 
 mod sealed {
-    pub trait Sealed {}
+    pub trait Sealed {
+        /// The narrower of `f32` and `f64` that holds every value.
+        type Native: super::Native;
+
+        /// The value; exact.
+        fn native(self) -> Self::Native;
+    }
 }
 
-macro_rules! sample {
-    ($float:ty, $wide:expr) => {
-        impl sealed::Sealed for $float {}
+/// What the CPU compares and subtracts.
+pub trait Native: Copy + PartialOrd {
+    /// −∞.
+    const LOWEST: Self;
 
-        impl Sample for $float {
+    /// ∞.
+    const HIGHEST: Self;
+
+    /// The nearest to a float64.
+    fn nearest(c: f64) -> Self;
+
+    /// By how much this is above another, rounded to float32 once.
+    fn above(self, other: Self) -> f32;
+
+    /// The value as a float64; exact.
+    fn wide(self) -> f64;
+}
+
+macro_rules! native {
+    ($float:ty) => {
+        impl Native for $float {
+            const LOWEST: Self = <$float>::NEG_INFINITY;
+            const HIGHEST: Self = <$float>::INFINITY;
+
+            #[inline(always)]
+            fn nearest(c: f64) -> Self {
+                c as $float
+            }
+
+            #[inline(always)]
+            fn above(self, other: Self) -> f32 {
+                (self - other) as f32
+            }
+
             #[inline(always)]
             fn wide(self) -> f64 {
-                $wide(self)
+                self.into()
             }
         }
     };
 }
 
-sample!(f32, f64::from);
-sample!(f64, |c| c);
-sample!(f16, half_to_f64);
+native!(f32);
+native!(f64);
+
+macro_rules! sample {
+    ($float:ty, $native:ty, $exactly:expr) => {
+        impl sealed::Sealed for $float {
+            type Native = $native;
+
+            #[inline(always)]
+            fn native(self) -> $native {
+                $exactly(self)
+            }
+        }
+
+        impl Sample for $float {
+            #[inline(always)]
+            fn wide(self) -> f64 {
+                sealed::Sealed::native(self).into()
+            }
+        }
+    };
+}
+
+sample!(f32, f32, |c| c);
+sample!(f64, f64, |c| c);
+sample!(f16, f32, half_to_f32);
 
 /// Exact for finite values, and in vectors on every CPU.
 #[inline(always)]
-fn half_to_f64(c: f16) -> f64 {
+fn half_to_f32(c: f16) -> f32 {
     // The exponent and fraction stand 13 bits further up in a float32, whose exponent counts from 127
     // and not from 15.
     let bits = u32::from(c.to_bits());
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
     // Infinity and NaN, 2¹⁶ so far, get their exponent.
     let special = if bits & 0x7c00 == 0x7c00 { 0xff << 23 } else { 0 };
-    f64::from(f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16))
+    f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
 }
 
 #[cfg(test)]

@@ -125,6 +125,9 @@ pub(crate) const RUN: usize = 16;
 /// Runs that [`Lanes`] adds up at once.
 pub(crate) const RUNS: usize = 8;
 
+/// Lanes that a token confidence is added in.
+pub(crate) const FOUR: usize = 4;
+
 /// Work to be compiled for several instruction sets: its `call` and what that calls must be
 /// `#[inline(always)]`. (A closure is compiled once, for the baseline.)
 pub(crate) trait Work {
@@ -140,6 +143,9 @@ pub(crate) trait Lanes: Copy {
 
     /// What each run and its squares add up to, the order of additions left open.
     fn moments(self, runs: &[[f32; RUN]; RUNS]) -> ([f32; RUNS], [f32; RUNS]);
+
+    /// What the lanes of each row add up to, as (0 + 2) + (1 + 3).
+    fn joined(self, rows: [[f64; FOUR]; FOUR]) -> [f64; FOUR];
 
     /// Four running sums side by side: row i holds where each stands after i of its changes.
     fn running(self, starts: [i64; 4], changes: &[[i64; RUN]; 4]) -> [[i64; 4]; RUN];
@@ -177,6 +183,11 @@ impl Lanes for Plain {
             squares[i] = (square[0] + square[2]) + (square[1] + square[3]);
         }
         (totals, squares)
+    }
+
+    #[inline(always)]
+    fn joined(self, rows: [[f64; FOUR]; FOUR]) -> [f64; FOUR] {
+        rows.map(|[a, b, c, d]| (a + c) + (b + d))
     }
 
     #[inline(always)]

@@ -1,11 +1,11 @@
 //! What [`Lanes`] are in AVX2 instructions.
 
-use std::arch::x86_64::{__m256, __m256i, _MM_HINT_T0};
+use std::arch::x86_64::{__m256, __m256d, __m256i, _MM_HINT_T0};
 
 use pulp::cast;
 use pulp::x86::V3;
 
-use super::{Lanes, RUN, RUNS};
+use super::{FOUR, Lanes, RUN, RUNS};
 
 /// Bytes in a line of the cache.
 const LINE: usize = 64;
@@ -39,6 +39,20 @@ impl Lanes for V3 {
             };
         }
         (cast(gathered(self, each!(total))), cast(gathered(self, each!(square))))
+    }
+
+    #[inline(always)]
+    fn joined(self, [a, b, c, d]: [[f64; FOUR]; FOUR]) -> [f64; FOUR] {
+        let Self { avx, .. } = self;
+        // Lanes 0 + 2 and 1 + 3 of two rows.
+        let folded = |a: [f64; FOUR], b: [f64; FOUR]| {
+            let (a, b): (__m256d, __m256d) = (cast(a), cast(b));
+            avx._mm256_add_pd(
+                avx._mm256_permute2f128_pd::<0x20>(a, b),
+                avx._mm256_permute2f128_pd::<0x31>(a, b),
+            )
+        };
+        cast(avx._mm256_hadd_pd(folded(a, c), folded(b, d)))
     }
 
     #[inline(always)]
