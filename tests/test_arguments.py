@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import deepconf
@@ -47,7 +49,10 @@ Call = tuple[Callable[[], Callable[..., Any]], dict[str, Any]]
 CALLS: dict[str, Call] = {
     "score": (
         lambda: deepconf.score,
-        {"traces": [[1.0, 2.0]], "window": 2, "tail": 2, "bottom": 0.1, "decimals": 3, "threads": 1},
+        {
+            "traces": [[1.0, 2.0]], "window": 2, "tail": 2, "bottom": 0.1, "decimals": 3,
+            "threads": 1,
+        },
     ),
     "token_confidence": (
         lambda: deepconf.token_confidence,
@@ -188,7 +193,9 @@ def test_every_function_and_method_is_called_with_junk() -> None:
             continue
         found.add(name)
         if inspect.isclass(thing) and name != "Action":
-            methods = {m for m in vars(thing) if not m.startswith("_") and callable(getattr(thing, m))}
+            methods = {
+                m for m in vars(thing) if not m.startswith("_") and callable(getattr(thing, m))
+            }
             for method in methods:
                 takes = inspect.signature(getattr(thing, method)).parameters
                 if len(takes.keys() - {"self", "settings"}) > 0:
@@ -205,20 +212,28 @@ def test_what_is_right_is_taken(name: str) -> None:
         assert name == "Controller.answered"
 
 
+def refusal(call: Callable[[], Any]) -> str | None:
+    """What deepconf says against it."""
+    try:
+        call()
+    except deepconf.EventError:
+        return "no event"
+    except DeepConfError as error:
+        return str(error)
+    return None
+
+
 WRONG: list[Any] = [object(), b"bytes", 1j, {"a": 1}, [object()], "text", [1j], 2**200, -(2**200)]
 
 
 @pytest.mark.parametrize(("name", "argument"), [(n, a) for n in CALLS for a in CALLS[n][1]])
 def test_an_argument_of_a_wrong_type_is_named(name: str, argument: str) -> None:
     make, right = CALLS[name]
+    # By its name, or by what is in it.
+    names = (argument, "trace 0", "logprobs", "preset=", "the columns have", "no event")
     for wrong in WRONG:
-        try:
-            make()(**{**right, argument: wrong})
-        except (InvalidInput, InvalidType) as error:
-            named = argument in str(error) or "trace 0" in str(error) or "logprobs" in str(error)
-            assert named, f"{argument}={wrong!r}: {error}"
-        except deepconf.EventError:
-            pass
+        message = refusal(partial(make(), **{**right, argument: wrong}))
+        assert message is None or any(name in message for name in names), f"{wrong!r}: {message}"
     refuses = {"answers", "questions", "answer", "voters", "ballots", "finish", "name"}
     if argument not in refuses:
         with pytest.raises(DeepConfError):
@@ -230,10 +245,8 @@ def test_an_argument_of_a_wrong_type_is_named(name: str, argument: str) -> None:
 def test_no_junk_for_an_argument_raises_anything_else(which: tuple[str, str], junk: Any) -> None:
     name, argument = which
     make, right = CALLS[name]
-    try:
+    with contextlib.suppress(DeepConfError):
         make()(**{**right, argument: junk})
-    except DeepConfError:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -251,9 +264,7 @@ def test_no_junk_for_an_argument_raises_anything_else(which: tuple[str, str], ju
         (lambda: deepconf.score([], bottom=None), "bottom=None is a"),
     ],
 )
-def test_the_message_names_argument_value_and_type(
-    call: Callable[[], Any], message: str
-) -> None:
+def test_the_message_names_argument_value_and_type(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(InvalidType, match=message):
         call()
 

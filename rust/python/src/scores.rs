@@ -1,7 +1,7 @@
 //! Scores of many traces.
 
 use deepconf_core::trace;
-use numpy::{PyArray1, PyUntypedArrayMethods};
+use numpy::{Element, PyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyTuple};
@@ -102,17 +102,25 @@ impl Scores {
         }))
     }
 
+    /// Scores of the core, a column each.
     pub fn of(py: Python<'_>, scores: &[trace::Scores]) -> Self {
-        let column =
-            |of: fn(&trace::Scores) -> f64| PyArray1::from_iter(py, scores.iter().map(of)).unbind();
         Self {
-            mean: column(|s| s.mean),
-            lowest_group: column(|s| s.lowest_group),
-            bottom_group: column(|s| s.bottom_group),
-            tail: column(|s| s.tail),
-            num_tokens: PyArray1::from_iter(py, scores.iter().map(|s| s.num_tokens as i64))
-                .unbind(),
-            short: PyArray1::from_iter(py, scores.iter().map(|s| s.short)).unbind(),
+            mean: column(py, scores, |s| s.mean),
+            lowest_group: column(py, scores, |s| s.lowest_group),
+            bottom_group: column(py, scores, |s| s.bottom_group),
+            tail: column(py, scores, |s| s.tail),
+            num_tokens: column(py, scores, |s| s.num_tokens as i64),
+            short: column(py, scores, |s| s.short),
         }
     }
+}
+
+/// Copied once, into memory of NumPy's own: that is one object, where an array around ours is two.
+fn column<T: Copy + Element>(
+    py: Python<'_>,
+    scores: &[trace::Scores],
+    of: impl Fn(&trace::Scores) -> T,
+) -> Py<PyArray1<T>> {
+    let column: Vec<T> = scores.iter().map(of).collect();
+    PyArray1::from_slice(py, &column).unbind()
 }

@@ -6,6 +6,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type};
 use arrow_array::{Array, ArrayRef};
 use arrow_schema::DataType;
+use numpy::PyUntypedArray;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use pyo3_arrow::input::AnyArray;
@@ -17,8 +18,9 @@ use crate::error::{invalid_input, invalid_type};
 /// What a producer says of offsets, views and UTF-8 is checked, O(bytes). How long its buffers are the
 /// interface does not say: a producer that lies about that is trusted with memory.
 pub fn arrow(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Option<Vec<ArrayRef>>> {
-    // What Python has itself is asked for nothing, which would take as long as to score a short trace.
+    // To look for what lists and arrays do not have takes as long as to score a short trace.
     if value.is_instance_of::<PyList>()
+        || value.cast::<PyUntypedArray>().is_ok()
         || !(value.hasattr("__arrow_c_array__")? || value.hasattr("__arrow_c_stream__")?)
     {
         return Ok(None);
