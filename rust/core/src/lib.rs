@@ -50,7 +50,3 @@ pub mod trace;
 pub mod vote;
 
 pub use error::{Error, Result};
-
-/// So many values, or rows of a vote, are worked on by the calling thread alone: to wake others takes
-/// longer. No thread is started, or waited for, below that.
-pub const ALONE: usize = 1 << 16;

@@ -28,7 +28,7 @@ use rayon::prelude::*;
 use std::cell::RefCell;
 
 use crate::error::{Error, Place, Result};
-use crate::{ALONE, simd};
+use crate::simd;
 
 /// A number that scores are computed from: `f16`, `f32` or `f64`.
 pub trait Sample: Copy + Default + Send + Sync + 'static {
@@ -225,26 +225,19 @@ impl<'a, T: Sample> Table<'a, T> {
                 simd::widest(Logits { logits, top, floor, scratch }).ok_or(row)
             })
         };
-        let scores: std::result::Result<Vec<f32>, usize> = if self.values.len() <= ALONE {
-            (0..n).map(one).collect()
-        } else {
-            (0..n).into_par_iter().map(one).collect()
-        };
+        let scores: std::result::Result<Vec<f32>, usize> =
+            (0..n).into_par_iter().map(one).collect();
         scores.map_err(|_| self.blame_logits(floor))
     }
 
     fn map(&self, floor: Option<f64>, score: Score<T>) -> Result<Vec<f32>> {
         check_floor(floor)?;
         let mut scores = vec![0.0_f32; self.values.len() / self.k];
-        let sound = if self.values.len() <= ALONE {
-            score(self.values, self.k, floor, &mut scores)
-        } else {
-            scores
-                .par_chunks_mut(ROWS)
-                .zip(self.values.par_chunks(ROWS * self.k))
-                .map(|(scores, values)| score(values, self.k, floor, scores))
-                .reduce(|| true, |a, b| a & b)
-        };
+        let sound = scores
+            .par_chunks_mut(ROWS)
+            .zip(self.values.par_chunks(ROWS * self.k))
+            .map(|(scores, values)| score(values, self.k, floor, scores))
+            .reduce(|| true, |a, b| a & b);
         if sound { Ok(scores) } else { Err(self.blame(floor)) }
     }
 

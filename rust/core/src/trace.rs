@@ -36,7 +36,7 @@ use crate::slide::{self, Groups};
 use crate::staircase::{self, Staircase};
 use crate::steps::Steps;
 use crate::token::Sample;
-use crate::{ALONE, bottom, simd};
+use crate::{bottom, simd};
 
 /// The largest window and tail.
 pub const MAX_WINDOW: u64 = 1 << 31;
@@ -185,10 +185,13 @@ pub fn score_many<T: Sample>(
 ) -> Result<Vec<Scores>> {
     settings.check()?;
     check_offsets(offsets, values.len())?;
-    each(offsets.len() - 1, values.len(), |trace| {
-        let values = &values[offsets[trace] as usize..offsets[trace + 1] as usize];
-        score_one(values, settings, trace, None)
-    })
+    offsets
+        .par_windows(2)
+        .enumerate()
+        .map(|(trace, ends)| {
+            score_one(&values[ends[0] as usize..ends[1] as usize], settings, trace, None)
+        })
+        .collect()
 }
 
 /// Scores many traces, in parallel, each a slice of its own.
@@ -197,20 +200,8 @@ pub fn score_many<T: Sample>(
 /// As [`score`], naming the trace too.
 pub fn score_slices<T: Sample>(traces: &[&[T]], settings: &Settings) -> Result<Vec<Scores>> {
     settings.check()?;
-    let tokens = traces.iter().map(|values| values.len()).sum();
-    each(traces.len(), tokens, |trace| score_one(traces[trace], settings, trace, None))
-}
-
-/// The scores of each trace by its number; in parallel unless they are few and short.
-fn each(
-    traces: usize,
-    tokens: usize,
-    score: impl Fn(usize) -> Result<Scores> + Sync + Send,
-) -> Result<Vec<Scores>> {
-    if traces + tokens <= ALONE {
-        return (0..traces).map(score).collect();
-    }
-    (0..traces).into_par_iter().map(score).collect()
+    let scored = traces.par_iter().enumerate();
+    scored.map(|(trace, values)| score_one(values, settings, trace, None)).collect()
 }
 
 fn check_offsets(offsets: &[i64], len: usize) -> Result<()> {

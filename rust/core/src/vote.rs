@@ -57,7 +57,6 @@ pub(crate) use key::optional;
 pub use key::{Key, Keys};
 pub use many::{Votes, vote_columns, vote_many};
 
-use crate::ALONE;
 use crate::error::{Error, Place, Result};
 
 /// How many rows one thread looks through at a time. No more than these keep to the caller's thread.
@@ -162,14 +161,9 @@ impl Rules<'_> {
             let any = scores.iter().fold(false, |any, score| any | score.is_infinite());
             any.then(|| scores.iter().position(|score| score.is_infinite())).flatten()
         };
-        let in_chunk = |(chunk, scores): (usize, &[f64])| {
+        let found = scores.par_chunks(CHUNK).enumerate().find_map_first(|(chunk, scores)| {
             infinite(scores).map(|position| chunk * CHUNK + position)
-        };
-        let found = if len <= ALONE {
-            in_chunk((0, scores))
-        } else {
-            scores.par_chunks(CHUNK).enumerate().find_map_first(in_chunk)
-        };
+        });
         match found {
             Some(position) => Err(Error::NotFinite {
                 argument: if self.scores.is_some() { "scores" } else { "weights" },
