@@ -39,6 +39,7 @@ pub mod controller;
 mod error;
 pub mod fixed;
 pub mod group;
+mod parallel;
 pub mod policy;
 pub mod replay;
 mod simd;
