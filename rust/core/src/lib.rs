@@ -51,3 +51,4 @@ pub mod trace;
 pub mod vote;
 
 pub use error::{Error, Result};
+pub use parallel::alone;

@@ -1,7 +1,8 @@
 //! Threads for long work: one pool a process, kept between calls.
 //!
 //! It has a thread a core, or as many as `RAYON_NUM_THREADS` says. Fewer are made for the call that asks
-//! for fewer, and end with it; more would not be faster. Small work is done by the calling thread.
+//! for fewer, and end with it; more would not be faster. Small work is done by the calling thread. rayon's
+//! global pool is never used: nothing that goes in parallel is called but through here.
 //!
 //! A pool does not survive `fork`: the child has the memory but none of the threads, and waiting for
 //! them would hang. So a forked child is told that it is one, and makes a pool of its own.
@@ -9,13 +10,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
-use deepconf_core::{ALONE, Result};
+use deepconf_core::{Result, alone};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::convert::whole;
 use crate::error::{invalid_input, raise};
 use crate::locked::BRIEF;
+
+/// So many values, or rows of a vote, take less than to wake a thread.
+const ALONE: usize = 1 << 16;
 
 /// The most threads that can be asked for.
 const MOST: usize = 4_096;
@@ -89,8 +93,8 @@ impl Threads {
         )))
     }
 
-    /// Runs work on so many values: on the calling thread if they are few, and without the interpreter
-    /// unless they are very few.
+    /// Runs work on so many values: on the calling thread alone if they are few, and without the
+    /// interpreter unless they are very few.
     pub fn run<T: Send>(
         self,
         py: Python<'_>,
@@ -98,8 +102,8 @@ impl Threads {
         work: impl FnOnce() -> Result<T> + Send,
     ) -> PyResult<T> {
         match values {
-            ..=BRIEF => sound(work),
-            ..=ALONE => py.detach(|| sound(work)),
+            ..=BRIEF => alone(|| sound(work)),
+            _ if values <= ALONE || self.0 == Some(1) => py.detach(|| alone(|| sound(work))),
             _ => py.detach(|| self.spread(work)),
         }
     }
