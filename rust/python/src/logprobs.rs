@@ -77,8 +77,7 @@ pub fn flat_confidences<'py>(
     returned: Given<'py>,
     floor: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let rules = Rules::read(k, &returned, floor)?;
-    let Rules { k, returned, floor } = rules;
+    let Rules { k, returned, floor } = Rules::read(k, &returned, floor)?;
     let logprobs = object::<PyList>(logprobs, "logprobs", "a list")?;
     let ranks = object::<PyList>(ranks, "ranks", "a list")?;
     let values = logprobs.iter().map(|item| number(&item, "an entry of logprobs"));

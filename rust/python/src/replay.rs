@@ -36,11 +36,11 @@ fn of_core(policies: &Bound<'_, PyAny>) -> PyResult<Vec<deepconf_core::policy::P
     items.enumerate().map(policy).collect()
 }
 
-/// A number of a question, trace or answer.
-fn below(most: u32, name: &str, value: i64) -> PyResult<u32> {
-    let fits = u32::try_from(value).ok().filter(|&number| number < most);
-    fits.ok_or_else(|| {
-        invalid_input(format!("{name} holds {value}: must be from 0 to {}", most - 1))
+/// The number of a question or answer.
+fn number(name: &str, value: i64) -> PyResult<u32> {
+    let number = u32::try_from(value).ok().filter(|&number| number < MOST);
+    number.ok_or_else(|| {
+        invalid_input(format!("{name} holds {value}: must be from 0 to {}", MOST - 1))
     })
 }
 
@@ -90,9 +90,9 @@ impl ReplayPool {
         let columns = questions.as_slice()?.iter().zip(traces.as_slice()?);
         let endings = answers.as_slice()?.iter().zip(at_limit.as_slice()?);
         let rows = columns.zip(endings).map(|((&question, &trace), (&answer, &limit))| {
-            let answer = if answer == -1 { None } else { Some(below(MOST, "answers", answer)?) };
+            let answer = if answer == -1 { None } else { Some(number("answers", answer)?) };
             let ended = if limit == 0 { Ended::ByItself } else { Ended::AtTheLimit };
-            Ok(Row { question: below(MOST, "questions", question)?, trace, answer, ended })
+            Ok(Row { question: number("questions", question)?, trace, answer, ended })
         });
         let rows = rows.collect::<PyResult<Vec<_>>>()?;
         let Some(chunks) = convert::arrow(confidences, "confidences")? else {
@@ -141,7 +141,7 @@ impl ReplayPool {
     ///         such a policy.
     #[pyo3(
         signature = (question, policies, draws, lag=Given::default(), threads=None),
-        text_signature = "(self, question, policies, draws, lag=0, threads=None)",
+        text_signature = "($self, question, policies, draws, lag=0, threads=None)",
     )]
     fn run<'py>(
         &self,
