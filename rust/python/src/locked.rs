@@ -8,6 +8,8 @@
 //!
 //! **Cost.** Some nanoseconds where nobody else has the lock.
 
+#![expect(clippy::disallowed_types, reason = "the one place for a lock")]
+
 use std::sync::{Mutex, PoisonError, TryLockError};
 
 use pyo3::Python;
