@@ -232,7 +232,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([GOOD], {"bottom": np.nan}, InvalidInput, "bottom=NaN"),
     ([GOOD], {"decimals": 10}, InvalidInput, "decimals=10: must be 9 at the most"),
     ([GOOD], {"decimals": -1}, InvalidInput, "decimals=-1: out of range, or negative"),
-    ([GOOD], {"threads": 0}, InvalidInput, "threads=0: must be at least 1"),
+    ([GOOD], {"threads": 0}, InvalidInput, "threads=0: must be between 1 and 4096"),
     ([GOOD], {"threads": -1}, InvalidInput, "threads=-1: out of range, or negative"),
     ([], {"window": 0}, InvalidInput, "window=0"),
 ]

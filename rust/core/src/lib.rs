@@ -80,5 +80,6 @@ pub mod trace;
 pub mod vote;
 
 pub use error::{Error, Result};
+pub use parallel::alone;
 pub use sample::Sample;
 pub use simd::Level;

@@ -6,10 +6,30 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
+use crate::convert::{Given, integers, number, object, optional, truth, whole};
 use crate::error::{invalid_input, invalid_type, raise};
 
-fn check(k: Option<usize>, floor: Option<f64>) -> PyResult<()> {
-    check_floor(floor).and(k.map_or(Ok(()), |k| check_k("k", k))).map_err(raise)
+/// Which entries of a row count, as the arguments say.
+struct Rules {
+    /// The k most likely; `None` for as many as there are.
+    k: Option<usize>,
+    /// All that came back.
+    returned: bool,
+    floor: Option<f64>,
+}
+
+impl Rules {
+    fn read(
+        k: Option<&Bound<'_, PyAny>>,
+        returned: &Given<'_>,
+        floor: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let k = k.map(|k| whole(k, "k")).transpose()?;
+        let returned = returned.or(false, "returned", truth)?;
+        let floor = floor.map(|floor| number(floor, "floor")).transpose()?;
+        check_floor(floor).and(k.map_or(Ok(()), |k| check_k("k", k))).map_err(raise)?;
+        Ok(Self { k, returned, floor })
+    }
 }
 
 /// That there is one log-probability a token, as a row shows.
@@ -48,18 +68,25 @@ fn checked(py: Python<'_>, confidences: Vec<f32>) -> PyResult<Bound<'_, PyArray1
 /// Returns:
 ///     float32 `[n]`, nats.
 #[pyfunction]
-#[pyo3(signature = (logprobs, ends, ranks, k=None, returned=false, floor=None))]
+#[pyo3(signature = (logprobs, ends, ranks, k=None, returned=Given::default(), floor=None), text_signature = "(logprobs, ends, ranks, k=None, returned=False, floor=None)")]
 pub fn flat_confidences<'py>(
-    logprobs: &Bound<'py, PyList>,
-    ends: Vec<usize>,
-    ranks: &Bound<'py, PyList>,
-    k: Option<usize>,
-    returned: bool,
-    floor: Option<f64>,
+    logprobs: &Bound<'py, PyAny>,
+    ends: &Bound<'py, PyAny>,
+    ranks: &Bound<'py, PyAny>,
+    k: Option<&Bound<'py, PyAny>>,
+    returned: Given<'py>,
+    floor: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    check(k, floor)?;
-    let mut values =
-        logprobs.iter().map(|item| item.extract::<f64>()).collect::<PyResult<Vec<_>>>()?;
+    let Rules { k, returned, floor } = Rules::read(k, &returned, floor)?;
+    let logprobs = object::<PyList>(logprobs, "logprobs", "a list")?;
+    let ranks = object::<PyList>(ranks, "ranks", "a list")?;
+    let values = logprobs.iter().map(|item| number(&item, "an entry of logprobs"));
+    let mut values = values.collect::<PyResult<Vec<_>>>()?;
+    let ends = integers(ends, "ends")?;
+    let ends = ends.as_slice()?.iter().map(|&end| {
+        usize::try_from(end).map_err(|_| invalid_input(format!("ends holds {end}: out of range")))
+    });
+    let ends = ends.collect::<PyResult<Vec<_>>>()?;
     if ranks.len() != values.len() || ends.last().copied().unwrap_or(0) != values.len() {
         return Err(invalid_input(format!(
             "{} logprobs with {} ranks in rows up to {:?}: there must be as many of each",
@@ -76,7 +103,7 @@ pub fn flat_confidences<'py>(
             ends[row + 1]
         )));
     }
-    let rank = |at: usize| ranks.get_item(at)?.extract::<Option<usize>>();
+    let rank = |at: usize| optional(&ranks.get_item(at)?, "an entry of ranks", whole::<usize>);
     let starts = || std::iter::once(0).chain(ends.iter().copied());
     let k = match k {
         Some(k) => k,
@@ -125,15 +152,15 @@ pub fn flat_confidences<'py>(
 /// Returns:
 ///     float32 `[n]`, nats.
 #[pyfunction]
-#[pyo3(signature = (rows, k=None, returned=false, floor=None))]
+#[pyo3(signature = (rows, k=None, returned=Given::default(), floor=None), text_signature = "(rows, k=None, returned=False, floor=None)")]
 pub fn dict_confidences<'py>(
-    rows: &Bound<'py, PyList>,
-    k: Option<usize>,
-    returned: bool,
-    floor: Option<f64>,
+    rows: &Bound<'py, PyAny>,
+    k: Option<&Bound<'py, PyAny>>,
+    returned: Given<'py>,
+    floor: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    check(k, floor)?;
-    let py = rows.py();
+    let rules = Rules::read(k, &returned, floor)?;
+    let (py, rows) = (rows.py(), object::<PyList>(rows, "rows", "a list")?);
     let logprob = intern!(py, "logprob");
     let mut table = Table::default();
     for (position, row) in rows.iter().enumerate() {
@@ -150,7 +177,7 @@ pub fn dict_confidences<'py>(
         }
         table.ends.push(table.entries.len());
     }
-    table.confidences(py, k, returned, floor)
+    table.confidences(py, &rules)
 }
 
 /// Token confidences of OpenAI-style log-probabilities, as JSON is parsed or as client objects.
@@ -166,14 +193,14 @@ pub fn dict_confidences<'py>(
 /// Returns:
 ///     float32 `[n]`, nats.
 #[pyfunction]
-#[pyo3(signature = (logprobs, k=None, returned=false, floor=None))]
+#[pyo3(signature = (logprobs, k=None, returned=Given::default(), floor=None), text_signature = "(logprobs, k=None, returned=False, floor=None)")]
 pub fn openai_confidences<'py>(
     logprobs: &Bound<'py, PyAny>,
-    k: Option<usize>,
-    returned: bool,
-    floor: Option<f64>,
+    k: Option<&Bound<'py, PyAny>>,
+    returned: Given<'py>,
+    floor: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    check(k, floor)?;
+    let rules = Rules::read(k, &returned, floor)?;
     let py = logprobs.py();
     let mut table = Table::default();
     if let Some(content) = field(logprobs, intern!(py, "content"))? {
@@ -182,7 +209,7 @@ pub fn openai_confidences<'py>(
             let top = field(&entry, intern!(py, "top_logprobs"))?
                 .ok_or_else(|| wrong("has no top_logprobs"))?;
             let sampled = field(&entry, intern!(py, "token"))?;
-            let mut among = !returned;
+            let mut among = !rules.returned;
             for likely in top.try_iter()? {
                 let likely = likely?;
                 table.entries.push(logprob(&likely, position)?);
@@ -215,7 +242,7 @@ pub fn openai_confidences<'py>(
              logprobs=True and top_logprobs=20 for chat, or logprobs=20",
         ));
     }
-    table.confidences(py, k, returned, floor)
+    table.confidences(py, &rules)
 }
 
 fn wrong_entry(position: usize, what: &str) -> PyErr {
@@ -256,13 +283,12 @@ impl Default for Table {
 
 impl Table {
     /// Of the `k` most likely, or of all that were returned.
-    fn confidences(
+    fn confidences<'py>(
         self,
-        py: Python<'_>,
-        k: Option<usize>,
-        returned: bool,
-        floor: Option<f64>,
-    ) -> PyResult<Bound<'_, PyArray1<f32>>> {
+        py: Python<'py>,
+        rules: &Rules,
+    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let &Rules { k, returned, floor } = rules;
         let Self { mut entries, ends } = self;
         let widths = ends.windows(2).map(|end| end[1] - end[0]).enumerate();
         let Some((position, shortest)) = widths.min_by_key(|&(_, width)| width) else {
