@@ -101,13 +101,12 @@ fn run(u: &mut Unstructured) -> arbitrary::Result<()> {
         _ => dice.below(90) as f64 / 8.0 - 2.0,
     };
     let scores: Vec<f64> = (0..n).map(|_| score(dice)).collect();
-    let rules = Rules {
-        weights: Some(&eighths[..]).filter(|_| weighted),
-        keep,
-        scores: Some(&scores[..]).filter(|_| scored),
-        min_ballots,
-        over_all,
-    };
+    let rules = Rules::default()
+        .weights(Some(&eighths[..]).filter(|_| weighted))
+        .keep(keep)
+        .scores(Some(&scores[..]).filter(|_| scored))
+        .min_ballots(min_ballots)
+        .over_all(over_all);
     let one = vote(&answers, &rules);
     if keep < 1.0 && !weighted && !scored {
         assert!(one.is_err());
@@ -135,7 +134,7 @@ fn run(u: &mut Unstructured) -> arbitrary::Result<()> {
         assert_eq!(many.question_rows[at], rows[0]);
         assert_eq!(many.answer_rows[at], tally.ballots.first().map(|b| rows[b.0]));
         assert_eq!(many.share[at], tally.share);
-        assert_eq!(many.num_voters[at], tally.voters.len() as i64);
+        assert_eq!(many.num_voters[at], tally.voters.len());
         assert_eq!(many.fallback[at], tally.fallback);
     }
     Ok(())

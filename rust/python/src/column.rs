@@ -17,7 +17,7 @@ use arrow_array::{
     StringArray, StringViewArray,
 };
 use arrow_schema::DataType;
-use deepconf_core::vote::{Key, Keys};
+use deepconf_core::vote::{Integers, Key, Keys};
 use numpy::{PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
@@ -112,7 +112,7 @@ impl<'py> Column<'py> {
         Ok(match self {
             Self::Texts(chunks) => Box::new(chunks),
             Self::Integers(chunks, _) => Box::new(chunks),
-            Self::Numbers(array, _) => Box::new(Numbers(array.as_slice()?)),
+            Self::Numbers(array, _) => Box::new(Integers(array.as_slice()?)),
             Self::Objects(objects) => Box::new(Numbered(&objects.numbers)),
         })
     }
@@ -227,33 +227,27 @@ impl<'py> Objects<'py> {
 
 struct Numbered<'a>(&'a [Option<u32>]);
 
+impl Numbered<'_> {
+    fn key(number: Option<u32>) -> Key {
+        number.map_or(Key::MISSING, |number| Key::integer(number.into()))
+    }
+}
+
 impl Keys for Numbered<'_> {
     fn rows(&self) -> usize {
         self.0.len()
     }
 
     fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
-        out.extend(
-            self.0[rows]
-                .iter()
-                .map(|number| number.map_or(Key::MISSING, |number| Key::integer(number.into()))),
-        );
+        out.extend(self.0[rows].iter().map(|number| Self::key(*number)));
     }
 
-    fn same(&self, _: usize, _: usize) -> bool {
-        true
-    }
-}
-
-struct Numbers<'a>(&'a [i64]);
-
-impl Keys for Numbers<'_> {
-    fn rows(&self) -> usize {
-        self.0.len()
+    fn pick(&self, rows: &[u32], out: &mut Vec<Key>) {
+        out.extend(rows.iter().map(|&row| Self::key(self.0[row as usize])));
     }
 
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
-        out.extend(self.0[rows].iter().map(|&number| Key::integer(number as u64)));
+    fn present(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        out.extend(self.0[rows].iter().map(Option::is_some));
     }
 
     fn same(&self, _: usize, _: usize) -> bool {
@@ -287,7 +281,7 @@ pub trait Chunk {
     fn array(&self) -> &dyn Array;
 
     /// Appends the keys of `rows`.
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>);
+    fn keys(&self, rows: impl Iterator<Item = usize>, out: &mut Vec<Key>);
 
     /// Whether two rows hold the same value.
     fn same(left: (&Self, usize), right: (&Self, usize)) -> bool;
@@ -297,7 +291,12 @@ pub trait Chunk {
 }
 
 /// Appends the keys of `rows`, `None` for a null.
-fn append(array: &dyn Array, rows: Range<usize>, out: &mut Vec<Key>, key: impl Fn(usize) -> Key) {
+fn append(
+    array: &dyn Array,
+    rows: impl Iterator<Item = usize>,
+    out: &mut Vec<Key>,
+    key: impl Fn(usize) -> Key,
+) {
     match array.nulls() {
         None => out.extend(rows.map(key)),
         Some(nulls) => {
@@ -309,7 +308,7 @@ fn append(array: &dyn Array, rows: Range<usize>, out: &mut Vec<Key>, key: impl F
 
 fn append_texts<O: OffsetSizeTrait>(
     array: &GenericStringArray<O>,
-    rows: Range<usize>,
+    rows: impl Iterator<Item = usize>,
     out: &mut Vec<Key>,
 ) {
     let (buffer, ends) = (array.value_data(), array.value_offsets());
@@ -327,7 +326,7 @@ impl Chunk for Texts {
         }
     }
 
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
+    fn keys(&self, rows: impl Iterator<Item = usize>, out: &mut Vec<Key>) {
         match self {
             Self::Small(array) => append_texts(array, rows, out),
             Self::Large(array) => append_texts(array, rows, out),
@@ -361,7 +360,7 @@ impl Chunk for Int64Array {
         self
     }
 
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
+    fn keys(&self, rows: impl Iterator<Item = usize>, out: &mut Vec<Key>) {
         append(self, rows, out, |row| Key::integer(self.values()[row] as u64));
     }
 
@@ -401,6 +400,18 @@ impl<C: Chunk> Chunks<C> {
         (&self.chunks[at], row - self.starts[at])
     }
 
+    /// The pieces that `rows` are of, each with its own rows.
+    fn pieces(&self, rows: Range<usize>, mut f: impl FnMut(&C, Range<usize>)) {
+        let first = self.starts.partition_point(|&start| start <= rows.start).saturating_sub(1);
+        for (chunk, ends) in self.chunks.iter().zip(self.starts.windows(2)).skip(first) {
+            if ends[0] >= rows.end {
+                break;
+            }
+            let part = rows.start.max(ends[0])..rows.end.min(ends[1]);
+            f(chunk, part.start - ends[0]..part.end - ends[0]);
+        }
+    }
+
     fn first_missing(&self) -> Option<usize> {
         self.chunks.iter().zip(&self.starts).find_map(|(chunk, start)| {
             let nulls = chunk.array().nulls()?;
@@ -415,14 +426,24 @@ impl<C: Chunk> Keys for &Chunks<C> {
     }
 
     fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
-        let first = self.starts.partition_point(|&start| start <= rows.start).saturating_sub(1);
-        for (chunk, ends) in self.chunks.iter().zip(self.starts.windows(2)).skip(first) {
-            if ends[0] >= rows.end {
-                break;
-            }
-            let part = rows.start.max(ends[0])..rows.end.min(ends[1]);
-            chunk.keys(part.start - ends[0]..part.end - ends[0], out);
+        self.pieces(rows, |chunk, rows| chunk.keys(rows, out));
+    }
+
+    fn pick(&self, rows: &[u32], out: &mut Vec<Key>) {
+        if let [chunk] = &self.chunks[..] {
+            return chunk.keys(rows.iter().map(|&row| row as usize), out);
         }
+        for &row in rows {
+            let (chunk, at) = self.find(row as usize);
+            chunk.keys(at..at + 1, out);
+        }
+    }
+
+    fn present(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        self.pieces(rows, |chunk, rows| match chunk.array().nulls() {
+            None => out.extend(rows.map(|_| true)),
+            Some(nulls) => out.extend(rows.map(|row| nulls.is_valid(row))),
+        });
     }
 
     fn same(&self, left: usize, right: usize) -> bool {

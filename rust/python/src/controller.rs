@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use deepconf_core::controller::{self, Finish};
 use numpy::PyReadonlyArray1;
+use pyo3::exceptions::PyNotImplementedError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
@@ -77,7 +78,7 @@ impl Outcome {
             voters: outcome.voters.clone(),
             threshold: outcome.threshold,
             reason: outcome.reason.name(),
-            unarmed: outcome.unarmed.clone(),
+            unarmed: outcome.unarmed.map(|why| why.to_string()),
         })
     }
 }
@@ -134,6 +135,8 @@ fn action(py: Python<'_>, action: controller::Action) -> PyResult<Action> {
         controller::Action::Answer(outcome) => {
             Action::Answer { outcome: Py::new(py, Outcome::new(py, &outcome)?)? }
         }
+        // The core may learn to ask for more.
+        other => return Err(PyNotImplementedError::new_err(format!("{other:?}"))),
     })
 }
 

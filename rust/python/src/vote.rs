@@ -169,18 +169,13 @@ pub fn vote<'py>(
     let min_ballots = min_ballots.map_or(Ok(1), |value| convert::whole(value, "min_ballots"))?;
     let answers = Column::read(answers, "answers")?;
     let (weights, scores) = (column(weights, "weights")?, column(scores, "scores")?);
-    let rules = Rules {
-        weights: weights.as_ref().map(|w| w.as_slice()).transpose()?,
-        keep,
-        scores: scores.as_ref().map(|s| s.as_slice()).transpose()?,
-        min_ballots,
-        over_all: false,
-    };
+    let rules = Rules::default()
+        .weights(weights.as_ref().map(|w| w.as_slice()).transpose()?)
+        .keep(keep)
+        .scores(scores.as_ref().map(|s| s.as_slice()).transpose()?)
+        .min_ballots(min_ballots);
     let keys = answers.keys()?;
-    let work = || core::vote_column(&*keys, &rules);
-    // Many rows are checked in parallel, which needs a pool of this process; few are not worth one.
-    let vote = if keys.rows() > core::CHUNK { pool::run(py, None, work)? } else { work() };
-    let vote = vote.map_err(raise)?;
+    let vote = py.detach(|| core::vote_column(&*keys, &rules)).map_err(raise)?;
     Vote::new(py, &vote, |ballot| answers.value(py, ballot.first).ok())
 }
 
@@ -227,13 +222,11 @@ pub fn vote_many<'py>(
     }
     let answers = Column::read(answers, "answers")?;
     let (weights, scores) = (column(weights, "weights")?, column(scores, "scores")?);
-    let rules = Rules {
-        weights: weights.as_ref().map(|w| w.as_slice()).transpose()?,
-        keep,
-        scores: scores.as_ref().map(|s| s.as_slice()).transpose()?,
-        min_ballots,
-        over_all: false,
-    };
+    let rules = Rules::default()
+        .weights(weights.as_ref().map(|w| w.as_slice()).transpose()?)
+        .keep(keep)
+        .scores(scores.as_ref().map(|s| s.as_slice()).transpose()?)
+        .min_ballots(min_ballots);
     let (question_keys, answer_keys) = (questions.keys()?, answers.keys()?);
     let vote = || core::vote_columns(&*question_keys, &*answer_keys, &rules);
     let votes = pool::run(py, threads, vote)?.map_err(raise)?;
@@ -244,7 +237,7 @@ pub fn vote_many<'py>(
         questions: PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.unbind(),
         answers: PyList::new(py, winners.collect::<PyResult<Vec<_>>>()?)?.unbind(),
         share: PyArray1::from_vec(py, votes.share).unbind(),
-        num_voters: PyArray1::from_vec(py, votes.num_voters).unbind(),
+        num_voters: PyArray1::from_iter(py, votes.num_voters.iter().map(|&n| n as i64)).unbind(),
         fallback: PyArray1::from_vec(py, votes.fallback).unbind(),
     })
 }
