@@ -74,7 +74,6 @@ pub struct Row {
 
 /// What came of a run.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct Run {
     /// The number of the answer that won; `None` when nobody voted.
     pub answer: Option<u32>,
