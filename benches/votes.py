@@ -5,20 +5,23 @@ weights of each answer, and takes the heaviest, ties the one seen first. Weights
 1/8, so that ties happen and sums are exact. Each package gets the columns in the form it likes
 best, made beforehand; polars and DuckDB each take the fastest of several ways to say the query.
 
-    python benches/votes.py [--rows 10000000] [--questions 100000] [--runs 5] [--slow]
+    python benches/votes.py [--rows 10000000] [--questions 100000] [--runs 5] [--more]
+
+All of the grid, or what is asked for: `--named integer string`, `--order sorted shuffled`,
+`--answers short long`, `--keep 0.1 0.5 1`.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import deepconf
-import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -28,18 +31,23 @@ Winners = dict[str, str]
 Query = Callable[[], object]
 
 
-def recording(rows: int, questions: int, *, shuffled: bool, long: bool, seed: int) -> pl.DataFrame:
+def recording(rows: int, questions: int, named: str, order: str, answers: str) -> pl.DataFrame:
     """One row a trace: question, answer (5% none), weight."""
-    random = np.random.default_rng(seed)
+    long = answers == "long"
+    random = np.random.default_rng(1)
     question = np.sort(random.integers(questions, size=rows))
-    if shuffled:
+    if order == "shuffled":
         random.shuffle(question)
     rank = np.minimum(random.geometric(0.35, rows), 12)
     answer = pl.Series((question * 2_654_435_761 + rank * 40_503) % 1_000).cast(pl.String)
-    name = pl.Series(question).cast(pl.String).str.zfill(6)
+    number = pl.Series(question)
+    # As long as the answers are.
+    name = ("a-longer-name-of-a-question-" if long else "aime-") + number.cast(pl.String).str.zfill(
+        6
+    )
     frame = pl.DataFrame(
         {
-            "question": ("a-longer-name-of-a-question-" if long else "aime-") + name,
+            "question": number if named == "integer" else name,
             "answer": ("the answer comes to " if long else "") + answer,
             "weight": np.round(random.gamma(9.0, 1.5, rows) * 8) / 8,
         }
@@ -50,27 +58,27 @@ def recording(rows: int, questions: int, *, shuffled: bool, long: bool, seed: in
 
 def polars_window(frame: pl.DataFrame, keep: float) -> pl.LazyFrame:
     """The threshold by a window expression."""
-    answered = frame.lazy().with_row_index("row").filter(pl.col("answer").is_not_null())
-    threshold = pl.col("weight").quantile(1 - keep, "linear").over("question")
-    ballots = (
-        answered.filter(pl.col("weight") >= threshold)
-        .group_by("question", "answer")
-        .agg(pl.col("weight").sum(), pl.col("row").first())
-    )
+    kept = frame.lazy().with_row_index("row").filter(pl.col("answer").is_not_null())
+    if keep < 1:
+        threshold = pl.col("weight").quantile(1 - keep, "linear").over("question")
+        kept = kept.filter(pl.col("weight") >= threshold)
+    ballots = kept.group_by("question", "answer").agg(pl.col("weight").sum(), pl.col("row").first())
     order = {"by": ["weight", "row"], "descending": [True, False]}
     return ballots.group_by("question").agg(pl.col("answer").sort_by(**order).first())
 
 
 def polars_lists(frame: pl.DataFrame, keep: float) -> pl.LazyFrame:
     """The threshold inside a group-by, the kept rows exploded."""
-    kept = pl.col("weight") >= pl.col("weight").quantile(1 - keep, "linear")
+    kept = frame.lazy().filter(pl.col("answer").is_not_null())
+    if keep < 1:
+        top = pl.col("weight") >= pl.col("weight").quantile(1 - keep, "linear")
+        kept = (
+            kept.group_by("question", maintain_order=True)
+            .agg(pl.col("answer").filter(top), pl.col("weight").filter(top))
+            .explode("answer", "weight")
+        )
     return (
-        frame.lazy()
-        .filter(pl.col("answer").is_not_null())
-        .group_by("question", maintain_order=True)
-        .agg(pl.col("answer").filter(kept), pl.col("weight").filter(kept))
-        .explode("answer", "weight")
-        .group_by("question", "answer", maintain_order=True)
+        kept.group_by("question", "answer", maintain_order=True)
         .agg(pl.col("weight").sum())
         .group_by("question", maintain_order=True)
         .agg(pl.col("answer").get(pl.col("weight").arg_max()))
@@ -113,6 +121,8 @@ DUCKDB = {
 
 def duckdb_ways(frame: pl.DataFrame, keep: float) -> list[Query]:
     """The queries on a table of its own."""
+    import duckdb
+
     database = duckdb.connect()
     arrow = frame.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64)).to_arrow()
     database.register("arrow", arrow)
@@ -158,8 +168,8 @@ def seconds(query: Query) -> float:
 
 
 def fastest(ways: list[Query]) -> Query:
-    """The way that takes the least time; each is tried twice."""
-    return min(ways, key=lambda way: min(seconds(way) for _ in range(2)))
+    """The way that takes the least time."""
+    return min(ways, key=seconds)
 
 
 def peak(query: Query) -> int | None:
@@ -175,37 +185,21 @@ def peak(query: Query) -> int | None:
         return None
 
 
-def compare(frame: pl.DataFrame, keep: float, runs: int, *, slow: bool) -> None:
-    """Runs all in turn, prints a table, and fails where winners differ."""
+def compare(frame: pl.DataFrame, keep: float, runs: int, *, more: bool) -> float:
+    """Runs all in turn, prints a table, and fails where winners differ; how often polars' time."""
     weight = frame["weight"].to_numpy()
-    oldest = pl.CompatLevel.oldest()
     view = (frame["question"], frame["answer"])
-    utf8 = tuple(column.to_arrow(compat_level=oldest) for column in view)
-    number = frame["question"].str.slice(-6).cast(pl.Int64).to_numpy()
     # First of all, before there is memory to use again.
     memory = peak(lambda: deepconf.vote_many(*view, weight, keep))
     queries: dict[str, Query] = {
-        "deepconf, polars columns": lambda: deepconf.vote_many(*view, weight, keep),
-        "deepconf, pyarrow columns": lambda: deepconf.vote_many(*utf8, weight, keep),
-        "deepconf, one thread": lambda: deepconf.vote_many(*view, weight, keep, threads=1),
-        "deepconf, NumPy questions": lambda: deepconf.vote_many(number, utf8[1], weight, keep),
+        "deepconf": lambda: deepconf.vote_many(*view, weight, keep),
         "polars": fastest(polars_ways(frame, keep)),
-        "duckdb": fastest(duckdb_ways(frame, keep)),
     }
-    if slow:
-        lists = tuple(column.to_list() for column in view)
-        queries["deepconf, lists of str"] = lambda: deepconf.vote_many(*lists, weight, keep)
-        queries["polars, lists of str"] = lambda: polars_window(
-            pl.DataFrame({"question": lists[0], "answer": lists[1], "weight": weight}), keep
-        ).collect()
-        categories = frame.to_pandas().astype({"question": "category", "answer": "category"})
-        queries["pandas"] = lambda: pandas_way(categories, keep)
+    if more:
+        queries |= more_queries(frame, keep)
     expected = winners(queries["polars"]())
     for name, query in queries.items():
-        got = winners(query())
-        if name == "deepconf, NumPy questions":
-            got = {expected_name(frame, int(n)): answer for n, answer in got.items()}
-        assert got == expected, f"{name} has other winners"
+        assert winners(query()) == expected, f"{name} has other winners"
     times: dict[str, list[float]] = {name: [] for name in queries}
     for _ in range(runs):
         for name, query in queries.items():
@@ -219,30 +213,61 @@ def compare(frame: pl.DataFrame, keep: float, runs: int, *, slow: bool) -> None:
         )
     if memory is not None:
         print(f"  deepconf needs {memory / frame.height:.0f} bytes a row beside its input")
+    pairs = zip(times["polars"], times["deepconf"], strict=True)
+    return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def expected_name(frame: pl.DataFrame, number: int) -> str:
-    """The question that has this number."""
-    return frame["question"][0][:-6] + f"{number:06}"
+def more_queries(frame: pl.DataFrame, keep: float) -> dict[str, Query]:
+    """What else there is: columns of other kinds, one thread, other packages."""
+    weight = frame["weight"].to_numpy()
+    view = (frame["question"], frame["answer"])
+    oldest = pl.CompatLevel.oldest()
+    utf8 = tuple(column.to_arrow(compat_level=oldest) for column in view)
+    lists = tuple(column.to_list() for column in view)
+    categories = frame.to_pandas().astype({"question": "category", "answer": "category"})
+    return {
+        "deepconf, pyarrow columns": lambda: deepconf.vote_many(*utf8, weight, keep),
+        "deepconf, one thread": lambda: deepconf.vote_many(*view, weight, keep, threads=1),
+        "deepconf, lists": lambda: deepconf.vote_many(*lists, weight, keep),
+        "polars, lists": lambda: polars_window(
+            pl.DataFrame({"question": lists[0], "answer": lists[1], "weight": weight}), keep
+        ).collect(),
+        "duckdb": fastest(duckdb_ways(frame, keep)),
+        "pandas": lambda: pandas_way(categories, keep),
+    }
 
 
 def main() -> None:
-    """All cases."""
+    """The grid."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--questions", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--slow", action="store_true", help="also lists of str, and pandas")
+    parser.add_argument("--more", action="store_true", help="also other columns and packages")
+    grid = {
+        "named": ["integer", "string"],
+        "order": ["sorted", "shuffled"],
+        "answers": ["short", "long"],
+    }
+    for name, choices in grid.items():
+        parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices)
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.1, 0.5, 1.0])
     settings = parser.parse_args()
-    modules = (deepconf, pl, duckdb, pd, pa, np)
+    modules = (deepconf, pl, pa, np)
     print(", ".join(f"{module.__name__} {module.__version__}" for module in modules))
-    for shuffled, long in [(False, False), (True, False), (False, True), (True, True)]:
-        frame = recording(settings.rows, settings.questions, shuffled=shuffled, long=long, seed=1)
-        for keep in (0.1, 0.5):
-            order = "shuffled" if shuffled else "sorted by question"
-            texts = "long texts" if long else "short texts"
-            print(f"{frame.height:,} rows, {order}, {texts}, keep={keep}", flush=True)
-            compare(frame, keep, settings.runs, slow=settings.slow and not long)
+    ratios: dict[str, list[float]] = {}
+    for case in itertools.product(*(getattr(settings, name) for name in grid)):
+        frame = recording(settings.rows, settings.questions, *case)
+        title = "{} questions, {}, {} answers".format(*case)
+        for keep in settings.keep:
+            print(f"{frame.height:,} rows, {title}, keep={keep}", flush=True)
+            ratio = compare(frame, keep, settings.runs, more=settings.more)
+            ratios.setdefault(title, []).append(ratio)
+    print(
+        f"{'times polars, median of turns':<44}" + "".join(f"{keep:>8}" for keep in settings.keep)
+    )
+    for title, row in ratios.items():
+        print(f"{title:<44}" + "".join(f"{ratio:8.2f}" for ratio in row))
 
 
 if __name__ == "__main__":

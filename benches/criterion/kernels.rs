@@ -49,7 +49,7 @@ fn tokens(criterion: &mut Criterion) {
 
 fn votes(criterion: &mut Criterion) {
     let (questions, answers, weights) = traces::ballots(100_000, 1_000, 13);
-    let rules = Rules { weights: Some(&weights), keep: 0.5, ..Rules::default() };
+    let rules = Rules::default().weights(Some(&weights)).keep(0.5);
     let mut group = criterion.benchmark_group("vote");
     group.throughput(Throughput::Elements(100_000));
     group.bench_function("vote_many", |bench| {

@@ -211,7 +211,7 @@ fn replays(bench: &mut Bench<'_>, data: &[f32]) {
     let answers = [0, 1, 2, 0, 3].into_iter().cycle().take(TRACES).collect::<Vec<u32>>();
     let names: Vec<String> = answers.iter().map(u32::to_string).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let policy = Policy { budget: TRACES as u32, ..Policy::preset("low").expect("it is one") };
+    let policy = Policy::preset("low").expect("it is one").budget(TRACES as u32);
     let row = |(trace, &answer): (i64, &u32)| Row {
         question: 0,
         trace,
@@ -247,7 +247,7 @@ fn replays(bench: &mut Bench<'_>, data: &[f32]) {
 fn votes(bench: &mut Bench<'_>, _: &[f32]) {
     for (rows, number) in [(1_000_000, 10_000), (10_000_000, 100_000)] {
         let (questions, answers, weights) = traces::ballots(rows, number, 13);
-        let rules = Rules { weights: Some(&weights), keep: 0.5, ..Rules::default() };
+        let rules = Rules::default().weights(Some(&weights)).keep(0.5);
         let votes = vote::vote_many(&questions, &answers, &rules).expect("the columns are sound");
         oracle::check_votes(&questions, &answers, &weights, rules.keep, &votes);
         for threads in [1, cores()] {

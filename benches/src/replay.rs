@@ -23,7 +23,7 @@ pub fn drive(policy: &Policy, traces: &[&[f32]], answers: &[&str]) -> Result<(u6
                     }
                 }
                 Action::Answer(_) => return Ok((tokens, step)),
-                Action::Abort(_) | Action::Stop { .. } => {}
+                _ => {}
             }
         }
         step += 1;

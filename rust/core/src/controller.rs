@@ -6,9 +6,9 @@
 //!
 //! ```
 //! use deepconf_core::controller::{Action, Controller, Finish, Reason};
-//! use deepconf_core::policy::Policy;
+//! use deepconf_core::policy::{Policy, Preset};
 //!
-//! let policy = Policy { budget: 8, warmup: 4, window: 2, ..Policy::preset("high")? };
+//! let policy = Policy::new(Preset::High).budget(8).warmup(4).window(2);
 //! let mut controller = Controller::new(policy)?;
 //! assert_eq!(controller.start()?, [Action::Launch(vec![0, 1, 2, 3])]);
 //! for trace in 0..4 {
@@ -47,193 +47,31 @@
 //! one is counted anew, O(traces). With `stop="certain"`, and where an offline filter may settle the
 //! run, every end costs that.
 
+mod action;
+mod ballots;
 mod entry;
+mod settle;
 mod standing;
+mod state;
 
 use std::collections::HashMap;
-use std::fmt;
 
-use entry::{Scoring, Trace};
+pub use action::{Action, Finish, Outcome, Reason, Status, Unarmed};
+pub use state::{Leader, Phase, State};
+
+use entry::{Entry, Scoring};
 use standing::Standing;
 
 use crate::error::{Error, Result};
 use crate::fixed;
-use crate::policy::{Calibrate, Measure, Mode, Over, Policy, Stop};
+use crate::policy::{Measure, Mode, Policy};
 use crate::trace::{Scorer, Scores, Settings};
-use crate::vote::{self, Rules, Vote};
-
-/// What the driver is to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Start these traces, trace i with seed `policy.seed + i`, if there is a seed.
-    Launch(Vec<u32>),
-    /// Stop this trace: a group fell below the threshold.
-    Stop {
-        /// The trace.
-        trace: u32,
-        /// The token that completed the group, counted from 0.
-        token: u64,
-    },
-    /// Abort these traces: the answer is known.
-    Abort(Vec<u32>),
-    /// The run is over.
-    Answer(Box<Outcome>),
-}
-
-/// How a trace ended, as the server tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// By itself.
-    End,
-    /// At the length limit.
-    Length,
-    /// Because it was asked to.
-    Aborted,
-}
-
-/// Where a trace stands, and how it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// To be launched.
-    Launching,
-    /// Generating.
-    Running,
-    /// Asked to stop.
-    Stopping,
-    /// Asked to abort.
-    Aborting,
-    /// Ended by itself.
-    Finished,
-    /// Cut at the length limit.
-    Length,
-    /// Stopped below the threshold.
-    Stopped,
-    /// Aborted once the answer was known, or by whoever drives.
-    Aborted,
-    /// Lost to an error.
-    Failed,
-}
-
-impl Status {
-    /// The name, as trace files have it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Launching => "launching",
-            Self::Running => "running",
-            Self::Stopping => "stopping",
-            Self::Aborting => "aborting",
-            Self::Finished => "finished",
-            Self::Length => "length",
-            Self::Stopped => "stopped",
-            Self::Aborted => "aborted",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// Whether the trace takes a place among those running.
-    fn in_flight(self) -> bool {
-        matches!(self, Self::Launching | Self::Running | Self::Stopping | Self::Aborting)
-    }
-}
-
-/// Why a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The leading answer's share reached τ.
-    Consensus,
-    /// Nothing could change the winner any more.
-    Certain,
-    /// Every trace of the budget was over.
-    Budget,
-    /// The driver cancelled it.
-    Cancelled,
-    /// Nothing could be generated any more.
-    EngineDied,
-}
-
-impl Reason {
-    /// The name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Consensus => "consensus",
-            Self::Certain => "certain",
-            Self::Budget => "budget",
-            Self::Cancelled => "cancelled",
-            Self::EngineDied => "engine_died",
-        }
-    }
-
-    /// Whether the run was cut short, its vote being that of what had ended.
-    fn cut_short(self) -> bool {
-        matches!(self, Self::Cancelled | Self::EngineDied)
-    }
-}
-
-/// What came of a run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
-    /// The answer that won; `None` when nobody voted.
-    pub answer: Option<String>,
-    /// Answers in the order of `vote.ballots`.
-    pub answers: Vec<String>,
-    /// The vote; a ballot's `first` is a trace.
-    pub vote: Vote,
-    /// The traces that voted.
-    pub voters: Vec<u32>,
-    /// s, or the score an offline filter asked for.
-    pub threshold: Option<f64>,
-    /// Why the run ended.
-    pub reason: Reason,
-    /// Online: why the threshold could not have stopped anything, if so; nothing of a run cut short.
-    pub unarmed: Option<String>,
-}
-
-/// A printable summary of where a run stands.
-#[derive(Clone, Debug, PartialEq)]
-pub struct State {
-    /// `warmup`, `sampling` or `done`.
-    pub phase: &'static str,
-    /// How many traces have each status.
-    pub traces: Vec<(&'static str, usize)>,
-    /// Traces that ended and whose answer is not known yet.
-    pub unnamed: usize,
-    /// Traces of the budget not launched yet.
-    pub remaining: usize,
-    /// Tokens scored or counted so far.
-    pub tokens: u64,
-    /// s, once known.
-    pub threshold: Option<f64>,
-    /// The leading answer, its share, and the number of voters.
-    pub leader: Option<(String, f64, usize)>,
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} to launch", self.phase, self.remaining)?;
-        for (status, count) in &self.traces {
-            write!(f, ", {count} {status}")?;
-        }
-        if self.unnamed > 0 {
-            write!(f, " ({} unnamed)", self.unnamed)?;
-        }
-        write!(f, "; {} tokens", self.tokens)?;
-        if let Some(s) = self.threshold {
-            write!(f, "; threshold {s:.4}")?;
-        }
-        if let Some((answer, share, voters)) = &self.leader {
-            write!(f, "; {answer:?} leads with {:.1}% of {voters} votes", 100.0 * share)?;
-        }
-        Ok(())
-    }
-}
 
 /// The state machine of one run: see the module.
 #[derive(Clone, Debug)]
 pub struct Controller {
     policy: Policy,
-    traces: Vec<Trace>,
+    traces: Vec<Entry>,
     started: bool,
     calibrated: bool,
     threshold: Option<f64>,
@@ -353,7 +191,7 @@ impl Controller {
     /// A score that the policy weighs or ranks by and that is NaN takes the trace's vote.
     ///
     /// # Errors
-    /// [`Error::Event`] unless it runs, and where its tokens were told; [`Error::Setting`] where the
+    /// [`Error::Event`] unless it runs, and where its tokens were told; [`Error::Argument`] where the
     /// numbers cannot be: fewer tokens than before or than were scored, a stop beyond them, a stop of
     /// a trace without a threshold, a score that is infinite or out of range.
     pub fn scored(
@@ -377,14 +215,14 @@ impl Controller {
         let least = entry.tokens.max(scores.num_tokens);
         if tokens < least {
             let expected = format!("trace {trace} has {least} already");
-            return Err(Error::setting("num_tokens", tokens, expected));
+            return Err(Error::argument("num_tokens", tokens, expected));
         }
         let measures = [Measure::Mean, Measure::LowestGroup, Measure::BottomGroup, Measure::Tail];
         for measure in measures {
             let value = measure.of(&scores);
             if !(value.is_nan() || fixed::in_range(value)) {
                 let expected = "must be in nats, within ±32,768, or NaN where it is not known";
-                return Err(Error::setting(measure.name(), value, expected));
+                return Err(Error::argument(measure.name(), value, expected));
             }
         }
         if let Some(token) = stop {
@@ -396,7 +234,7 @@ impl Controller {
                 String::new()
             };
             if !expected.is_empty() {
-                return Err(Error::setting("stop_token", token, expected));
+                return Err(Error::argument("stop_token", token, expected));
             }
         }
         let entry = &mut self.traces[trace as usize];
@@ -507,43 +345,13 @@ impl Controller {
     /// A trace's scores, up to the token that asked for a stop.
     #[must_use]
     pub fn scores(&self, trace: u32) -> Option<Scores> {
-        self.traces.get(trace as usize).map(Trace::scores)
+        self.traces.get(trace as usize).map(Entry::scores)
     }
 
     /// Tokens of all traces so far, those after a stop or abort included.
     #[must_use]
     pub fn num_tokens(&self) -> u64 {
         self.traces.iter().map(|entry| entry.tokens).sum()
-    }
-
-    /// Where the run stands.
-    #[must_use]
-    pub fn state(&self) -> State {
-        let mut traces: Vec<(&'static str, usize)> = Vec::new();
-        for entry in &self.traces {
-            match traces.iter_mut().find(|(name, _)| *name == entry.status.name()) {
-                Some((_, count)) => *count += 1,
-                None => traces.push((entry.status.name(), 1)),
-            }
-        }
-        let vote = self.calibrated.then(|| self.vote().0);
-        let leader = vote.and_then(|vote| {
-            let answer = self.answer_of(vote.winner()?.first)?;
-            Some((answer.to_owned(), vote.share, vote.num_voters))
-        });
-        State {
-            phase: match (&self.outcome, self.calibrated) {
-                (Some(_), _) => "done",
-                (None, true) => "sampling",
-                (None, false) => "warmup",
-            },
-            traces,
-            unnamed: self.unnamed,
-            remaining: if self.outcome.is_some() { 0 } else { self.remaining() },
-            tokens: self.num_tokens(),
-            threshold: self.threshold,
-            leader,
-        }
     }
 
     fn remaining(&self) -> usize {
@@ -600,8 +408,7 @@ impl Controller {
 
     #[cold]
     fn misplaced(&self, event: &'static str, trace: u32, expected: &'static str) -> Error {
-        let state = self.status(trace).map_or("unknown", Status::name);
-        Error::Event { event, trace, state, expected }
+        Error::Event { event, trace, status: self.status(trace), expected }
     }
 
     /// What follows from the state, after anything that may have changed it.
@@ -631,7 +438,7 @@ impl Controller {
 
     fn launch(&mut self, count: usize) -> Action {
         let first = self.traces.len();
-        self.traces.resize(first + count, Trace::LAUNCHING);
+        self.traces.resize(first + count, Entry::LAUNCHING);
         self.in_flight += count;
         Action::Launch((first as u32..(first + count) as u32).collect())
     }
@@ -654,215 +461,8 @@ impl Controller {
         })
     }
 
-    /// Adds the ballot of a trace, if it has one that counts, to the standing.
-    fn cast(&mut self, trace: usize) {
-        let entry = &self.traces[trace];
-        if let Some(answer) = self.ballot(entry).filter(|_| self.is_kept(entry)) {
-            self.standing.add(answer, self.weight(entry));
-        }
-    }
-
-    /// Whether its lowest group reaches the threshold, if there is one.
-    fn is_kept(&self, entry: &Trace) -> bool {
-        self.threshold.is_none_or(|s| entry.final_score(Measure::LowestGroup) >= s)
-    }
-
-    /// What the vote of a trace that ended weighs.
-    fn weight(&self, entry: &Trace) -> f64 {
-        self.policy.weight.measure().map_or(1.0, |of| self.clip(entry.final_score(of)))
-    }
-
-    fn calibrate(&self) -> Option<f64> {
-        let counts = |entry: &&Trace| match entry.status {
-            Status::Finished => true,
-            Status::Length => self.policy.calibrate_on == Calibrate::All,
-            _ => false,
-        };
-        let ended = self.traces.iter().filter(counts);
-        let lowest = ended.map(|entry| entry.final_score(Measure::LowestGroup));
-        vote::top(&mut lowest.collect(), self.policy.keep)
-    }
-
-    /// The vote as it stands, and the traces it counted.
-    fn vote(&self) -> (Vote, Vec<u32>) {
-        let measured = |measure: Measure| -> Vec<f64> {
-            self.traces.iter().map(|entry| entry.final_score(measure)).collect()
-        };
-        let weights: Option<Vec<f64>> =
-            self.policy.weight.measure().map(|measure| {
-                measured(measure).into_iter().map(|weight| self.clip(weight)).collect()
-            });
-        let answers: Vec<Option<u32>> = self.traces.iter().map(|t| self.ballot(t)).collect();
-        let rules = Rules {
-            weights: weights.as_deref(),
-            keep: 1.0,
-            scores: None,
-            min_ballots: self.policy.min_ballots as usize,
-            over_all: self.policy.percentile_over == Over::All,
-        };
-        let ranking: Option<Vec<f64>> = match self.policy.mode {
-            Mode::Online => self.threshold.map(|_| measured(Measure::LowestGroup)),
-            Mode::Offline => (self.policy.keep < 1.0).then(|| measured(self.policy.measure)),
-        };
-        let vote = match (&ranking, self.policy.mode) {
-            (None, _) => vote::tally(&vote::optional(&answers), &rules),
-            (Some(scores), Mode::Online) => vote::above(self.threshold, scores, &answers, &rules),
-            (Some(scores), Mode::Offline) => {
-                let rules = Rules { keep: self.policy.keep, scores: Some(scores), ..rules };
-                vote::tally(&vote::optional(&answers), &rules)
-            }
-        };
-        let voted = |&row: &usize| {
-            let kept = match (&ranking, vote.threshold) {
-                (Some(scores), Some(s)) if !vote.fallback => scores[row] >= s,
-                _ => true,
-            };
-            answers[row].is_some() && kept
-        };
-        let voters = (0..answers.len()).filter(voted).map(|row| row as u32).collect();
-        (vote, voters)
-    }
-
-    /// A trace's answer, if it may vote.
-    fn ballot(&self, entry: &Trace) -> Option<u32> {
-        entry.answer.filter(|_| self.may_vote(entry))
-    }
-
-    /// Whether its way of ending lets a trace vote, once it has an answer.
-    fn may_vote(&self, entry: &Trace) -> bool {
-        let by_status = match (entry.status, self.policy.mode) {
-            (Status::Finished, _) | (Status::Length, Mode::Offline) => true,
-            (Status::Stopped | Status::Length, Mode::Online) => self.policy.stopped_vote,
-            _ => false,
-        };
-        // A trace without tokens has no score and never votes.
-        let is_scored = || {
-            let ranked = match self.policy.mode {
-                Mode::Online => Measure::LowestGroup,
-                Mode::Offline => self.policy.measure,
-            };
-            let needed = [Some(ranked), self.policy.weight.measure()];
-            needed.into_iter().flatten().all(|measure| !entry.final_score(measure).is_nan())
-        };
-        by_status && !entry.late && entry.scored() > 0 && is_scored()
-    }
-
-    /// A weight fit for voting: what rounding made negative is 0.
-    fn clip(&self, weight: f64) -> f64 {
-        weight.clamp(0.0, self.policy.max_weight.unwrap_or(fixed::LIMIT))
-    }
-
-    fn settled(&self) -> Option<Reason> {
-        if !self.calibrated || self.policy.stop == Stop::Budget {
-            return None;
-        }
-        let fewest = self.policy.min_ballots.max(1) as usize;
-        if self.policy.mode == Mode::Offline && self.policy.keep < 1.0 {
-            // An answer more would move the percentile of an offline filter.
-            if self.unnamed > 0 {
-                return None;
-            }
-        } else if self.standing.voters() < fewest || !self.may_be_settled() {
-            return None;
-        }
-        let vote = self.vote().0;
-        if vote.fallback || vote.num_voters < fewest {
-            return None;
-        }
-        match self.policy.stop {
-            Stop::Consensus if self.is_consensus(&vote) => Some(Reason::Consensus),
-            Stop::Certain if self.is_certain(&vote) => Some(Reason::Certain),
-            _ => None,
-        }
-    }
-
-    /// Whether the standing leaves it open that the run is settled.
-    fn may_be_settled(&self) -> bool {
-        match self.policy.stop {
-            Stop::Consensus => self.standing.may_be_consensus(self.policy.consensus),
-            Stop::Certain => self.standing.may_be_certain(self.outstanding()),
-            Stop::Budget => false,
-        }
-    }
-
-    /// What each trace that is unnamed and would be counted adds to some ballot.
-    fn unnamed_weights(&self) -> impl Iterator<Item = f64> {
-        // Only online: an offline filter waits.
-        let counts = |entry: &&Trace| entry.unnamed && self.may_vote(entry) && self.is_kept(entry);
-        self.traces.iter().filter(counts).map(|entry| self.weight(entry))
-    }
-
-    /// Whether the leader's share is a consensus, whatever the unnamed traces answer.
-    fn is_consensus(&self, vote: &Vote) -> bool {
-        if self.unnamed == 0 {
-            return vote.share >= self.policy.consensus;
-        }
-        let (count, unnamed) = self
-            .unnamed_weights()
-            .fold((0_usize, 0.0), |(count, sum), weight| (count + 1, sum + weight));
-        if count == 0 {
-            return vote.share >= self.policy.consensus;
-        }
-        let weight = |place: usize| vote.ballots.get(place).map_or(0.0, |ballot| ballot.weight);
-        let total: f64 = vote.ballots.iter().map(|ballot| ballot.weight).sum();
-        // With τ of a half or less, the runner-up could still become the leader.
-        weight(0) >= self.policy.consensus * (total + unnamed) && weight(0) - weight(1) > unnamed
-    }
-
-    /// Whether the leader stays ahead even if all that is outstanding goes to the runner-up.
-    fn is_certain(&self, vote: &Vote) -> bool {
-        let outstanding = self.outstanding();
-        let weight = |place: usize| vote.ballots.get(place).map_or(0.0, |ballot| ballot.weight);
-        // The margin covers the rounding of the sums.
-        outstanding > 0.0 && weight(0) - weight(1) > outstanding + 1e-9 * (weight(0) + outstanding)
-    }
-
-    /// The most that all ballots to come can add up to.
-    fn outstanding(&self) -> f64 {
-        let unlaunched = self.remaining() as f64 * self.most_unlaunched();
-        let running = self.traces.iter().filter(|t| t.status.in_flight()).map(|t| self.most(t));
-        let unnamed: f64 = self.unnamed_weights().sum();
-        running.sum::<f64>() + unlaunched + unnamed
-    }
-
-    /// The most a trace of which nothing is known can add to a ballot.
-    fn most_unlaunched(&self) -> f64 {
-        self.policy.weight.measure().map_or(1.0, |_| self.clip(fixed::LIMIT))
-    }
-
-    /// The most a trace in flight can still add to a ballot.
-    fn most(&self, entry: &Trace) -> f64 {
-        if entry.status != Status::Running && !self.policy.stopped_vote {
-            return if entry.status == Status::Launching { self.most_unlaunched() } else { 0.0 };
-        }
-        // A minimum over more groups can only fall.
-        match (self.policy.weight.measure(), entry.lowest_so_far(&self.policy)) {
-            (Some(Measure::LowestGroup), Some(lowest)) => self.clip(lowest),
-            _ => self.most_unlaunched(),
-        }
-    }
-
     fn cut_short(&mut self, reason: Reason) -> Vec<Action> {
         if self.outcome.is_some() { Vec::new() } else { self.conclude(reason) }
-    }
-
-    /// The outcome, by the vote as it stands.
-    fn count(&self, reason: Reason) -> Outcome {
-        let (vote, voters) = self.vote();
-        let answers: Vec<String> = vote
-            .ballots
-            .iter()
-            .filter_map(|ballot| self.answer_of(ballot.first).map(str::to_owned))
-            .collect();
-        Outcome {
-            answer: answers.first().cloned(),
-            threshold: self.threshold.or(vote.threshold),
-            unarmed: if reason.cut_short() { None } else { self.unarmed() },
-            answers,
-            vote,
-            voters,
-            reason,
-        }
     }
 
     fn conclude(&mut self, reason: Reason) -> Vec<Action> {
@@ -877,26 +477,5 @@ impl Controller {
         }
         let answer = Action::Answer(Box::new(outcome));
         if abort.is_empty() { vec![answer] } else { vec![Action::Abort(abort), answer] }
-    }
-
-    fn unarmed(&self) -> Option<String> {
-        if self.policy.mode == Mode::Offline {
-            return None;
-        }
-        let window = self.policy.window;
-        let longest = self.traces.iter().map(Trace::scored).max().unwrap_or(0);
-        if longest < window {
-            return Some(format!(
-                "no trace reached the window of {window} tokens (the longest has {longest}), so no \
-                 group was ever complete and nothing could be stopped: use a smaller window"
-            ));
-        }
-        (self.calibrated && self.threshold.is_none()).then(|| {
-            let warmup = self.policy.warmup;
-            format!(
-                "none of the {warmup} warmup traces ended by itself, so there was no threshold and \
-                 nothing could be stopped: raise max_tokens, or warm up with more traces"
-            )
-        })
     }
 }

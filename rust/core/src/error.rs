@@ -1,5 +1,7 @@
 //! What can be wrong with an input, told so that the caller can mend it.
 
+use crate::controller::Status;
+
 /// The result of everything here that checks its input.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -50,6 +52,17 @@ pub enum Error {
         expected: String,
     },
 
+    /// An argument, not a setting, that cannot be.
+    #[error("{name}={value}: {expected}")]
+    Argument {
+        /// The argument's name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        expected: String,
+    },
+
     /// Two arguments that must be of one length are not.
     #[error("{left} has {left_len} entries and {right} has {right_len}: they must be as many")]
     Length {
@@ -77,7 +90,7 @@ pub enum Error {
     /// A weight that is negative, not finite, or so large that sums are not.
     #[error(
         "weights[{position}] = {value}: a weight must be finite and at least 0, and at most 1e290 (a \
-         trace without tokens has no score: give it the answer None)"
+         trace without tokens has no score: give it no answer)"
     )]
     Weight {
         /// The position of the offending weight.
@@ -96,14 +109,17 @@ pub enum Error {
     },
 
     /// An event that does not fit a trace's state.
-    #[error("{event} of trace {trace}, which is {state}: {expected}")]
+    #[error(
+        "{event} of trace {trace}, which is {}: {expected}",
+        status.map_or("unknown", Status::name)
+    )]
     Event {
         /// The event.
         event: &'static str,
         /// The trace it names.
         trace: u32,
-        /// The state that trace is in.
-        state: &'static str,
+        /// Where that trace stands; `None` for one that was never launched.
+        status: Option<Status>,
         /// What would be right.
         expected: &'static str,
     },
@@ -160,6 +176,15 @@ impl Error {
             *trace = number;
         }
         self
+    }
+
+    /// An argument that cannot be.
+    pub(crate) fn argument(
+        name: &'static str,
+        value: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Argument { name, value: value.to_string(), expected: expected.into() }
     }
 
     /// A setting outside its range.

@@ -16,8 +16,10 @@
 //! | [`replay`] | what would a policy have done with these traces, and what would it have cost? |
 //! | [`fixed`] | the arithmetic that makes all paths agree bit for bit |
 //!
-//! Nothing here does I/O, reads a clock or draws a random number. Confidences and scores are in nats,
-//! higher where the model was surer; a trace is `[n]` of them, `f32`, `f64` or `f16`.
+//! Nothing here does I/O or reads a clock, and no result depends on a number that was drawn. (The seed of
+//! a hash is.) What works on many things does so on the threads of rayon's current pool, and says so: the
+//! feature `rayon`, without which it works on the caller's. Confidences and scores are in nats, higher
+//! where the model was surer; a trace is `[n]` of them, `f32`, `f64` or `f16`.
 //!
 //! ```
 //! use deepconf_core::{trace::{Scorer, Settings}, vote::{self, Rules}};
@@ -28,7 +30,7 @@
 //! assert_eq!((sure.lowest_group, shaky.lowest_group), (8.5, 2.5));
 //!
 //! let scores = [sure.lowest_group, shaky.lowest_group];
-//! let rules = Rules { weights: Some(&scores), ..Rules::default() };
+//! let rules = Rules::default().weights(Some(&scores));
 //! let vote = vote::vote(&[Some("42"), Some("41")], &rules)?;
 //! assert_eq!(vote.winner().map(|ballot| ballot.first), Some(0)); // trace 0, so "42"
 //! # Ok::<(), deepconf_core::Error>(())
@@ -72,6 +74,7 @@ mod parallel;
 pub mod policy;
 pub mod replay;
 mod sample;
+mod settings;
 mod simd;
 pub mod staircase;
 pub mod stream;

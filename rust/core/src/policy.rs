@@ -9,15 +9,16 @@
 //! | `official-low`, `official-high` | online | 0.10, 0.90 | what the authors' published code does |
 //!
 //! ```
-//! use deepconf_core::policy::{Policy, Stop};
+//! use deepconf_core::policy::{Policy, Preset, Stop};
 //!
-//! let policy = Policy { budget: 64, stop: Stop::Budget, ..Policy::preset("low")? };
+//! let policy = Policy::new(Preset::Low).budget(64).stop(Stop::Budget);
 //! policy.check()?;
 //! assert_eq!((policy.keep, policy.warmup, policy.window), (0.10, 16, 2_048));
 //! # Ok::<(), deepconf_core::Error>(())
 //! ```
 
 use crate::error::{Error, Result};
+use crate::settings::settings;
 use crate::token::{check_floor, check_k};
 use crate::trace::{Scores, Settings};
 use crate::vote::check_keep;
@@ -27,9 +28,13 @@ macro_rules! named {
     ($(#[$doc:meta])* $type:ident, $setting:literal { $($(#[$about:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
         pub enum $type { $($(#[$about])* $variant),+ }
 
         impl $type {
+            /// The names there are.
+            pub const NAMES: &'static [&'static str] = &[$($name),+];
+
             /// The variant's name.
             #[must_use]
             pub fn name(self) -> &'static str {
@@ -44,13 +49,33 @@ macro_rules! named {
                 match name {
                     $($name => Ok(Self::$variant),)+
                     _ => {
-                        let known = [$($name),+].join(", ");
-                        Err(Error::setting($setting, format!("{name:?}"), format!("must be one of {known}")))
+                        let expected = format!("must be one of {}", Self::NAMES.join(", "));
+                        Err(Error::setting($setting, format!("{name:?}"), expected))
                     }
                 }
             }
         }
     };
+}
+
+named! {
+    /// A policy to begin with: see the [module](self).
+    Preset, "preset" {
+        /// DeepConf-low.
+        Low = "low",
+        /// DeepConf-high.
+        High = "high",
+        /// All traces to their end, then filter and vote.
+        Offline = "offline",
+        /// DeepConf-low to the letter of the paper.
+        PaperLow = "paper-low",
+        /// DeepConf-high to the letter of the paper.
+        PaperHigh = "paper-high",
+        /// DeepConf-low as the authors' published code has it.
+        OfficialLow = "official-low",
+        /// DeepConf-high as the authors' published code has it.
+        OfficialHigh = "official-high",
+    }
 }
 
 named! {
@@ -162,64 +187,65 @@ impl Weight {
     }
 }
 
-/// Every setting of a run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
-    /// Whether traces are stopped while they are generated.
-    pub mode: Mode,
-    /// B: traces in all, warmup included.
-    pub budget: u32,
-    /// Traces that run to their end and set the threshold (online).
-    pub warmup: u32,
-    /// How many traces may run at once; `None` for as many as there are.
-    pub concurrency: Option<u32>,
-    /// Trace i is sampled with seed `seed + i`; `None` for the engine to draw for itself.
-    pub seed: Option<u64>,
+settings! {
+    /// Every setting of a run.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Policy {
+        /// Whether traces are stopped while they are generated.
+        pub mode: Mode,
+        /// B: traces in all, warmup included.
+        pub budget: u32,
+        /// Traces that run to their end and set the threshold (online).
+        pub warmup: u32,
+        /// How many traces may run at once; `None` for as many as there are.
+        pub concurrency: Option<u32>,
+        /// Trace i is sampled with seed `seed + i`; `None` for the engine to draw for itself.
+        pub seed: Option<u64>,
 
-    /// k: log-probabilities a token, at least 2.
-    pub top_logprobs: u32,
-    /// Which of them make a token confidence.
-    pub entries: Entries,
-    /// Raises smaller log-probabilities (−∞ or −9999 of masked tokens) to this.
-    pub logprob_floor: Option<f64>,
-    /// Rounds the recomputed token and lowest-group confidences to so many decimals.
-    pub decimals: Option<u8>,
-    /// w: tokens in a group.
-    pub window: u64,
-    /// t: tokens in the tail.
-    pub tail: u64,
-    /// q of the bottom-q group confidence.
-    pub bottom: f64,
+        /// k: log-probabilities a token, at least 2.
+        pub top_logprobs: u32,
+        /// Which of them make a token confidence.
+        pub entries: Entries,
+        /// Raises smaller log-probabilities (−∞ or −9999 of masked tokens) to this.
+        pub logprob_floor: Option<f64>,
+        /// Rounds the recomputed token and lowest-group confidences to so many decimals.
+        pub decimals: Option<u8>,
+        /// w: tokens in a group.
+        pub window: u64,
+        /// t: tokens in the tail.
+        pub tail: u64,
+        /// q of the bottom-q group confidence.
+        pub bottom: f64,
 
-    /// η: the fraction of traces to keep.
-    pub keep: f64,
-    /// What an offline filter ranks by. (Online it is the lowest group confidence, always.)
-    pub measure: Measure,
-    /// What a vote weighs.
-    pub weight: Weight,
-    /// Weights are clipped to this, which gives `stop = "certain"` a bound to reckon with.
-    pub max_weight: Option<f64>,
-    /// When sampling ends before the budget is spent.
-    pub stop: Stop,
-    /// τ: the share that is a consensus.
-    pub consensus: f64,
-    /// Fewer ballots are no consensus, and make a filtered vote fall back to the unfiltered one.
-    pub min_ballots: u32,
-    /// Which warmup traces set the threshold.
-    pub calibrate_on: Calibrate,
-    /// Which traces an offline percentile is taken over.
-    pub percentile_over: Over,
-    /// Whether a stopped or truncated trace with an answer may vote online, if its recomputed lowest
-    /// group reaches the threshold.
-    pub stopped_vote: bool,
+        /// η: the fraction of traces to keep.
+        pub keep: f64,
+        /// What an offline filter ranks by. (Online it is the lowest group confidence, always.)
+        pub measure: Measure,
+        /// What a vote weighs.
+        pub weight: Weight,
+        /// Weights are clipped to this, which gives `stop = "certain"` a bound to reckon with.
+        pub max_weight: Option<f64>,
+        /// When sampling ends before the budget is spent.
+        pub stop: Stop,
+        /// τ: the share that is a consensus.
+        pub consensus: f64,
+        /// Fewer ballots are no consensus, and make a filtered vote fall back to the unfiltered one.
+        pub min_ballots: u32,
+        /// Which warmup traces set the threshold.
+        pub calibrate_on: Calibrate,
+        /// Which traces an offline percentile is taken over.
+        pub percentile_over: Over,
+        /// Whether a stopped or truncated trace with an answer may vote online, if its recomputed lowest
+        /// group reaches the threshold.
+        pub stopped_vote: bool,
+    }
 }
 
 /// A seed must be below this: vLLM keeps it in 64 bits with a sign.
 const SEEDS: u64 = 1 << 63;
 
-/// The presets' names.
-pub const PRESETS: [&str; 7] =
-    ["low", "high", "offline", "paper-low", "paper-high", "official-low", "official-high"];
+/// The most traces that a run may have.
+pub const MAX_BUDGET: u32 = 1_000_000;
 
 impl Policy {
     /// The preset of that name.
@@ -227,6 +253,15 @@ impl Policy {
     /// # Errors
     /// [`Error::UnknownPreset`] listing the names there are.
     pub fn preset(name: &str) -> Result<Self> {
+        Preset::from_name(name).map(Self::new).map_err(|_| Error::UnknownPreset {
+            name: name.into(),
+            known: Preset::NAMES.join(", "),
+        })
+    }
+
+    /// A preset's settings.
+    #[must_use]
+    pub fn new(preset: Preset) -> Self {
         let low = Self {
             mode: Mode::Online,
             budget: 256,
@@ -262,22 +297,19 @@ impl Policy {
             stopped_vote: true,
             ..low.clone()
         };
-        match name {
-            "low" => Ok(low),
-            "high" => Ok(Self { keep: 0.90, ..low }),
-            "offline" => Ok(Self {
-                mode: Mode::Offline,
-                warmup: 0,
-                measure: Measure::BottomGroup,
-                weight: Weight::BottomGroup,
-                stop: Stop::Budget,
-                ..low
-            }),
-            "paper-low" => Ok(paper),
-            "paper-high" => Ok(Self { keep: 0.90, ..paper }),
-            "official-low" => Ok(official),
-            "official-high" => Ok(Self { keep: 0.90, ..official }),
-            _ => Err(Error::UnknownPreset { name: name.into(), known: PRESETS.join(", ") }),
+        match preset {
+            Preset::Low => low,
+            Preset::High => low.keep(0.90),
+            Preset::Offline => low
+                .mode(Mode::Offline)
+                .warmup(0)
+                .measure(Measure::BottomGroup)
+                .weight(Weight::BottomGroup)
+                .stop(Stop::Budget),
+            Preset::PaperLow => paper,
+            Preset::PaperHigh => paper.keep(0.90),
+            Preset::OfficialLow => official,
+            Preset::OfficialHigh => official.keep(0.90),
         }
     }
 
@@ -306,10 +338,10 @@ impl Policy {
     }
 
     fn check_counts(&self) -> Result<()> {
-        let at_least_one = [("budget", Some(self.budget)), ("concurrency", self.concurrency)];
-        for (name, value) in at_least_one {
-            if value == Some(0) {
-                return Err(Error::setting(name, 0, "must be at least 1"));
+        for (name, value) in [("budget", Some(self.budget)), ("concurrency", self.concurrency)] {
+            if let Some(value) = value.filter(|value| !(1..=MAX_BUDGET).contains(value)) {
+                let expected = format!("must be between 1 and {MAX_BUDGET} traces");
+                return Err(Error::setting(name, value, expected));
             }
         }
         check_k("top_logprobs", self.top_logprobs as usize)?;
@@ -359,7 +391,7 @@ mod tests {
 
     #[test]
     fn every_preset_is_sound() {
-        for name in PRESETS {
+        for name in Preset::NAMES {
             Policy::preset(name).unwrap().check().unwrap();
         }
         assert!(Policy::preset("middling").unwrap_err().to_string().contains("paper-low"));
@@ -367,30 +399,33 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_is_named() {
-        let low = || Policy::preset("low").unwrap();
-        let offline = || Policy::preset("offline").unwrap();
+        let low = || Policy::new(Preset::Low);
+        let offline = || Policy::new(Preset::Offline);
         let wrong = [
-            ("budget", Policy { budget: 0, ..low() }),
-            ("warmup", Policy { warmup: 0, ..low() }),
-            ("warmup", Policy { warmup: 300, ..low() }),
-            ("warmup", Policy { warmup: 4, ..offline() }),
-            ("concurrency", Policy { concurrency: Some(0), ..low() }),
-            ("top_logprobs", Policy { top_logprobs: 0, ..low() }),
-            ("top_logprobs", Policy { top_logprobs: 1, ..low() }),
-            ("seed", Policy { seed: Some(u64::MAX), ..low() }),
-            ("seed", Policy { seed: Some((1 << 63) - 255), ..low() }),
-            ("window", Policy { window: 0, ..low() }),
-            ("window", Policy { window: (1 << 31) + 1, ..low() }),
-            ("tail", Policy { tail: 0, ..low() }),
-            ("bottom", Policy { bottom: 0.0, ..low() }),
-            ("decimals", Policy { decimals: Some(10), ..low() }),
-            ("logprob_floor", Policy { logprob_floor: Some(1.0), ..low() }),
-            ("keep", Policy { keep: 0.0, ..low() }),
-            ("keep", Policy { keep: 1.1, ..low() }),
-            ("keep", Policy { keep: f64::NAN, ..low() }),
-            ("consensus", Policy { consensus: 0.0, ..low() }),
-            ("max_weight", Policy { max_weight: Some(0.0), ..low() }),
-            ("stop", Policy { stop: Stop::Certain, ..offline() }),
+            ("budget", low().budget(0)),
+            ("warmup", low().warmup(0)),
+            ("warmup", low().warmup(300)),
+            ("warmup", offline().warmup(4)),
+            ("budget", low().budget(MAX_BUDGET + 1)),
+            ("budget", offline().budget(u32::MAX)),
+            ("concurrency", low().concurrency(Some(0))),
+            ("concurrency", low().concurrency(Some(MAX_BUDGET + 1))),
+            ("top_logprobs", low().top_logprobs(0)),
+            ("top_logprobs", low().top_logprobs(1)),
+            ("seed", low().seed(Some(u64::MAX))),
+            ("seed", low().seed(Some((1 << 63) - 255))),
+            ("window", low().window(0)),
+            ("window", low().window((1 << 31) + 1)),
+            ("tail", low().tail(0)),
+            ("bottom", low().bottom(0.0)),
+            ("decimals", low().decimals(Some(10))),
+            ("logprob_floor", low().logprob_floor(Some(1.0))),
+            ("keep", low().keep(0.0)),
+            ("keep", low().keep(1.1)),
+            ("keep", low().keep(f64::NAN)),
+            ("consensus", low().consensus(0.0)),
+            ("max_weight", low().max_weight(Some(0.0))),
+            ("stop", offline().stop(Stop::Certain)),
         ];
         for (name, policy) in wrong {
             let error = policy.check().unwrap_err().to_string();
@@ -400,9 +435,9 @@ mod tests {
 
     #[test]
     fn the_highest_seeds_are_those_that_vllm_has() {
-        let policy = Policy { seed: Some((1 << 63) - 256), ..Policy::preset("low").unwrap() };
+        let policy = Policy::preset("low").unwrap().seed(Some((1 << 63) - 256));
         policy.check().unwrap();
-        Policy { seed: None, ..policy }.check().unwrap();
+        policy.seed(None).check().unwrap();
     }
 
     #[test]

@@ -8,11 +8,11 @@
 //!
 //! ```
 //! use deepconf_core::controller::Reason;
-//! use deepconf_core::policy::Policy;
+//! use deepconf_core::policy::{Policy, Preset};
 //! use deepconf_core::replay::{Ended, Pool, Row};
 //!
-//! let high = Policy::preset("high")?;
-//! let policy = Policy { budget: 3, warmup: 2, window: 2, keep: 1.0, min_ballots: 1, ..high };
+//! let high = Policy::new(Preset::High);
+//! let policy = high.budget(3).warmup(2).window(2).keep(1.0).min_ballots(1);
 //! let mut pool = Pool::new(std::slice::from_ref(&policy))?;
 //! let row = |trace, answer| Row { question: 0, trace, answer, ended: Ended::ByItself };
 //! let rows = [row(0, Some(0)), row(1, Some(1)), row(2, Some(0))];
@@ -176,7 +176,7 @@ impl Pool {
     /// Takes in traces, in parallel: `traces[i]` holds the token confidences, in nats, of `rows[i]`.
     ///
     /// # Errors
-    /// [`Error::Length`]; [`Error::Setting`] once the pool is closed; as
+    /// [`Error::Length`]; [`Error::Argument`] once the pool is closed; as
     /// [`Scorer::score_with_lows`], the trace counted from the first of these rows. None of them is then
     /// taken in.
     pub fn add<T: Sample>(&mut self, rows: &[Row], traces: &[&[T]]) -> Result<()> {
@@ -185,7 +185,7 @@ impl Pool {
             return Err(Error::Length { left: "rows", left_len, right: "traces", right_len });
         }
         if self.closed {
-            return Err(Error::setting("rows", rows.len(), "the pool is closed"));
+            return Err(Error::argument("rows", rows.len(), "the pool is closed"));
         }
         type Seen = Vec<(Scores, Staircase)>;
         let seen: Vec<Seen> = parallel::try_map(traces.len(), |at| {
@@ -209,7 +209,7 @@ impl Pool {
     /// Puts the traces of each question into launch order; nothing can be added any more.
     ///
     /// # Errors
-    /// [`Error::Setting`] where two traces of a question have the same number.
+    /// [`Error::Argument`] where two traces of a question have the same number.
     pub fn close(&mut self) -> Result<()> {
         let mut most = 0;
         for (number, question) in self.questions.iter_mut().enumerate() {
@@ -221,7 +221,7 @@ impl Pool {
                 question.order.windows(2).find(|pair| number_of(pair[0]) == number_of(pair[1]));
             if let Some(&[first, _]) = twice {
                 let expected = format!("question {number} has two traces of this number");
-                return Err(Error::setting("trace", number_of(first), expected));
+                return Err(Error::argument("trace", number_of(first), expected));
             }
             let answers = rows.iter().filter_map(|row| row.answer);
             most = answers.map(|answer| answer + 1).fold(most, u32::max);
@@ -247,7 +247,7 @@ impl Pool {
     /// aborted, `lag` tokens more are counted.
     ///
     /// # Errors
-    /// As [`Policy::check`]; [`Error::Setting`] when the pool was not made for such a policy, has no
+    /// As [`Policy::check`]; [`Error::Argument`] when the pool was not made for such a policy, has no
     /// such question or is not closed, or the draw is shorter than the budget or leaves the pool.
     pub fn run(&self, question: usize, policy: &Policy, draw: &[u32], lag: u64) -> Result<Run> {
         let eyes = self.eyes(question, policy)?;
@@ -291,10 +291,10 @@ impl Pool {
         policy.check()?;
         let Some(traces) = self.questions.get(question) else {
             let expected = format!("there are {}", self.questions.len());
-            return Err(Error::setting("question", question, expected));
+            return Err(Error::argument("question", question, expected));
         };
         if !self.closed {
-            return Err(Error::setting("question", question, "close the pool first"));
+            return Err(Error::argument("question", question, "close the pool first"));
         }
         let settings = policy.settings();
         let view = |settings: Settings, stairs: bool| {
@@ -304,7 +304,7 @@ impl Pool {
                 let decimals =
                     settings.decimals.map_or(String::new(), |d| format!(", decimals={d}"));
                 let value = format!("window={window}, tail={tail}, bottom={bottom}{decimals}");
-                Error::setting("policy", value, "the pool was not read for these: read it again")
+                Error::argument("policy", value, "the pool was not read for these: read it again")
             })
         };
         let scores = &view(settings, false)?.scores;
@@ -345,7 +345,7 @@ fn check_draw(question: &Question, policy: &Policy, draw: &[u32]) -> Result<()> 
         return Err(Error::setting("budget", policy.budget, expected));
     }
     match draw.iter().find(|&&trace| trace as usize >= most) {
-        Some(trace) => Err(Error::setting("draw", trace, format!("there are {most} traces"))),
+        Some(trace) => Err(Error::argument("draw", trace, format!("there are {most} traces"))),
         None => Ok(()),
     }
 }
@@ -449,7 +449,7 @@ impl<'a> Replayer<'a> {
         let launched = self.flights.len() as u32;
         let cut = self.stopped + self.aborted;
         let Some(outcome) = &self.outcome else {
-            return Err(Error::setting("draw", launched, "the run came to no end"));
+            return Err(Error::argument("draw", launched, "the run came to no end"));
         };
         let first = outcome.vote.winner().map(|ballot| ballot.first);
         Ok(Run {

@@ -11,16 +11,18 @@
 //! let scores = [9.0, 2.0, 3.0, 9.5, 8.0];
 //! let majority = vote(&answers, &Rules::default())?;
 //! assert_eq!(majority.ballots[0].first, 0); // two votes each: "7" was seen first
-//! let top_half = vote(&answers, &Rules { keep: 0.5, scores: Some(&scores), ..Rules::default() })?;
+//! let top_half = vote(&answers, &Rules::default().keep(0.5).scores(Some(&scores)))?;
 //! assert_eq!((top_half.num_voters, top_half.share), (2, 1.0));
 //! # Ok::<(), deepconf_core::Error>(())
 //! ```
 //!
 //! **Many questions.** [`vote_many`] takes slices, [`vote_columns`] anything that hands out
-//! [`Keys`], such as an Arrow array in place. Rows are told apart by 16-byte [`Key`]s. A key holds
-//! the value itself if that is an integer or a text of up to fifteen bytes; otherwise it is a hash,
-//! and rows whose keys agree are compared, so a collision costs time and never a wrong count. The
-//! hash has a fixed seed: somebody who picks texts that collide can slow a vote down, no more.
+//! [`Keys`], such as [`Integers`] or an Arrow array in place. Rows are told apart by 16-byte [`Key`]s. A
+//! key holds the value itself if that is an integer or a text of up to fifteen bytes; otherwise it is a
+//! hash, and rows whose keys agree are compared, so a collision costs time and never a wrong count.
+//! Hashes have a seed that each process draws for itself, so that nobody can pick texts that collide.
+//! It is the only thing here that is drawn, and no result depends on it: questions come out in the order
+//! of their rows, answers in the order seen.
 //!
 //! **Cost.** Of n rows:
 //!
@@ -29,51 +31,60 @@
 //! | checks | one read of weights and scores, without a branch |
 //! | are questions together? | a key a row, against the row before; soon given up if not |
 //! | if so | nothing: each question's traces are read where they stand |
-//! | if not | 48 bytes a row (64 with weights and scores apart), written and read once |
+//! | if not | 48 bytes a row written and read once, 32 where there is a filter |
 //! | … and texts are long | a look into a table of those seen before, in a cache if they are few |
 //! | threshold | a quickselect over the question's scores |
+//! | … of the rows it keeps | their answers and weights, read where they are |
 //! | count | a hint by six bits of the key says which ballot it was the last time |
 //! | … the hint is wrong | a look through the ballots, in a hash table from the seventeenth on |
 //!
 //! Rows that are not together are dealt to parts by the hash of their question. A part fits the
-//! cache of a core, which numbers its questions and sorts its rows there. Before they are dealt, while
-//! their texts are at hand, texts of more than fifteen bytes get the row of an equal one as part of
-//! their key, so that they need not be found again, at random places in memory, to be compared.
+//! cache of a core, which numbers its questions and sorts its rows there. Where there is a filter, a row
+//! is dealt with its score alone, and nobody looks at the answers of rows that are not kept. Without one
+//! it is dealt with its answer; texts of more than fifteen bytes, while they are at hand, then get the row
+//! of an equal one as part of their key, so that they need not be found again, at random places in
+//! memory, to be compared.
 //!
 //! Parts and questions go in parallel. The traces of a question are always taken in launch order,
 //! and by one thread, so that every sum is the same whatever the number of threads.
 
-mod booth;
+mod column;
+mod count;
+mod deal;
+mod intern;
 mod key;
 mod many;
-mod seen;
+mod rows;
+mod together;
 
 use std::hash::Hash;
 
-use booth::{Booth, Columns};
-pub(crate) use key::optional;
-pub use key::{Key, Keys};
+use rows::{Booth, Columns};
+
+pub(crate) use column::optional;
+pub use column::{Integers, Keys};
+pub use key::Key;
 pub use many::{Votes, vote_columns, vote_many};
 
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Result};
+use crate::settings::settings;
 
-/// How many rows one thread looks through at a time. No more than these keep to the caller's thread.
-pub const CHUNK: usize = 1 << 16;
-
-/// How a vote is taken.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules<'a> {
-    /// One weight a trace, finite and at least 0; `None` counts heads.
-    pub weights: Option<&'a [f64]>,
-    /// η: the fraction of traces to keep, in (0, 1]. 1 keeps all.
-    pub keep: f64,
-    /// What `keep` filters on, one a trace; the weights when `None`. NaN marks a trace without
-    /// tokens, which never votes when there is a filter.
-    pub scores: Option<&'a [f64]>,
-    /// With fewer voters left the filter is given up.
-    pub min_ballots: usize,
-    /// Whether the percentile is taken over traces without an answer too, as the paper has it.
-    pub over_all: bool,
+settings! {
+    /// How a vote is taken.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Rules<'a> {
+        /// One weight a trace, finite and at least 0; `None` counts heads.
+        pub weights: Option<&'a [f64]>,
+        /// η: the fraction of traces to keep, in (0, 1]. 1 keeps all.
+        pub keep: f64,
+        /// What `keep` filters on, one a trace; the weights when `None`. NaN marks a trace without
+        /// tokens, which never votes when there is a filter.
+        pub scores: Option<&'a [f64]>,
+        /// With fewer voters left the filter is given up.
+        pub min_ballots: usize,
+        /// Whether the percentile is taken over traces without an answer too, as the paper has it.
+        pub over_all: bool,
+    }
 }
 
 impl Default for Rules<'_> {
@@ -84,6 +95,7 @@ impl Default for Rules<'_> {
 
 /// What an answer got.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Ballot {
     /// The first voter that gave this answer.
     pub first: usize,
@@ -93,8 +105,17 @@ pub struct Ballot {
     pub voters: usize,
 }
 
+impl Ballot {
+    /// A ballot of `voters` votes that weigh `weight` together.
+    #[must_use]
+    pub fn new(first: usize, weight: f64, voters: usize) -> Self {
+        Self { first, weight, voters }
+    }
+}
+
 /// The outcome of a vote.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Vote {
     /// The heaviest first; ties in the order seen.
     pub ballots: Vec<Ballot>,
@@ -116,10 +137,11 @@ impl Vote {
     }
 }
 
-/// Votes on one question: `answers[i]` is what trace i answered, `None` for nothing.
+/// Votes on one question: `answers[i]` is what trace i answered, `None` for nothing. It all happens on
+/// the caller's thread.
 ///
 /// # Errors
-/// [`Error::Length`], [`Error::Weight`], [`Error::Setting`] for `keep`, or when there is a filter
+/// [`Error::Length`], [`Error::Weight`], [`Error::NotFinite`], [`Error::Setting`] for `keep`, or when there is a filter
 /// and nothing to filter on.
 pub fn vote<A: Eq + Hash>(answers: &[Option<A>], rules: &Rules<'_>) -> Result<Vote> {
     vote_column(&optional(answers), rules)
@@ -132,7 +154,9 @@ pub fn vote<A: Eq + Hash>(answers: &[Option<A>], rules: &Rules<'_>) -> Result<Vo
 pub fn vote_column(answers: &dyn Keys, rules: &Rules<'_>) -> Result<Vote> {
     rules.check(answers.rows())?;
     let columns = Columns { answers, weights: rules.weights, scores: rules.filter() };
-    columns.check_weights(0..answers.rows())?;
+    if !columns.are_sound(0..answers.rows()) {
+        columns.check()?;
+    }
     Ok(tally(answers, rules))
 }
 
@@ -140,38 +164,18 @@ impl Rules<'_> {
     fn check(&self, len: usize) -> Result<()> {
         check_keep(self.keep)?;
         if u32::try_from(len).is_err() {
-            return Err(Error::setting("answers", len, "at most 4,294,967,295 rows at a time"));
+            return Err(Error::argument("answers", len, "at most 4,294,967,295 rows at a time"));
         }
         for (name, column) in [("weights", self.weights), ("scores", self.scores)] {
             if let Some(column) = column {
                 check_length(name, column.len(), "answers", len)?;
             }
         }
-        if self.keep == 1.0 {
-            return Ok(());
-        }
-        let Some(scores) = self.scores.or(self.weights) else {
+        if self.keep < 1.0 && self.filter().is_none() {
             let expected = "a filter needs scores (or weights) to filter on";
             return Err(Error::setting("keep", self.keep, expected));
-        };
-        let infinite = |scores: &[f64]| {
-            // All of a chunk, without a branch: at the speed of memory.
-            let any = scores.iter().fold(false, |any, score| any | score.is_infinite());
-            any.then(|| scores.iter().position(|score| score.is_infinite())).flatten()
-        };
-        let found = scores
-            .chunks(CHUNK)
-            .enumerate()
-            .find_map(|(chunk, scores)| infinite(scores).map(|position| chunk * CHUNK + position));
-        match found {
-            Some(position) => Err(Error::NotFinite {
-                argument: if self.scores.is_some() { "scores" } else { "weights" },
-                place: Place::Position(position),
-                value: scores[position],
-                hint: " (NaN marks a trace without tokens)",
-            }),
-            None => Ok(()),
         }
+        Ok(())
     }
 
     /// The scores to filter on, if there is a filter.
@@ -209,17 +213,18 @@ pub(crate) fn above<A: Eq + Hash>(
 ) -> Vote {
     let answers = optional(answers);
     let columns = Columns { answers: &answers, weights: rules.weights, scores: Some(scores) };
+    let rows: Vec<u32> = (0..scores.len() as u32).collect();
     let mut booth = Booth::new();
-    let outcome = booth.above(threshold, &columns.all(), &answers, rules.min_ballots);
-    booth.vote(&outcome)
+    let outcome = booth.above(threshold, &rows, scores, &columns, rules.min_ballots);
+    booth.count.vote(&outcome)
 }
 
 /// [`vote_column`] by rules that are known to be sound.
 pub(crate) fn tally(answers: &dyn Keys, rules: &Rules<'_>) -> Vote {
     let columns = Columns { answers, weights: rules.weights, scores: rules.filter() };
     let mut booth = Booth::new();
-    let outcome = booth.tally(&columns.all(), answers, rules);
-    booth.vote(&outcome)
+    let outcome = booth.tally(0..answers.rows(), &columns, rules);
+    booth.count.vote(&outcome)
 }
 
 /// The score that the top `keep` of `scores` reach; NaN entries do not count.
@@ -242,6 +247,10 @@ pub fn percentile(values: &mut [f64], q: f64) -> Option<f64> {
     let (_, &mut low, above) = values.select_nth_unstable_by(rank as usize, f64::total_cmp);
     let high = above.iter().copied().min_by(f64::total_cmp).unwrap_or(low);
     let (t, step) = (rank.fract(), high - low);
+    if step.is_infinite() {
+        // Too far apart to be subtracted.
+        return Some(low * (1.0 - t) + high * t);
+    }
     // From the nearer end, so that the result never leaves [low, high].
     Some(if t >= 0.5 { high - step * (1.0 - t) } else { low + step * t })
 }

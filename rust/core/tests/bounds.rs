@@ -142,7 +142,7 @@ fn the_largest_weights() {
     let answers: Vec<u8> = (0..200).map(|row| row % 3).collect();
     for weight in [1.0, 1e200, 1e280, 1e289, 1e290, 1e295, 1e305, f64::MAX] {
         let weights = vec![weight; answers.len()];
-        let rules = Rules { weights: Some(&weights), ..Rules::default() };
+        let rules = Rules::default().weights(Some(&weights[..]));
         let answers: Vec<Option<u8>> = answers.iter().copied().map(Some).collect();
         match vote(&answers, &rules) {
             Ok(vote) => {

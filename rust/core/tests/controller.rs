@@ -91,11 +91,11 @@ proptest! {
     #[test]
     fn the_order_of_events_changes_nothing(seed in any::<u64>(), orders in any::<[u64; 3]>()) {
         let (policy, recordings) = scenario(seed);
-        let policy = Policy { stop: Stop::Budget, ..policy };
+        let policy = policy.stop(Stop::Budget);
         let first = drive(&policy, &recordings, seed);
         for order in orders {
             let concurrency = if order % 2 == 0 { policy.concurrency } else { Some(1 + order as u32 % 4) };
-            let again = drive(&Policy { concurrency, ..policy.clone() }, &recordings, order);
+            let again = drive(&policy.clone().concurrency(concurrency), &recordings, order);
             prop_assert_eq!(&again.outcome, &first.outcome);
             prop_assert_eq!(&again.stops, &first.stops);
             for trace in 0..policy.budget {
@@ -109,7 +109,7 @@ proptest! {
     #[test]
     fn when_answers_are_told_changes_nothing(seed in any::<u64>()) {
         let (policy, recordings) = scenario(seed);
-        let policy = Policy { stop: Stop::Budget, ..policy };
+        let policy = policy.stop(Stop::Budget);
         let (first, late) = (drive(&policy, &recordings, seed), drive_late(&policy, &recordings, seed));
         prop_assert_eq!(&late.outcome, &first.outcome);
         prop_assert_eq!(&late.stops, &first.stops);
@@ -121,7 +121,7 @@ proptest! {
     #[test]
     fn consensus_comes_at_the_first_end_that_has_it(seed in any::<u64>()) {
         let (policy, recordings) = scenario(seed);
-        let policy = Policy { stop: Stop::Consensus, ..policy };
+        let policy = policy.stop(Stop::Consensus);
         let run = drive(&policy, &recordings, seed);
         let last = run.ended.len();
         for count in 1..last {
@@ -166,17 +166,16 @@ fn certain_policy(dice: &mut Dice, weight: Weight, mode: Mode) -> Policy {
     let policy = random_policy(dice);
     let budget = 4 + dice.below(14) as u32;
     let online = mode == Mode::Online;
-    Policy {
-        mode,
-        budget,
-        warmup: if online { 1 + dice.below(3) as u32 } else { 0 },
-        keep: if online { policy.keep } else { 1.0 },
-        weight,
+    let keep = if online { policy.keep } else { 1.0 };
+    policy
+        .mode(mode)
+        .budget(budget)
+        .warmup(if online { 1 + dice.below(3) as u32 } else { 0 })
+        .keep(keep)
+        .weight(weight)
         // Not above what sure traces reach, so that the bound is of use.
-        max_weight: Some(dice.pick(&[1.0, 2.5, 6.0])),
-        stop: Stop::Certain,
-        ..policy
-    }
+        .max_weight(Some(dice.pick(&[1.0, 2.5, 6.0])))
+        .stop(Stop::Certain)
 }
 
 /// Whenever a run ends because its winner is certain, the whole budget names the same winner.
@@ -192,7 +191,7 @@ fn a_certain_winner_wins() {
                 let late = drive_late(&policy, &recordings, dice.next());
                 let certain = drive(&policy, &recordings, dice.next());
                 check_outcome(&policy, &recordings, &certain);
-                let to_the_end = Policy { stop: Stop::Budget, ..policy };
+                let to_the_end = policy.stop(Stop::Budget);
                 let whole = drive(&to_the_end, &recordings, dice.next());
                 if late.outcome.reason == Reason::Certain {
                     assert_eq!(late.outcome.answer, whole.outcome.answer, "{to_the_end:?}");
@@ -220,10 +219,10 @@ fn an_unbounded_weight_is_certain_only_of_running_traces() {
     let mut fired = 0;
     for _ in 0..500 {
         let policy = certain_policy(&mut dice, Weight::LowestGroup, Mode::Online);
-        let policy = Policy { max_weight: None, stopped_vote: false, ..policy };
+        let policy = policy.max_weight(None).stopped_vote(false);
         let recordings = one_sided(&mut dice, &policy);
         let certain = drive(&policy, &recordings, dice.next());
-        let whole = drive(&Policy { stop: Stop::Budget, ..policy.clone() }, &recordings, 0);
+        let whole = drive(&policy.clone().stop(Stop::Budget), &recordings, 0);
         if certain.outcome.reason == Reason::Certain {
             assert_eq!(certain.outcome.answer, whole.outcome.answer);
             assert_eq!(certain.launched.len(), policy.budget as usize);
@@ -269,7 +268,7 @@ fn any_events_are_played_as_the_reference_plays_them() {
         let policy = random_policy(&mut dice);
         let certain = policy.mode == Mode::Online || policy.keep == 1.0;
         let stop = if certain && dice.below(3) == 0 { Stop::Certain } else { policy.stop };
-        let policy = Policy { stop, ..policy };
+        let policy = policy.stop(stop);
         let events = 30 + dice.below(220);
         let reason = reference::compare(&policy, events, &mut |sides| dice.below(sides));
         *ended.entry(reason.map_or("none", Reason::name)).or_insert(0) += 1;

@@ -3,12 +3,12 @@
 
 use deepconf_core::Error;
 use deepconf_core::controller::{Action, Controller, Finish, Reason, Status};
-use deepconf_core::policy::{Policy, Stop};
+use deepconf_core::policy::{MAX_BUDGET, Policy, Preset, Stop};
 
 /// Two warmup traces of four, window 2, no end before the budget.
 fn policy() -> Policy {
     let high = Policy::preset("high").unwrap();
-    Policy { budget: 4, warmup: 2, window: 2, min_ballots: 0, stop: Stop::Budget, ..high }
+    high.budget(4).warmup(2).window(2).min_ballots(0).stop(Stop::Budget)
 }
 
 fn started(policy: Policy) -> Controller {
@@ -87,7 +87,7 @@ fn a_misplaced_event_is_refused_and_changes_nothing() {
 #[test]
 fn a_bad_token_is_named_and_changes_nothing() {
     for preset in ["high", "official-high"] {
-        let policy = Policy { budget: 4, warmup: 2, window: 2, ..Policy::preset(preset).unwrap() };
+        let policy = Policy::preset(preset).unwrap().budget(4).warmup(2).window(2);
         let mut controller = started(policy);
         controller.launched(1).unwrap();
         controller.tokens(1, &[1.0, 2.0, 3.0]).unwrap();
@@ -183,7 +183,7 @@ fn a_run_cancelled_before_it_starts_has_no_answer() {
 
 #[test]
 fn failures_and_truncated_traces_leave_the_rest_their_votes() {
-    let mut controller = started(Policy { budget: 5, warmup: 3, ..policy() });
+    let mut controller = started(policy().budget(5).warmup(3));
     controller.failed(0).unwrap(); // lost before it was launched
     controller.launched(1).unwrap();
     controller.tokens(1, &[0.0, 0.0]).unwrap();
@@ -212,7 +212,7 @@ fn a_run_in_which_everything_fails_has_no_answer() {
     for preset in ["low", "offline", "official-high"] {
         let preset = Policy::preset(preset).unwrap();
         let mut controller =
-            started(Policy { budget: 3, warmup: preset.warmup.min(2), window: 2, ..preset });
+            started(preset.clone().budget(3).warmup(preset.warmup.min(2)).window(2));
         let mut actions = Vec::new();
         for trace in 0..3 {
             actions = controller.failed(trace).unwrap();
@@ -226,7 +226,7 @@ fn a_run_in_which_everything_fails_has_no_answer() {
 #[test]
 fn a_threshold_that_can_stop_nothing_is_told() {
     let unarmed = |window, finish| {
-        let mut controller = started(Policy { window, ..policy() });
+        let mut controller = started(policy().window(window));
         let mut actions = Vec::new();
         for trace in 0..4 {
             controller.launched(trace).unwrap();
@@ -236,16 +236,16 @@ fn a_threshold_that_can_stop_nothing_is_told() {
         let Some(Action::Answer(outcome)) = actions.pop() else { panic!("{actions:?}") };
         outcome.unarmed
     };
-    let short = unarmed(4, Finish::End).unwrap();
+    let short = unarmed(4, Finish::End).unwrap().to_string();
     assert!(short.contains("window of 4 tokens (the longest has 3)"), "{short}");
-    let truncated = unarmed(2, Finish::Length).unwrap();
+    let truncated = unarmed(2, Finish::Length).unwrap().to_string();
     assert!(truncated.contains("none of the 2 warmup traces ended by itself"), "{truncated}");
     assert_eq!(unarmed(3, Finish::End), None);
 }
 
 #[test]
 fn an_offline_run_is_never_called_unarmed() {
-    let offline = Policy { budget: 1, ..Policy::preset("offline").unwrap() };
+    let offline = Policy::preset("offline").unwrap().budget(1);
     let mut controller = started(offline);
     let actions = play(&mut controller, 0, &[1.0], "a");
     let [Action::Answer(outcome)] = &actions[..] else { panic!("{actions:?}") };
@@ -280,7 +280,7 @@ fn the_state_tells_where_a_run_stands() {
 
 #[test]
 fn a_wrong_policy_is_refused() {
-    let error = Controller::new(Policy { warmup: 5, ..policy() }).unwrap_err().to_string();
+    let error = Controller::new(policy().warmup(5)).unwrap_err().to_string();
     assert!(error.starts_with("warmup=5: must not exceed the budget of 4"), "{error}");
 }
 #[test]
@@ -332,17 +332,17 @@ fn an_answer_that_is_not_to_come_is_refused() {
 fn unnamed(stop: Stop, keep: f64) -> Controller {
     let offline = Policy::preset("offline").unwrap();
     let weight = deepconf_core::policy::Weight::Majority;
-    let mut controller = started(Policy {
-        budget: 6,
-        window: 2,
-        keep,
-        stop,
-        weight,
-        min_ballots: 2,
-        consensus: 0.6,
-        concurrency: Some(5),
-        ..offline
-    });
+    let mut controller = started(
+        offline
+            .budget(6)
+            .window(2)
+            .keep(keep)
+            .stop(stop)
+            .weight(weight)
+            .min_ballots(2)
+            .consensus(0.6)
+            .concurrency(Some(5)),
+    );
     for trace in 0..5 {
         controller.launched(trace).unwrap();
         controller.tokens(trace, &[5.0, 5.0]).unwrap();
@@ -412,4 +412,47 @@ fn what_had_ended_votes_when_the_run_is_cut_short() {
         assert_eq!((controller.cancel(), controller.engine_died()), (vec![], vec![]));
         assert_eq!(controller.outcome().unwrap().reason, reason);
     }
+}
+
+/// A run of three traces that ends when its winner is certain, after its warmup: 5.0 for `said`.
+fn weighed(window: u64, decimals: Option<u8>, said: &str) -> Controller {
+    let low = Policy::new(Preset::Low).budget(3).warmup(1).window(window).keep(1.0);
+    let mut controller = started(low.decimals(decimals).min_ballots(0).stop(Stop::Certain));
+    let launch = play(&mut controller, 0, &vec![5.0; window as usize], said);
+    assert_eq!(launch, [Action::Launch(vec![1, 2])]);
+    controller.launched(1).unwrap();
+    controller.launched(2).unwrap();
+    controller
+}
+
+#[test]
+fn a_window_that_is_not_complete_bounds_nothing() {
+    let mut controller = weighed(4, None, "a");
+    controller.tokens(1, &[0.5]).unwrap(); // its first group may still be (0.5 + 3 · 99) / 4
+    controller.tokens(2, &[6.0; 4]).unwrap();
+    assert_eq!(controller.finished(2, Finish::End, Some("a")).unwrap(), []);
+    controller.tokens(1, &[99.0; 3]).unwrap();
+    controller.finished(1, Finish::End, Some("b")).unwrap();
+    assert_eq!(controller.outcome().unwrap().answer.as_deref(), Some("b"));
+}
+
+#[test]
+fn what_will_be_rounded_is_bounded_by_nothing_that_is_not() {
+    let mut controller = weighed(2, Some(0), "b");
+    controller.tokens(1, &[5.6; 2]).unwrap(); // which weighs 6 in the end
+    controller.tokens(2, &[11.0; 2]).unwrap();
+    assert_eq!(controller.finished(2, Finish::End, Some("a")).unwrap(), []);
+    controller.finished(1, Finish::End, Some("b")).unwrap();
+    // Eleven each, and "b" was seen first.
+    assert_eq!(controller.outcome().unwrap().answer.as_deref(), Some("b"));
+}
+
+#[test]
+fn the_largest_budget_can_be_launched_at_once() {
+    let largest = Policy::new(Preset::Offline).budget(MAX_BUDGET);
+    let mut controller = Controller::new(largest.clone()).unwrap();
+    let [Action::Launch(traces)] = &controller.start().unwrap()[..] else { panic!() };
+    assert_eq!(traces.len(), 1_000_000);
+    let error = Controller::new(largest.budget(u32::MAX)).unwrap_err().to_string();
+    assert_eq!(error, "budget=4294967295: must be between 1 and 1000000 traces");
 }

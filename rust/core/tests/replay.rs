@@ -5,7 +5,7 @@ mod driver;
 mod oracle;
 
 use deepconf_core::controller::{Action, Controller, Finish, Outcome, Status};
-use deepconf_core::policy::{Measure, Mode, PRESETS, Policy, Stop, Weight};
+use deepconf_core::policy::{Measure, Mode, Policy, Preset, Stop, Weight};
 use deepconf_core::replay::{Ended, Pool, Row, Run};
 use deepconf_core::staircase::Staircase;
 use deepconf_core::trace::{Scorer, Settings};
@@ -49,7 +49,7 @@ impl Slow<'_> {
                     traces.iter().for_each(|&t| self.flights[t as usize].over = true);
                 }
                 Action::Answer(outcome) => self.outcome = Some(*outcome),
-                Action::Stop { .. } => panic!("only tokens ask for a stop"),
+                other => panic!("{other:?}: only tokens ask for a stop"),
             }
         }
     }
@@ -117,20 +117,17 @@ fn slow(policy: &Policy, draw: &[Recorded], lag: u64) -> Run {
 fn random_policy(dice: &mut Dice) -> Policy {
     let policy = driver::random_policy(dice);
     let policy = if dice.below(4) == 0 {
-        let preset = Policy::preset(dice.pick(&PRESETS)).unwrap();
+        let preset = Policy::preset(dice.pick(Preset::NAMES)).unwrap();
         let warmup = if preset.mode == Mode::Online { policy.warmup.max(1) } else { 0 };
         let Policy { budget, concurrency, window, tail, .. } = policy;
-        Policy { budget, warmup, concurrency, window, tail, ..preset }
+        preset.budget(budget).warmup(warmup).concurrency(concurrency).window(window).tail(tail)
     } else {
         policy
     };
     let offline_filter = policy.mode == Mode::Offline && policy.keep < 1.0;
-    Policy {
-        decimals: dice.pick(&[policy.decimals, policy.decimals, Some(1), Some(3)]),
-        stop: if offline_filter { policy.stop } else { dice.pick(&[policy.stop, Stop::Certain]) },
-        max_weight: dice.pick(&[None, Some(9.0)]),
-        ..policy
-    }
+    let decimals = dice.pick(&[policy.decimals, policy.decimals, Some(1), Some(3)]);
+    let stop = if offline_filter { policy.stop } else { dice.pick(&[policy.stop, Stop::Certain]) };
+    policy.decimals(decimals).stop(stop).max_weight(dice.pick(&[None, Some(9.0)]))
 }
 
 fn random_pool(dice: &mut Dice, traces: usize) -> Vec<Recorded> {
@@ -230,10 +227,9 @@ fn all_kinds_of_runs_are_met() {
 fn many_runs_are_each_run_once() {
     let mut dice = Dice(5);
     let recorded = random_pool(&mut dice, 30);
-    let low = Policy { budget: 8, warmup: 3, window: 4, tail: 4, ..Policy::preset("low").unwrap() };
-    let offline = Policy { budget: 9, window: 4, tail: 4, ..Policy::preset("offline").unwrap() };
-    let official =
-        Policy { budget: 8, warmup: 3, window: 5, ..Policy::preset("official-low").unwrap() };
+    let low = Policy::preset("low").unwrap().budget(8).warmup(3).window(4).tail(4);
+    let offline = Policy::preset("offline").unwrap().budget(9).window(4).tail(4);
+    let official = Policy::preset("official-low").unwrap().budget(8).warmup(3).window(5);
     let policies = [low, offline, official];
     let pool = pool_of(&policies, &recorded);
     let draws: Vec<Vec<u32>> =
@@ -248,12 +244,7 @@ fn many_runs_are_each_run_once() {
 
 #[test]
 fn launch_order_is_that_of_the_numbers() {
-    let policy = Policy {
-        budget: 2,
-        keep: 1.0,
-        weight: Weight::Majority,
-        ..Policy::preset("offline").unwrap()
-    };
+    let policy = Policy::preset("offline").unwrap().budget(2).keep(1.0).weight(Weight::Majority);
     let mut pool = Pool::new(std::slice::from_ref(&policy)).unwrap();
     let row = |trace, answer| Row { question: 1, trace, answer, ended: Ended::ByItself };
     pool.add(&[row(7, Some(3)), row(-2, Some(4))], &[&[1.0_f32], &[2.0, 3.0]]).unwrap();
@@ -267,7 +258,7 @@ fn launch_order_is_that_of_the_numbers() {
 
 #[test]
 fn what_cannot_be_replayed_is_refused() {
-    let low = Policy { budget: 4, warmup: 2, window: 2, ..Policy::preset("low").unwrap() };
+    let low = Policy::preset("low").unwrap().budget(4).warmup(2).window(2);
     let mut dice = Dice(1);
     let recorded = random_pool(&mut dice, 4);
     let mut pool = pool_of(std::slice::from_ref(&low), &recorded);
@@ -277,8 +268,8 @@ fn what_cannot_be_replayed_is_refused() {
     };
     refused(&pool, &low, &[0, 1, 2], "budget=4: the draw has only 3");
     refused(&pool, &low, &[0, 1, 2, 4], "draw=4: there are 4 traces");
-    refused(&pool, &Policy { window: 3, ..low.clone() }, &[0, 1, 2, 3], "was not read for these");
-    refused(&pool, &Policy { warmup: 9, ..low.clone() }, &[0, 1, 2, 3], "warmup=9");
+    refused(&pool, &low.clone().window(3), &[0, 1, 2, 3], "was not read for these");
+    refused(&pool, &low.clone().warmup(9), &[0, 1, 2, 3], "warmup=9");
     let error = pool.run(3, &low, &[0, 1, 2, 3], 0).unwrap_err().to_string();
     assert!(error.contains("question=3: there are 1"), "{error}");
     let row = Row { question: 0, trace: 2, answer: None, ended: Ended::ByItself };
@@ -293,7 +284,7 @@ fn what_cannot_be_replayed_is_refused() {
 
 #[test]
 fn scores_that_cannot_be_are_refused() {
-    let policy = Policy { budget: 4, warmup: 2, window: 2, ..Policy::preset("low").unwrap() };
+    let policy = Policy::preset("low").unwrap().budget(4).warmup(2).window(2);
     let mut controller = Controller::new(policy).unwrap();
     controller.start().unwrap();
     let scorer = Scorer::new(Settings::default().window(2)).unwrap();

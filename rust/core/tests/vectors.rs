@@ -6,7 +6,7 @@ use std::path::Path;
 
 use deepconf_core::controller::{Action, Controller, Finish, Outcome};
 use deepconf_core::policy::{
-    Calibrate, Entries, Measure, Mode, Over, PRESETS, Policy, Stop, Weight,
+    Calibrate, Entries, Measure, Mode, Over, Policy, Preset, Stop, Weight,
 };
 use deepconf_core::token::Table;
 use deepconf_core::trace::{Scorer, Scores, Settings};
@@ -170,13 +170,12 @@ fn votes() {
         let VoteCase { name, answers, keep, min_ballots, expected, .. } = case;
         let scores: Option<Vec<f64>> =
             case.scores.map(|scores| scores.into_iter().map(|s| s.unwrap_or(f64::NAN)).collect());
-        let rules = Rules {
-            weights: case.weights.as_deref(),
-            keep,
-            scores: scores.as_deref(),
-            min_ballots,
-            over_all: case.percentile_over == "all",
-        };
+        let rules = Rules::default()
+            .weights(case.weights.as_deref())
+            .keep(keep)
+            .scores(scores.as_deref())
+            .min_ballots(min_ballots)
+            .over_all(case.percentile_over == "all");
         let got = vote(&answers, &rules).unwrap();
         let answer = |row: usize| answers[row].clone().unwrap();
         let ballots: Vec<_> =
@@ -199,7 +198,7 @@ fn votes() {
         assert_eq!(many.answer_rows[0].map(answer), expected.answer, "{name}");
         assert_eq!(
             (many.num_voters[0], many.fallback[0]),
-            (expected.num_voters as i64, expected.fallback),
+            (expected.num_voters, expected.fallback),
             "{name}"
         );
     }
@@ -239,30 +238,29 @@ fn from_json(settings: &Value) -> Policy {
         serde_json::from_value(settings[name].clone()).unwrap()
     }
     let named = |name: &str| -> String { get(settings, name) };
-    Policy {
-        mode: Mode::from_name(&named("mode")).unwrap(),
-        budget: get(settings, "budget"),
-        warmup: get(settings, "warmup"),
-        concurrency: get(settings, "concurrency"),
-        seed: get(settings, "seed"),
-        top_logprobs: get(settings, "top_logprobs"),
-        entries: Entries::from_name(&named("entries")).unwrap(),
-        logprob_floor: get(settings, "logprob_floor"),
-        decimals: get(settings, "decimals"),
-        window: get(settings, "window"),
-        tail: get(settings, "tail"),
-        bottom: get(settings, "bottom"),
-        keep: get(settings, "keep"),
-        measure: Measure::from_name(&named("measure")).unwrap(),
-        weight: Weight::from_name(&named("weight")).unwrap(),
-        max_weight: get(settings, "max_weight"),
-        stop: Stop::from_name(&named("stop")).unwrap(),
-        consensus: get(settings, "consensus"),
-        min_ballots: get(settings, "min_ballots"),
-        calibrate_on: Calibrate::from_name(&named("calibrate_on")).unwrap(),
-        percentile_over: Over::from_name(&named("percentile_over")).unwrap(),
-        stopped_vote: get(settings, "stopped_vote"),
-    }
+    Policy::new(Preset::Low)
+        .mode(Mode::from_name(&named("mode")).unwrap())
+        .budget(get(settings, "budget"))
+        .warmup(get(settings, "warmup"))
+        .concurrency(get(settings, "concurrency"))
+        .seed(get(settings, "seed"))
+        .top_logprobs(get(settings, "top_logprobs"))
+        .entries(Entries::from_name(&named("entries")).unwrap())
+        .logprob_floor(get(settings, "logprob_floor"))
+        .decimals(get(settings, "decimals"))
+        .window(get(settings, "window"))
+        .tail(get(settings, "tail"))
+        .bottom(get(settings, "bottom"))
+        .keep(get(settings, "keep"))
+        .measure(Measure::from_name(&named("measure")).unwrap())
+        .weight(Weight::from_name(&named("weight")).unwrap())
+        .max_weight(get(settings, "max_weight"))
+        .stop(Stop::from_name(&named("stop")).unwrap())
+        .consensus(get(settings, "consensus"))
+        .min_ballots(get(settings, "min_ballots"))
+        .calibrate_on(Calibrate::from_name(&named("calibrate_on")).unwrap())
+        .percentile_over(Over::from_name(&named("percentile_over")).unwrap())
+        .stopped_vote(get(settings, "stopped_vote"))
 }
 
 #[derive(Deserialize)]
@@ -370,7 +368,7 @@ impl Player<'_> {
                 }
                 Action::Answer(outcome) => self.outcome = Some(*outcome),
                 Action::Abort(_) => {}
-                Action::Stop { .. } => panic!("{action:?} from something other than tokens"),
+                other => panic!("{other:?} from something other than tokens"),
             }
         }
         if self.outcome.is_some() {
@@ -418,7 +416,7 @@ struct Presets {
 #[test]
 fn every_setting_of_every_preset() {
     let Presets { presets, .. } = read("presets.json");
-    let mut known = PRESETS;
+    let mut known = Preset::NAMES.to_vec();
     known.sort_unstable();
     assert_eq!(presets.keys().collect::<Vec<_>>(), known);
     for (name, settings) in presets {

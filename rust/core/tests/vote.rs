@@ -48,13 +48,12 @@ impl Question {
     }
 
     fn rules(&self) -> Rules<'_> {
-        Rules {
-            weights: self.weights.as_deref(),
-            keep: self.keep,
-            scores: self.scores.as_deref(),
-            min_ballots: self.min_ballots,
-            over_all: self.over_all,
-        }
+        Rules::default()
+            .weights(self.weights.as_deref())
+            .keep(self.keep)
+            .scores(self.scores.as_deref())
+            .min_ballots(self.min_ballots)
+            .over_all(self.over_all)
     }
 
     fn naive(&self) -> Tally {
@@ -194,7 +193,7 @@ fn assert_each<Q: Eq + Hash, A: Eq + Clone>(
         let winner = tally.ballots.first().map(|&(first, ..)| rows[first]);
         assert_eq!(votes.answer_rows[i], winner);
         assert_eq!(votes.share[i].to_bits(), tally.share.to_bits());
-        assert_eq!(votes.num_voters[i], tally.voters.len() as i64);
+        assert_eq!(votes.num_voters[i], tally.voters.len());
         assert_eq!(votes.fallback[i], tally.fallback);
     }
 }
@@ -222,13 +221,12 @@ fn assert_many(seed: u64, n: usize, order: Order) {
     let scores: Vec<f64> =
         (0..n).map(|_| if dice.below(9) == 0 { NAN } else { dice.unit() }).collect();
     let weighted = dice.below(3) > 0;
-    let rules = Rules {
-        weights: weighted.then_some(&weights),
-        keep: dice.pick(&[1.0, 0.5, 0.1]),
-        scores: (!weighted || dice.below(2) == 0).then_some(&scores),
-        min_ballots: dice.below(4),
-        over_all: dice.below(2) == 0,
-    };
+    let rules = Rules::default()
+        .weights(weighted.then_some(&weights))
+        .keep(dice.pick(&[1.0, 0.5, 0.1]))
+        .scores((!weighted || dice.below(2) == 0).then_some(&scores))
+        .min_ballots(dice.below(4))
+        .over_all(dice.below(2) == 0);
     let answers: Vec<Option<&str>> =
         given.iter().enumerate().map(|(row, a)| (row % 3 != 2).then_some(a.as_str())).collect();
     let mut texts = (Texts::new(&asked, false), Texts::new(&given, true));
@@ -304,10 +302,10 @@ fn the_first_bad_row_of_many_is_named() {
     for row in [90_000, 140_000, 150_000, 199_999] {
         column[row] = f64::INFINITY;
     }
-    let rules = Rules { weights: Some(&column), ..majority() };
+    let rules = majority().weights(Some(&column));
     let error = vote_many(&asked, &answers, &rules).unwrap_err();
     assert!(matches!(error, Error::Weight { position: 140_000, .. }), "{error}");
-    let rules = Rules { scores: Some(&column), keep: 0.5, ..majority() };
+    let rules = majority().scores(Some(&column)).keep(0.5);
     let message = vote_many(&asked, &answers, &rules).unwrap_err().to_string();
     assert!(message.starts_with("scores holds inf at position 90000:"), "{message}");
 }
@@ -327,12 +325,12 @@ fn a_row_without_a_question_counts_for_none() {
 #[test]
 fn ties_go_to_the_answer_seen_first() {
     let tied = vote(&[None, Some("b"), Some("a"), Some("a"), Some("b")], &majority()).unwrap();
-    let ballot = |first| Ballot { first, weight: 2.0, voters: 2 };
+    let ballot = |first| Ballot::new(first, 2.0, 2);
     assert_eq!(tied.ballots, [ballot(1), ballot(2)]);
     assert_eq!((tied.share, tied.num_voters), (0.5, 4));
     // Seen first among those kept: trace 0 is filtered out.
     let (scores, answers) = ([1.0, 5.0, 5.0], [Some("a"), Some("b"), Some("a")]);
-    let kept = vote(&answers, &Rules { keep: 0.5, scores: Some(&scores), ..majority() }).unwrap();
+    let kept = vote(&answers, &majority().keep(0.5).scores(Some(&scores))).unwrap();
     assert_eq!(kept.winner().unwrap().first, 1);
 }
 
@@ -341,7 +339,7 @@ fn nobody_votes() {
     for answers in [&[][..], &[None], &[None, None, None]] {
         let weights = vec![1.0; answers.len()];
         for keep in [1.0, 0.5] {
-            let rules = Rules { weights: Some(&weights), keep, ..majority() };
+            let rules = majority().weights(Some(&weights)).keep(keep);
             let vote = vote::<&str>(answers, &rules).unwrap();
             assert_eq!((vote.winner(), vote.num_voters, vote.share), (None, 0, 0.0));
             assert_eq!((vote.threshold, vote.fallback), (None, keep < 1.0));
@@ -356,12 +354,12 @@ fn nobody_votes() {
 #[test]
 fn zero_weights_count_as_voters() {
     let answers = [Some("a"), Some("b"), Some("b")];
-    let all_zero = vote(&answers, &Rules { weights: Some(&[0.0; 3]), ..majority() }).unwrap();
+    let all_zero = vote(&answers, &majority().weights(Some(&[0.0; 3]))).unwrap();
     assert_eq!(
         (all_zero.winner().unwrap().first, all_zero.share, all_zero.num_voters),
         (0, 0.0, 3)
     );
-    let one = vote(&answers, &Rules { weights: Some(&[0.0, 0.0, 2.0]), ..majority() }).unwrap();
+    let one = vote(&answers, &majority().weights(Some(&[0.0, 0.0, 2.0]))).unwrap();
     assert_eq!((one.winner().unwrap().first, one.share), (1, 1.0));
 }
 
@@ -369,13 +367,13 @@ fn zero_weights_count_as_voters() {
 fn a_trace_without_a_score_never_votes() {
     let answers = [Some("a"), Some("a"), Some("b"), Some("a")];
     let scores = [NAN, 1.0, 9.0, NAN];
-    let rules = Rules { keep: 0.5, scores: Some(&scores), ..majority() };
+    let rules = majority().keep(0.5).scores(Some(&scores));
     let kept = vote(&answers, &rules).unwrap();
     assert_eq!((kept.threshold, kept.num_voters, kept.fallback), (Some(5.0), 1, false));
     // Not when the filter is given up either.
-    let fallen = vote(&answers, &Rules { min_ballots: 2, ..rules }).unwrap();
+    let fallen = vote(&answers, &rules.min_ballots(2)).unwrap();
     assert_eq!((fallen.num_voters, fallen.winner().unwrap().first, fallen.fallback), (2, 1, true));
-    let none = vote(&answers, &Rules { scores: Some(&[NAN; 4]), ..rules }).unwrap();
+    let none = vote(&answers, &rules.scores(Some(&[NAN; 4]))).unwrap();
     assert_eq!((none.threshold, none.num_voters, none.fallback), (None, 0, true));
 }
 
@@ -383,10 +381,10 @@ fn a_trace_without_a_score_never_votes() {
 fn too_few_ballots_give_the_filter_up() {
     let answers = [Some("a"), Some("b"), Some("b"), None];
     let scores = [9.0, 2.0, 1.0, 8.0];
-    let rules = Rules { keep: 0.25, scores: Some(&scores), min_ballots: 1, ..majority() };
+    let rules = majority().keep(0.25).scores(Some(&scores)).min_ballots(1);
     let one = vote(&answers, &rules).unwrap();
     assert_eq!((one.num_voters, one.fallback, one.threshold), (1, false, Some(5.5)));
-    let all = vote(&answers, &Rules { min_ballots: 2, ..rules }).unwrap();
+    let all = vote(&answers, &rules.min_ballots(2)).unwrap();
     assert_eq!((all.num_voters, all.fallback, all.winner().unwrap().first), (3, true, 1));
 }
 
@@ -394,10 +392,10 @@ fn too_few_ballots_give_the_filter_up() {
 fn the_percentile_may_count_traces_without_an_answer() {
     let answers = [Some("a"), Some("b"), None, None];
     let scores = [1.0, 2.0, 8.0, 9.0];
-    let rules = Rules { keep: 0.5, scores: Some(&scores), min_ballots: 0, ..majority() };
+    let rules = majority().keep(0.5).scores(Some(&scores)).min_ballots(0);
     let answered = vote(&answers, &rules).unwrap();
     assert_eq!((answered.threshold, answered.num_voters), (Some(1.5), 1));
-    let all = vote(&answers, &Rules { over_all: true, ..rules }).unwrap();
+    let all = vote(&answers, &rules.over_all(true)).unwrap();
     assert_eq!((all.threshold, all.num_voters, all.fallback), (Some(5.0), 0, false));
 }
 
@@ -431,15 +429,15 @@ fn wrong_rules_are_named() {
     let answers = [Some("a"), None, Some("b")];
     let (three, two) = ([1.0, 2.0, 3.0], [1.0, 2.0]);
     let infinite = [1.0, f64::INFINITY, 3.0];
-    let filter = |scores| Rules { keep: 0.5, scores: Some(scores), ..majority() };
+    let filter = |scores| majority().keep(0.5).scores(Some(scores));
     let wrong = [
-        (Rules { keep: 0.0, ..filter(&three) }, "keep=0: must be a fraction"),
-        (Rules { keep: -0.1, ..filter(&three) }, "keep=-0.1:"),
-        (Rules { keep: 1.000_001, ..filter(&three) }, "keep=1.000001:"),
-        (Rules { keep: NAN, ..filter(&three) }, "keep=NaN:"),
-        (Rules { keep: 0.5, ..majority() }, "keep=0.5: a filter needs scores"),
-        (Rules { weights: Some(&two), ..majority() }, "weights has 2 entries and answers has 3"),
-        (Rules { scores: Some(&two), ..majority() }, "scores has 2 entries and answers has 3"),
+        (filter(&three).keep(0.0), "keep=0: must be a fraction"),
+        (filter(&three).keep(-0.1), "keep=-0.1:"),
+        (filter(&three).keep(1.000_001), "keep=1.000001:"),
+        (filter(&three).keep(NAN), "keep=NaN:"),
+        (majority().keep(0.5), "keep=0.5: a filter needs scores"),
+        (majority().weights(Some(&two)), "weights has 2 entries and answers has 3"),
+        (majority().scores(Some(&two)), "scores has 2 entries and answers has 3"),
         (filter(&infinite), "scores holds inf at position 1:"),
     ];
     for (rules, expected) in wrong {
@@ -456,7 +454,7 @@ fn wrong_rules_are_named() {
 fn wrong_weights_are_named_unless_they_carry_no_vote() {
     for bad in [-1.0, NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-300] {
         let weights = [1.0, bad, 2.0];
-        let rules = Rules { weights: Some(&weights), ..majority() };
+        let rules = majority().weights(Some(&weights));
         for error in [
             vote(&[Some("a"), Some("a"), Some("b")], &rules).unwrap_err(),
             vote_many(&[1, 2, 1], &[Some("a"), Some("a"), Some("b")], &rules).unwrap_err(),
@@ -467,5 +465,31 @@ fn wrong_weights_are_named_unless_they_carry_no_vote() {
         // No answer, no vote: its weight is never read.
         assert_eq!(vote(&[Some("a"), None, Some("b")], &rules).unwrap().num_voters, 2);
     }
-    assert!(vote(&[Some(1)], &Rules { weights: Some(&[-0.0]), ..majority() }).is_ok());
+    assert!(vote(&[Some(1)], &majority().weights(Some(&[-0.0]))).is_ok());
+}
+
+#[test]
+fn sums_of_the_largest_weights_are_finite() {
+    let answers = [Some("a"), Some("a"), Some("b")];
+    let vote_by = |weight| vote(&answers, &majority().weights(Some(&[weight; 3])));
+    let largest = vote_by(1e290).unwrap();
+    assert_eq!(largest.winner().unwrap().weight, 2e290);
+    assert!((largest.share - 2.0 / 3.0).abs() < 1e-12);
+    for weight in [1.1e290, 1e308, f64::INFINITY] {
+        let error = vote_by(weight).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("weights[0] = {weight}: ")), "{error}");
+    }
+}
+
+#[test]
+fn percentiles_of_the_largest_values_are_finite() {
+    let most = 1.7e308;
+    for (q, expected) in [(0.0, -most), (25.0, -most / 2.0), (50.0, 0.0), (100.0, most)] {
+        let got = percentile(&mut [most, -most], q).unwrap();
+        assert!((got - expected).abs() <= 1e-12 * most, "{q}: {got}");
+    }
+    let scores = [-most, most, -most];
+    let kept = vote(&[Some(1), Some(2), Some(3)], &majority().keep(0.25).scores(Some(&scores)));
+    let kept = kept.unwrap();
+    assert_eq!((kept.threshold, kept.num_voters), (Some(0.0), 1));
 }

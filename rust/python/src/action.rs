@@ -1,6 +1,7 @@
 //! What a controller asks of its driver.
 
 use deepconf_core::controller;
+use pyo3::exceptions::PyNotImplementedError;
 use pyo3::prelude::*;
 
 use crate::outcome::Outcome;
@@ -42,6 +43,8 @@ impl Action {
             controller::Action::Answer(outcome) => {
                 Self::Answer { outcome: Py::new(py, Outcome::new(py, &outcome)?)? }
             }
+            // The core may learn to ask for more.
+            other => return Err(PyNotImplementedError::new_err(format!("{other:?}"))),
         })
     }
 }

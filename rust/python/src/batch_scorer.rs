@@ -39,7 +39,7 @@ impl BatchScorer {
     fn slots(&self, ids: &[i64]) -> PyResult<Vec<usize>> {
         let blame = |id: i64| {
             let expected = format!("there are {} slots, counted from 0", self.slots);
-            raise(Error::Setting { name: "slot_ids", value: id.to_string(), expected })
+            raise(Error::Argument { name: "slot_ids", value: id.to_string(), expected })
         };
         ids.iter().map(|&id| usize::try_from(id).map_err(|_| blame(id))).collect()
     }

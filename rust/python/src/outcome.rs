@@ -40,7 +40,7 @@ impl Outcome {
             voters: outcome.voters.clone(),
             threshold: outcome.threshold,
             reason: outcome.reason.name(),
-            unarmed: outcome.unarmed.clone(),
+            unarmed: outcome.unarmed.map(|why| why.to_string()),
         })
     }
 }

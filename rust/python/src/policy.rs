@@ -128,7 +128,7 @@ impl Policy {
     /// The names of the presets.
     #[staticmethod]
     fn presets() -> Vec<&'static str> {
-        policy::PRESETS.to_vec()
+        policy::Preset::NAMES.to_vec()
     }
 
     /// A copy with these settings changed.

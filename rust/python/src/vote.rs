@@ -125,13 +125,11 @@ impl<'py> Wanted<'py> {
     }
 
     pub fn rules(&self) -> PyResult<Rules<'_>> {
-        Ok(Rules {
-            weights: self.weights.as_ref().map(PyReadonlyArray1::as_slice).transpose()?,
-            keep: self.keep,
-            scores: self.scores.as_ref().map(PyReadonlyArray1::as_slice).transpose()?,
-            min_ballots: self.min_ballots,
-            over_all: false,
-        })
+        Ok(Rules::default()
+            .weights(self.weights.as_ref().map(PyReadonlyArray1::as_slice).transpose()?)
+            .keep(self.keep)
+            .scores(self.scores.as_ref().map(PyReadonlyArray1::as_slice).transpose()?)
+            .min_ballots(self.min_ballots))
     }
 }
 

@@ -114,8 +114,8 @@ pub fn vote_many<'py>(
     }
     let answers = Column::read(answers, "answers")?;
     let (rules, question_keys, answer_keys) = (wanted.rules()?, questions.keys()?, answers.keys()?);
-    let work = || threads.spread(|| core::vote_columns(&*question_keys, &*answer_keys, &rules));
-    let votes = py.detach(work)?;
+    let work = || core::vote_columns(&*question_keys, &*answer_keys, &rules);
+    let votes = threads.run(py, question_keys.rows(), work)?;
     let values = votes.question_rows.iter().map(|&row| questions.value(py, row));
     let winner = |row: &Option<usize>| row.map(|row| answers.value(py, row)).transpose();
     let winners = votes.answer_rows.iter().map(winner);
@@ -123,7 +123,7 @@ pub fn vote_many<'py>(
         questions: PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.unbind(),
         answers: PyList::new(py, winners.collect::<PyResult<Vec<_>>>()?)?.unbind(),
         share: PyArray1::from_vec(py, votes.share).unbind(),
-        num_voters: PyArray1::from_vec(py, votes.num_voters).unbind(),
+        num_voters: PyArray1::from_iter(py, votes.num_voters.iter().map(|&n| n as i64)).unbind(),
         fallback: PyArray1::from_vec(py, votes.fallback).unbind(),
     })
 }

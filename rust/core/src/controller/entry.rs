@@ -6,7 +6,7 @@ use crate::stream::TraceScorer;
 use crate::trace::Scores;
 
 #[derive(Clone, Debug)]
-pub(super) struct Trace {
+pub(super) struct Entry {
     pub(super) status: Status,
     pub(super) scoring: Scoring,
     /// All tokens, scored or not.
@@ -34,7 +34,7 @@ pub(super) enum Scoring {
     Known(Scores),
 }
 
-impl Trace {
+impl Entry {
     pub(super) const LAUNCHING: Self = Self {
         status: Status::Launching,
         scoring: Scoring::Waiting,

@@ -1,9 +1,18 @@
-//! What tells values apart, and where they come from.
+//! What tells values apart.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
 
-use foldhash::fast::FixedState;
+use foldhash::SharedSeed;
+use foldhash::fast::SeedableRandomState;
+
+use super::column::Keys;
+
+/// Of one seed for the process: nothing depends on it, and nobody can pick values that collide.
+#[inline]
+fn hasher() -> SeedableRandomState {
+    SeedableRandomState::with_seed(0, SharedSeed::global_random())
+}
 
 /// What tells the values of a column apart, in 16 bytes.
 ///
@@ -46,7 +55,7 @@ impl Key {
     /// The key of any value, by its hash.
     #[must_use]
     pub fn hash(value: impl Hash) -> Self {
-        Self(Self::HASHED | u128::from(FixedState::default().hash_one(value)))
+        Self(Self::HASHED | u128::from(hasher().hash_one(value)))
     }
 
     /// The key of a text, the bytes `text` of a buffer; it holds all of up to fifteen bytes.
@@ -58,7 +67,7 @@ impl Key {
     pub fn text(buffer: &[u8], text: Range<usize>) -> Self {
         let len = text.len();
         if len > 15 {
-            let mut hasher = FixedState::default().build_hasher();
+            let mut hasher = hasher().build_hasher();
             hasher.write(&buffer[text]);
             return Self(Self::HASHED | u128::from(hasher.finish()));
         }
@@ -149,55 +158,6 @@ impl Key {
 
     /// A hash, good in every bit.
     pub(super) fn spread(self) -> u64 {
-        FixedState::default().hash_one(self.bare())
+        hasher().hash_one(self.bare())
     }
-}
-
-/// A column of questions or of answers.
-pub trait Keys {
-    /// How many rows it has.
-    fn rows(&self) -> usize;
-
-    /// Appends a key for each of `rows`. Equal values have equal keys.
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>);
-
-    /// Whether two rows whose keys are equal, but not whole, hold the same value.
-    fn same(&self, left: usize, right: usize) -> bool;
-
-    /// The bytes of the value of a row, where it has one and that is a text.
-    fn text(&self, _row: usize) -> Option<&[u8]> {
-        None
-    }
-}
-
-/// A column of values in memory, each of which may be missing.
-pub(crate) struct Slice<'a, T, F> {
-    pub(super) values: &'a [T],
-    pub(super) get: F,
-}
-
-impl<T, K: Eq + Hash, F: Fn(&T) -> Option<&K>> Keys for Slice<'_, T, F> {
-    fn rows(&self) -> usize {
-        self.values.len()
-    }
-
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
-        let values = self.values[rows].iter().map(&self.get);
-        out.extend(values.map(|value| value.map_or(Key::MISSING, Key::hash)));
-    }
-
-    fn same(&self, left: usize, right: usize) -> bool {
-        (self.get)(&self.values[left]) == (self.get)(&self.values[right])
-    }
-}
-
-pub(super) fn present<Q>(question: &Q) -> Option<&Q> {
-    Some(question)
-}
-
-/// A column of answers of which some are missing.
-pub(crate) fn optional<A: Eq + Hash>(
-    values: &[Option<A>],
-) -> Slice<'_, Option<A>, impl Fn(&Option<A>) -> Option<&A>> {
-    Slice { values, get: Option::as_ref }
 }

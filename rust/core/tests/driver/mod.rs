@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use deepconf_core::controller::{Action, Controller, Finish, Outcome, Status};
+use deepconf_core::controller::{Action, Controller, Finish, Outcome, Phase, Status};
 use deepconf_core::policy::{Calibrate, Measure, Mode, Over, Policy, Stop, Weight};
 
 use crate::oracle::{self, Dice, Tally};
@@ -141,7 +141,7 @@ impl Driver<'_> {
                     }
                 }
                 Action::Answer(outcome) => self.outcome = Some(*outcome),
-                Action::Stop { .. } => panic!("{action:?} from something other than tokens"),
+                other => panic!("{other:?} from something other than tokens"),
             }
         }
         self.most_in_flight = self.most_in_flight.max(self.flights.len());
@@ -218,8 +218,8 @@ impl Driver<'_> {
     /// What holds at any moment.
     fn check(&self) {
         let state = self.controller.state();
-        assert!(state.to_string().starts_with(state.phase));
-        assert_eq!((state.phase == "done"), self.outcome.is_some());
+        assert!(state.to_string().starts_with(state.phase.name()));
+        assert_eq!((state.phase == Phase::Done), self.outcome.is_some());
         assert_eq!(state.tokens, self.tokens);
         let count: usize = state.traces.iter().map(|(_, count)| count).sum();
         assert_eq!(count, self.launched.len());
@@ -243,6 +243,7 @@ pub fn measured(policy: &Policy, values: &[f64], measure: Measure) -> f64 {
         Measure::LowestGroup => oracle::lowest_group(values, window),
         Measure::BottomGroup => oracle::bottom_group(values, window, policy.bottom),
         Measure::Tail => oracle::tail(values, tail),
+        _ => unreachable!("{measure:?}"),
     }
 }
 
@@ -334,26 +335,25 @@ pub fn random_policy(dice: &mut Dice) -> Policy {
     let mode = dice.pick(&[Mode::Online, Mode::Online, Mode::Offline]);
     let budget = 1 + dice.below(20) as u32;
     let online = mode == Mode::Online;
-    Policy {
-        mode,
-        budget,
-        warmup: if online { 1 + dice.below(budget.min(6) as usize) as u32 } else { 0 },
-        concurrency: dice.pick(&[None, None, Some(1), Some(3), Some(8)]),
-        window: 1 + dice.below(8) as u64,
-        tail: 1 + dice.below(12) as u64,
-        bottom: dice.pick(&[0.1, 0.3, 1.0]),
-        keep: dice.pick(&[0.1, 0.5, 0.9, 0.37, 1.0]),
-        measure: random_measure(dice),
-        weight: random_weight(dice),
-        max_weight: dice.pick(&[None, Some(4.0)]),
-        stop: dice.pick(&[Stop::Budget, Stop::Consensus]),
-        consensus: dice.pick(&[0.5, 0.75, 0.95, 1.0]),
-        min_ballots: dice.below(5) as u32,
-        calibrate_on: dice.pick(&[Calibrate::Finished, Calibrate::All]),
-        percentile_over: dice.pick(&[Over::Answered, Over::All]),
-        stopped_vote: dice.below(4) == 0,
-        ..Policy::preset("low").unwrap()
-    }
+    Policy::preset("low")
+        .unwrap()
+        .mode(mode)
+        .budget(budget)
+        .warmup(if online { 1 + dice.below(budget.min(6) as usize) as u32 } else { 0 })
+        .concurrency(dice.pick(&[None, None, Some(1), Some(3), Some(8)]))
+        .window(1 + dice.below(8) as u64)
+        .tail(1 + dice.below(12) as u64)
+        .bottom(dice.pick(&[0.1, 0.3, 1.0]))
+        .keep(dice.pick(&[0.1, 0.5, 0.9, 0.37, 1.0]))
+        .measure(random_measure(dice))
+        .weight(random_weight(dice))
+        .max_weight(dice.pick(&[None, Some(4.0)]))
+        .stop(dice.pick(&[Stop::Budget, Stop::Consensus]))
+        .consensus(dice.pick(&[0.5, 0.75, 0.95, 1.0]))
+        .min_ballots(dice.below(5) as u32)
+        .calibrate_on(dice.pick(&[Calibrate::Finished, Calibrate::All]))
+        .percentile_over(dice.pick(&[Over::Answered, Over::All]))
+        .stopped_vote(dice.below(4) == 0)
 }
 
 pub fn random_measure(dice: &mut Dice) -> Measure {

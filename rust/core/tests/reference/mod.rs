@@ -6,12 +6,17 @@
 // Each user takes its own part.
 #![allow(dead_code)]
 
-use deepconf_core::controller::{Action, Controller, Finish, Outcome, Reason, Status};
+use deepconf_core::controller::{
+    Action, Controller, Finish, Outcome, Phase, Reason, Status, Unarmed,
+};
 use deepconf_core::fixed;
 use deepconf_core::policy::{Calibrate, Measure, Mode, Over, Policy, Stop};
 use deepconf_core::vote::{Ballot, Vote};
 
 use crate::oracle::{self, Tally};
+
+/// Why is not looked at.
+const UNARMED: Unarmed = Unarmed::Warmup { warmup: 0 };
 
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -218,6 +223,7 @@ impl Reference {
             Measure::LowestGroup => oracle::lowest_group(&story.scored, window),
             Measure::BottomGroup => oracle::bottom_group(&story.scored, window, self.policy.bottom),
             Measure::Tail => oracle::tail(&story.scored, tail),
+            _ => unreachable!("{measure:?}"),
         }
     }
 
@@ -269,7 +275,7 @@ impl Reference {
                 oracle::vote(answers, &weights, Some(&scores), policy.keep, floor, over_all)
             }
             (Mode::Online, None) => oracle::vote(answers, &weights, None, 1.0, floor, false),
-            (Mode::Online, s) => {
+            (_, s) => {
                 let lowest = self.final_scores(Measure::LowestGroup);
                 oracle::vote_above(answers, &weights, &lowest, s, floor)
             }
@@ -342,25 +348,20 @@ impl Reference {
         let text = |first: usize| answers[first].unwrap_or_default().to_owned();
         let named: Vec<String> = tally.ballots.iter().map(|ballot| text(ballot.0)).collect();
         let threshold = self.threshold();
-        let outcome = Outcome {
-            answer: named.first().cloned(),
-            answers: named,
-            vote: Vote {
-                ballots: tally
-                    .ballots
-                    .iter()
-                    .map(|&(first, weight, voters)| Ballot { first, weight, voters })
-                    .collect(),
-                share: tally.share,
-                num_voters: tally.voters.len(),
-                threshold: tally.threshold,
-                fallback: tally.fallback,
-            },
-            voters: tally.voters.iter().map(|&voter| voter as u32).collect(),
-            threshold: threshold.or(tally.threshold),
-            reason,
-            unarmed: self.unarmed(reason).then(String::new),
-        };
+        let mut vote = Vote::default();
+        vote.ballots = tally
+            .ballots
+            .iter()
+            .map(|&(first, weight, voters)| Ballot::new(first, weight, voters))
+            .collect();
+        vote.share = tally.share;
+        vote.num_voters = tally.voters.len();
+        vote.threshold = tally.threshold;
+        vote.fallback = tally.fallback;
+        let mut outcome = Outcome::new(vote, named, reason);
+        outcome.voters = tally.voters.iter().map(|&voter| voter as u32).collect();
+        outcome.threshold = threshold.or(tally.threshold);
+        outcome.unarmed = self.unarmed(reason).then_some(UNARMED);
         let mut abort = Vec::new();
         for (trace, story) in self.traces.iter_mut().enumerate() {
             if matches!(story.status, Status::Launching | Status::Running) {
@@ -411,7 +412,10 @@ impl Reference {
             }
         }
         let state = controller.state();
-        assert_eq!((state.unnamed, state.phase == "done"), (self.num_unnamed(), self.is_over()));
+        assert_eq!(
+            (state.unnamed, state.phase == Phase::Done),
+            (self.num_unnamed(), self.is_over())
+        );
     }
 
     /// A name for each trace that waits, such that the leader has the hardest time: all for the
@@ -516,7 +520,7 @@ pub fn compare(
         }
         for action in got.iter_mut().flatten() {
             if let Action::Answer(outcome) = action {
-                outcome.unarmed = outcome.unarmed.take().map(|_| String::new());
+                outcome.unarmed = outcome.unarmed.map(|_| UNARMED);
                 if matches!(outcome.reason, Reason::Consensus | Reason::Certain) {
                     reference.check_settled(outcome);
                 }

@@ -96,13 +96,12 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
         _ => dice.below(90) as f64 / 8.0 - 2.0,
     };
     let scores: Vec<f64> = (0..n).map(|_| score(dice)).collect();
-    let rules = Rules {
-        weights: Some(&eighths[..]).filter(|_| weighted),
-        keep,
-        scores: Some(&scores[..]).filter(|_| scored),
-        min_ballots,
-        over_all,
-    };
+    let rules = Rules::default()
+        .weights(Some(&eighths[..]).filter(|_| weighted))
+        .keep(keep)
+        .scores(Some(&scores[..]).filter(|_| scored))
+        .min_ballots(min_ballots)
+        .over_all(over_all);
     let one = vote(&answers, &rules);
     if keep < 1.0 && !weighted && !scored {
         assert!(one.is_err());

@@ -11,7 +11,7 @@ use arrow_array::builder::LargeStringBuilder;
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, Int64Array, StringArray};
 use arrow_schema::DataType;
-use deepconf_core::vote::Keys;
+use deepconf_core::vote::{Integers, Keys};
 use numpy::{PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
@@ -19,7 +19,7 @@ use pyo3::pyclass::CompareOp;
 use pyo3::types::{PyInt, PyString};
 
 use self::chunks::{Chunks, Texts, integers};
-use self::objects::{Numbers, Objects};
+use self::objects::Objects;
 use super::{arrow, contiguous};
 use crate::error::invalid_type;
 
@@ -108,7 +108,7 @@ impl<'py> Column<'py> {
         Ok(match self {
             Self::Texts(chunks) => Box::new(chunks),
             Self::Integers(chunks, _) => Box::new(chunks),
-            Self::Numbers(array, _) => Box::new(Numbers(array.as_slice()?)),
+            Self::Numbers(array, _) => Box::new(Integers(array.as_slice()?)),
             Self::Objects(objects) => Box::new(objects.keys()),
         })
     }

@@ -61,7 +61,7 @@ pub trait Chunk {
     fn array(&self) -> &dyn Array;
 
     /// Appends the keys of `rows`.
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>);
+    fn keys(&self, rows: impl Iterator<Item = usize>, out: &mut Vec<Key>);
 
     /// Whether two rows hold the same value.
     fn same(left: (&Self, usize), right: (&Self, usize)) -> bool;
@@ -71,7 +71,12 @@ pub trait Chunk {
 }
 
 /// Appends the keys of `rows`, `None` for a null.
-fn append(array: &dyn Array, rows: Range<usize>, out: &mut Vec<Key>, key: impl Fn(usize) -> Key) {
+fn append(
+    array: &dyn Array,
+    rows: impl Iterator<Item = usize>,
+    out: &mut Vec<Key>,
+    key: impl Fn(usize) -> Key,
+) {
     match array.nulls() {
         None => out.extend(rows.map(key)),
         Some(nulls) => {
@@ -83,7 +88,7 @@ fn append(array: &dyn Array, rows: Range<usize>, out: &mut Vec<Key>, key: impl F
 
 fn append_texts<O: OffsetSizeTrait>(
     array: &GenericStringArray<O>,
-    rows: Range<usize>,
+    rows: impl Iterator<Item = usize>,
     out: &mut Vec<Key>,
 ) {
     let (buffer, ends) = (array.value_data(), array.value_offsets());
@@ -101,7 +106,7 @@ impl Chunk for Texts {
         }
     }
 
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
+    fn keys(&self, rows: impl Iterator<Item = usize>, out: &mut Vec<Key>) {
         match self {
             Self::Small(array) => append_texts(array, rows, out),
             Self::Large(array) => append_texts(array, rows, out),
@@ -135,7 +140,7 @@ impl Chunk for Int64Array {
         self
     }
 
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
+    fn keys(&self, rows: impl Iterator<Item = usize>, out: &mut Vec<Key>) {
         append(self, rows, out, |row| Key::integer(self.values()[row] as u64));
     }
 
@@ -175,6 +180,18 @@ impl<C: Chunk> Chunks<C> {
         (&self.chunks[at], row - self.starts[at])
     }
 
+    /// The pieces that `rows` are of, each with its own rows.
+    fn pieces(&self, rows: Range<usize>, mut f: impl FnMut(&C, Range<usize>)) {
+        let first = self.starts.partition_point(|&start| start <= rows.start).saturating_sub(1);
+        for (chunk, ends) in self.chunks.iter().zip(self.starts.windows(2)).skip(first) {
+            if ends[0] >= rows.end {
+                break;
+            }
+            let part = rows.start.max(ends[0])..rows.end.min(ends[1]);
+            f(chunk, part.start - ends[0]..part.end - ends[0]);
+        }
+    }
+
     /// The first row that is null.
     pub fn first_missing(&self) -> Option<usize> {
         self.chunks.iter().zip(&self.starts).find_map(|(chunk, start)| {
@@ -190,14 +207,24 @@ impl<C: Chunk> Keys for &Chunks<C> {
     }
 
     fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
-        let first = self.starts.partition_point(|&start| start <= rows.start).saturating_sub(1);
-        for (chunk, ends) in self.chunks.iter().zip(self.starts.windows(2)).skip(first) {
-            if ends[0] >= rows.end {
-                break;
-            }
-            let part = rows.start.max(ends[0])..rows.end.min(ends[1]);
-            chunk.keys(part.start - ends[0]..part.end - ends[0], out);
+        self.pieces(rows, |chunk, rows| chunk.keys(rows, out));
+    }
+
+    fn pick(&self, rows: &[u32], out: &mut Vec<Key>) {
+        if let [chunk] = &self.chunks[..] {
+            return chunk.keys(rows.iter().map(|&row| row as usize), out);
         }
+        for &row in rows {
+            let (chunk, at) = self.find(row as usize);
+            chunk.keys(at..at + 1, out);
+        }
+    }
+
+    fn present(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        self.pieces(rows, |chunk, rows| match chunk.array().nulls() {
+            None => out.extend(rows.map(|_| true)),
+            Some(nulls) => out.extend(rows.map(|row| nulls.is_valid(row))),
+        });
     }
 
     fn same(&self, left: usize, right: usize) -> bool {

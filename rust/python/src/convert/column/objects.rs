@@ -1,4 +1,4 @@
-//! Columns of numbers: those of a NumPy array, and those that stand for Python objects.
+//! Columns of numbers that stand for Python objects.
 
 use std::ops::Range;
 
@@ -63,34 +63,27 @@ impl<'py> Objects<'py> {
 
 struct Numbered<'a>(&'a [Option<u32>]);
 
+impl Numbered<'_> {
+    fn key(number: Option<u32>) -> Key {
+        number.map_or(Key::MISSING, |number| Key::integer(number.into()))
+    }
+}
+
 impl Keys for Numbered<'_> {
     fn rows(&self) -> usize {
         self.0.len()
     }
 
     fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
-        out.extend(
-            self.0[rows]
-                .iter()
-                .map(|number| number.map_or(Key::MISSING, |number| Key::integer(number.into()))),
-        );
+        out.extend(self.0[rows].iter().map(|number| Self::key(*number)));
     }
 
-    fn same(&self, _: usize, _: usize) -> bool {
-        true
-    }
-}
-
-/// Integers, each of which is its own key.
-pub struct Numbers<'a>(pub &'a [i64]);
-
-impl Keys for Numbers<'_> {
-    fn rows(&self) -> usize {
-        self.0.len()
+    fn pick(&self, rows: &[u32], out: &mut Vec<Key>) {
+        out.extend(rows.iter().map(|&row| Self::key(self.0[row as usize])));
     }
 
-    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
-        out.extend(self.0[rows].iter().map(|&number| Key::integer(number as u64)));
+    fn present(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        out.extend(self.0[rows].iter().map(Option::is_some));
     }
 
     fn same(&self, _: usize, _: usize) -> bool {

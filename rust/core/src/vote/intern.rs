@@ -1,13 +1,14 @@
 //! Long texts that were seen before.
 
-use super::key::{Key, Keys};
+use super::column::Keys;
+use super::key::Key;
 
 /// Values that were seen, each with one of its rows: rows of the same value get the same key, and are
 /// then compared no more.
 ///
 /// A table with open addressing, at most half full. Where it does not fit a cache, a look into it
 /// waits for memory: so keys are looked up several at a time, and wait together.
-pub(super) struct Seen {
+pub(super) struct Interner {
     slots: Vec<Slot>,
     values: usize,
 }
@@ -41,7 +42,7 @@ impl Slot {
     }
 }
 
-impl Seen {
+impl Interner {
     /// At most so many values: more would be more than the caches hold.
     const MOST: usize = 1 << 17;
 
