@@ -13,8 +13,12 @@ from typing import (
 )
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self, Unpack, disjoint_base
+
+from deepconf._frames import Ballot, QuestionVote
 
 __all__ = [
     "Action",
@@ -55,6 +59,7 @@ _Traces: TypeAlias = (
     Iterable[ArrayLike] | tuple[ArrayLike, ArrayLike] | NDArray[np.floating[Any]] | _Arrow
 )
 _Column: TypeAlias = Iterable[Any] | _Arrow
+_Math: TypeAlias = Literal["auto"] | bool
 
 _Mode: TypeAlias = Literal["online", "offline"]
 _Entries: TypeAlias = Literal["topk", "returned"]
@@ -112,6 +117,7 @@ def vote(
     scores: ArrayLike | None = None,
     *,
     min_ballots: SupportsIndex = 1,
+    math: _Math | None = None,
 ) -> Vote: ...
 def vote_many(
     questions: _Column,
@@ -121,6 +127,7 @@ def vote_many(
     scores: ArrayLike | None = None,
     *,
     min_ballots: SupportsIndex = 1,
+    math: _Math | None = None,
     threads: SupportsIndex | None = None,
 ) -> Votes: ...
 def flat_confidences(
@@ -171,6 +178,9 @@ class Scores:
     def __len__(self) -> int: ...
     def __getitem__(self, key: SupportsIndex, /) -> TraceScores: ...
     def __iter__(self) -> Iterator[TraceScores]: ...
+    def to_arrow(self) -> pa.Table: ...
+    def to_pandas(self) -> pd.DataFrame: ...
+    def _repr_html_(self) -> str: ...
 
 @final
 class TraceScores:
@@ -273,6 +283,10 @@ class Vote:
     def threshold(self) -> float | None: ...
     @property
     def fallback(self) -> bool: ...
+    def __iter__(self) -> Iterator[Ballot]: ...
+    def to_arrow(self) -> pa.Table: ...
+    def to_pandas(self) -> pd.DataFrame: ...
+    def _repr_html_(self) -> str: ...
 
 @final
 class Votes:
@@ -287,6 +301,10 @@ class Votes:
     @property
     def fallback(self) -> NDArray[np.bool_]: ...
     def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[QuestionVote]: ...
+    def to_arrow(self) -> pa.Table: ...
+    def to_pandas(self) -> pd.DataFrame: ...
+    def _repr_html_(self) -> str: ...
 
 @type_check_only
 class _Settings(TypedDict, total=False):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deepconf._core import Policy
+from deepconf._progress import watched
 from deepconf.answers import extractor, marks
 from deepconf.deepthink import DeepThink
 from deepconf.engines.base import Engine, result_of, settings_of
@@ -515,7 +516,7 @@ def evaluate(
     suffix: str | None = None,
     max_failed: float = 0.1,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     record: str | Path | None = None,
 ) -> Report:
     """Asks every question under every policy, and reports accuracy, tokens and time.
@@ -536,7 +537,7 @@ def evaluate(
         max_failed: the share of a question's traces that may fail, in [0, 1). With more of them
             the question is not saved, and is asked again when the run is carried on.
         overwrite: starts the run file anew, and the recording with it.
-        progress: told how it goes.
+        progress: told how it goes; True for bars on standard error.
         record: a trace file (`.parquet`, `.arrow` or `.feather`) for all traces of the only policy,
             or of the only offline one. Until every question is finished it is `RECORD.part`, which
             `read_traces` reads as well. Must be on from the first question, and needs `out`.
@@ -570,7 +571,8 @@ def evaluate(
         record=record,
     )
     try:
-        evaluation.run(engine, concurrency=concurrency, progress=progress)
+        with watched(progress) as told:
+            evaluation.run(engine, concurrency=concurrency, progress=told)
         evaluation.seal()
     finally:
         evaluation.close()

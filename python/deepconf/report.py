@@ -10,13 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import Policy, vote_many
 from deepconf._statistics import auroc
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["KEEPS", "MEASURES", "Report", "Row", "auroc", "summarise"]
 
@@ -82,6 +85,28 @@ class Report:
     """What it was reckoned from, one a policy and question."""
 
     columns = _COLUMNS
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<deepconf.Report {self.title}, {len(self.rows)} rows>"
+
+    def _repr_html_(self) -> str:
+        from deepconf import _html
+
+        return _html.of_report(self)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Accuracy against tokens, a point a row.
+
+        Args:
+            ax: axes of matplotlib to draw on; None for a new figure.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        from deepconf import _plots
+
+        return _plots.of_report(self, ax)
 
     def table(self) -> str:
         """The rows, AUROCs and notes as plain text."""

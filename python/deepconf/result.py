@@ -14,6 +14,7 @@ from deepconf.errors import InvalidInput
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from matplotlib.axes import Axes
 
 __all__ = ["Result", "Timing", "Tokens", "Trace"]
 
@@ -51,6 +52,14 @@ class Trace:
     """What went wrong with it, if anything did."""
     finish_order: int | None = None
     """How many traces of the run had ended before it."""
+
+    def __repr__(self) -> str:
+        """One line, without the text and the confidences."""
+        return (
+            f"<deepconf.Trace {self.trace}: {self.status}, {self.answer!r}, {self.num_tokens} "
+            f"tokens, lowest group {self.scores.lowest_group:.4g}"
+            f"{', voted' if self.voted else ''}>"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +134,28 @@ class Result:
             f"traces voted, share {self.vote.share:.2f}, {self.tokens.generated} tokens, "
             f"{self.reason}>"
         )
+
+    def _repr_html_(self) -> str:
+        from deepconf import _html
+
+        return _html.of_result(self)
+
+    def plot(self, axes: Sequence[Axes] | None = None) -> NDArray[Any]:
+        """Group confidence along the traces, with threshold and stops; and the ballots.
+
+        Args:
+            axes: two axes of matplotlib to draw on; None for a new figure.
+
+        Returns:
+            The two axes, as `matplotlib.pyplot.subplots` gives them.
+
+        Raises:
+            InvalidInput: there are more axes than two, or fewer.
+            MissingExtra: matplotlib is not installed.
+        """
+        from deepconf import _plots
+
+        return _plots.of_result(self, axes)
 
     def summary(self) -> dict[str, Any]:
         """Everything but texts and token confidences, as plain JSON values."""

@@ -7,6 +7,7 @@ mod column;
 mod controller;
 mod convert;
 mod error;
+mod frame;
 mod group;
 mod logprobs;
 mod policy;

@@ -11,6 +11,7 @@ use pyo3::types::{PyIterator, PyList, PyTuple};
 
 use crate::convert::{self, Floats, Lists, with_floats};
 use crate::error::{invalid_input, invalid_type, raise};
+use crate::frame::made;
 use crate::pool;
 
 /// The scores of many traces, an array each. A trace without tokens has NaN everywhere.
@@ -96,8 +97,28 @@ impl Scores {
         PyTuple::new(slf.py(), columns.collect::<PyResult<Vec<_>>>()?)
     }
 
-    fn __repr__(&self, py: Python<'_>) -> String {
-        format!("<deepconf.Scores of {} traces>", self.__len__(py))
+    /// An Arrow table, a row a trace, with the attributes as columns.
+    ///
+    /// Raises:
+    ///     MissingExtra: pyarrow is not installed.
+    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_arrow")
+    }
+
+    /// The same as a data frame of pandas.
+    ///
+    /// Raises:
+    ///     MissingExtra: pandas is not installed.
+    fn to_pandas<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_pandas")
+    }
+
+    fn __repr__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "text")
+    }
+
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "html")
     }
 }
 
@@ -296,23 +317,26 @@ fn list(
     let mut arrays = Vec::new();
     let items = traces.try_iter().map_err(|_| {
         let kind = traces.get_type();
-        invalid_type(format!(
+        let error = invalid_type(format!(
             "traces is a {kind}: must be a list of 1-D arrays, (values, offsets), a 2-D array or an \
              Arrow list array"
-        ))
+        ));
+        told(traces, traces, error)
     })?;
     for (trace, item) in items.enumerate() {
-        let array = convert::array(&item?, "token confidences").map_err(|error| {
+        let item = item?;
+        let array = convert::array(&item, "token confidences").map_err(|error| {
             let message = format!("trace {trace}, {}", error.value(py));
-            PyErr::from_type(error.get_type(py), message)
+            told(traces, &item, PyErr::from_type(error.get_type(py), message))
         })?;
         if array.ndim() != 1 {
             let hint = if array.ndim() == 0 { " (for a single trace, pass [trace])" } else { "" };
-            return Err(invalid_input(format!(
+            let error = invalid_input(format!(
                 "trace {trace} has shape {:?}: must be a one-dimensional array of token \
                  confidences{hint}",
                 array.shape()
-            )));
+            ));
+            return Err(told(traces, &item, error));
         }
         let numbers = Floats::flat(&array, "it").map_err(|_| {
             invalid_type(format!(
@@ -346,4 +370,14 @@ fn list(
         .collect::<PyResult<_>>()?;
     let slices: Vec<&[f64]> = wide.iter().map(AsRef::as_ref).collect();
     slices_of(py, &slices, settings, threads)
+}
+
+/// An error that says what to call instead, where these are no confidences but outputs, or a file.
+fn told(traces: &Bound<'_, PyAny>, item: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
+    let hint = traces.py().import("deepconf._hints");
+    let hint = hint.and_then(|hints| hints.call_method1("instead_of_score", (traces, item)));
+    match hint.and_then(|hint| hint.extract::<Option<String>>()) {
+        Ok(Some(hint)) => invalid_type(hint),
+        _ => error,
+    }
 }

@@ -3,11 +3,12 @@
 use deepconf_core::vote::{self as core, Rules};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::{PyDict, PyIterator, PyList, PyTuple};
 
 use crate::column::Column;
 use crate::convert;
 use crate::error::{invalid_input, raise};
+use crate::frame::made;
 use crate::pool;
 
 /// The outcome of a vote.
@@ -85,6 +86,32 @@ impl Vote {
         PyTuple::new(slf.py(), parts.collect::<PyResult<Vec<_>>>()?)
     }
 
+    /// The ballots in turn, the heaviest first: named tuples of answer, weight, voters and share.
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyIterator>> {
+        made(slf, "rows")?.try_iter()
+    }
+
+    /// An Arrow table, a row a ballot: `answer`, `weight`, `voters`, `share`.
+    ///
+    /// Raises:
+    ///     InvalidType: the answers have no common type.
+    ///     MissingExtra: pyarrow is not installed.
+    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_arrow")
+    }
+
+    /// The same as a data frame of pandas.
+    ///
+    /// Raises:
+    ///     MissingExtra: pandas is not installed.
+    fn to_pandas<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_pandas")
+    }
+
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "html")
+    }
+
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let Self { share, num_voters, fallback, .. } = self;
         let answer = self.answer.bind(py).repr()?;
@@ -119,8 +146,34 @@ impl Votes {
         self.questions.bind(py).as_any().len().unwrap_or_default()
     }
 
-    fn __repr__(&self, py: Python<'_>) -> String {
-        format!("<deepconf.Votes on {} questions>", self.__len__(py))
+    /// The questions in turn: named tuples of question_id, answer, share, num_voters and fallback.
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyIterator>> {
+        made(slf, "rows")?.try_iter()
+    }
+
+    /// An Arrow table, a row a question: `question_id`, `answer`, `share`, `num_voters`, `fallback`.
+    ///
+    /// Raises:
+    ///     InvalidType: the questions, or the answers, have no common type.
+    ///     MissingExtra: pyarrow is not installed.
+    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_arrow")
+    }
+
+    /// The same as a data frame of pandas.
+    ///
+    /// Raises:
+    ///     MissingExtra: pandas is not installed.
+    fn to_pandas<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_pandas")
+    }
+
+    fn __repr__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "text")
+    }
+
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "html")
     }
 }
 
@@ -128,6 +181,17 @@ type Doubles<'py> = Option<PyReadonlyArray1<'py, f64>>;
 
 fn column<'py>(value: Option<&Bound<'py, PyAny>>, name: &str) -> PyResult<Doubles<'py>> {
     value.map(|value| convert::doubles(value, name)).transpose()
+}
+
+/// The answers as they are given; or where `math` says how they are compared, one name for all that are
+/// the same within a question.
+fn compared<'py>(
+    answers: &Bound<'py, PyAny>,
+    math: Option<&Bound<'py, PyAny>>,
+    questions: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let Some(math) = math else { return Ok(answers.clone()) };
+    answers.py().import("deepconf.answers")?.call_method1("named", (answers, math, questions))
 }
 
 /// Filters and votes on one question.
@@ -145,6 +209,8 @@ fn column<'py>(value: Option<&Bound<'py, PyAny>>, name: &str) -> PyResult<Double
 ///     scores: `[traces]` float, what `keep` filters on; the weights when None. NaN for a trace
 ///         without tokens.
 ///     min_ballots: with fewer voters left the filter is given up, and `fallback` says so.
+///     math: None counts equal values as one answer. Else answers are strings and those that are the same
+///         share a ballot, as in `DeepThink`, which has "auto"; see `answers.AnswerBook`.
 ///
 /// Returns:
 ///     `Vote`.
@@ -155,8 +221,8 @@ fn column<'py>(value: Option<&Bound<'py, PyAny>>, name: &str) -> PyResult<Double
 ///     InvalidType: an answer is not hashable.
 #[pyfunction]
 #[pyo3(
-    signature = (answers, weights=None, keep=1.0, scores=None, *, min_ballots=None),
-    text_signature = "(answers, weights=None, keep=1.0, scores=None, *, min_ballots=1)",
+    signature = (answers, weights=None, keep=1.0, scores=None, *, min_ballots=None, math=None),
+    text_signature = "(answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, math=None)",
 )]
 pub fn vote<'py>(
     answers: &Bound<'py, PyAny>,
@@ -164,10 +230,11 @@ pub fn vote<'py>(
     keep: f64,
     scores: Option<&Bound<'py, PyAny>>,
     min_ballots: Option<&Bound<'py, PyAny>>,
+    math: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Vote> {
     let py = answers.py();
     let min_ballots = min_ballots.map_or(Ok(1), |value| convert::whole(value, "min_ballots"))?;
-    let answers = Column::read(answers, "answers")?;
+    let answers = Column::read(&compared(answers, math, None)?, "answers")?;
     let (weights, scores) = (column(weights, "weights")?, column(scores, "scores")?);
     let rules = Rules {
         weights: weights.as_ref().map(|w| w.as_slice()).transpose()?,
@@ -195,6 +262,7 @@ pub fn vote<'py>(
 ///     keep: as in `vote`, within each question.
 ///     scores: `[rows]` float, as in `vote`.
 ///     min_ballots: as in `vote`.
+///     math: as in `vote`, within each question.
 ///     threads: how many to use; None for all cores. The result does not depend on it.
 ///
 /// Returns:
@@ -205,9 +273,10 @@ pub fn vote<'py>(
 #[pyfunction]
 #[pyo3(
     signature = (
-        questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=None, threads=None,
+        questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=None, math=None,
+        threads=None,
     ),
-    text_signature = "(questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, threads=None)",
+    text_signature = "(questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, math=None, threads=None)",
 )]
 pub fn vote_many<'py>(
     questions: &Bound<'py, PyAny>,
@@ -216,11 +285,13 @@ pub fn vote_many<'py>(
     keep: f64,
     scores: Option<&Bound<'py, PyAny>>,
     min_ballots: Option<&Bound<'py, PyAny>>,
+    math: Option<&Bound<'py, PyAny>>,
     threads: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Votes> {
     let py = questions.py();
     let min_ballots = min_ballots.map_or(Ok(1), |value| convert::whole(value, "min_ballots"))?;
     let threads = threads.map(|value| convert::whole(value, "threads")).transpose()?;
+    let answers = &compared(answers, math, Some(questions))?;
     let questions = Column::read(questions, "questions")?;
     if let Some(row) = questions.first_missing() {
         return Err(invalid_input(format!("questions[{row}] is None: every row needs a question")));
