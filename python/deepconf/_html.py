@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def table(
         notes: lines of text.
     """
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    shown = rows if count is None else islice(rows, MOST_ROWS)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in shown)
+    shown = rows if count is None else itertools.islice(rows, MOST_ROWS)
+    body = "".join(f"<tr>{''.join(map(_cell, itertools.count(), row))}</tr>" for row in shown)
     more = (
         "" if count is None or count <= MOST_ROWS else f"<div>and {count - MOST_ROWS:,} more</div>"
     )
@@ -51,9 +51,8 @@ def table(
     )
 
 
-def _cell(value: Any) -> str:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    align = "right" if numeric else "left"
+def _cell(place: int, value: Any) -> str:
+    align = "right" if place else "left"
     return f'<td style="text-align: {align}">{escape(_text(value))}</td>'
 
 

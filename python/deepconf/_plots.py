@@ -38,7 +38,14 @@ def of_result(result: Result, axes: Sequence[Axes] | None) -> NDArray[Any]:
     found = np.asarray(axes, object).reshape(-1)
     if len(found) != 2:
         raise InvalidInput(f"axes: there are {len(found)}, and must be two")
-    kinds = {"voted": _BLUE, "did not vote": _GREY, "stopped": _ORANGE}
+    kinds = {"did not vote": _GREY, "stopped": _ORANGE, "voted": _BLUE}
+    window = result.policy.window
+    # Of a trace that was aborted before its first group there is nothing to show.
+    traces = [
+        trace
+        for trace in result.traces
+        if trace.status != "aborted" or len(trace.confidence) >= window
+    ]
 
     def kind(trace: Any) -> str:
         if trace.status == "stopped":
@@ -47,11 +54,11 @@ def of_result(result: Result, axes: Sequence[Axes] | None) -> NDArray[Any]:
 
     curves(
         found[0],
-        [trace.confidence for trace in result.traces],
-        [kind(trace) for trace in result.traces],
+        [trace.confidence for trace in traces],
+        [kind(trace) for trace in traces],
         kinds,
-        window=result.policy.window,
-        stops=[trace.stop_token for trace in result.traces],
+        window=window,
+        stops=[trace.stop_token for trace in traces],
         threshold=result.threshold,
     )
     ballots(found[1], result.vote)
@@ -90,24 +97,25 @@ def curves(
     threshold: float | None,
 ) -> None:
     """Group confidence along traces, with the threshold and where traces were stopped."""
-    seen: set[str] = set()
     order = list(colours)
     for confidence, kind, stop in zip(confidences, kinds, stops, strict=True):
         tokens, groups = _groups(confidence, window)
-        label = None if kind in seen or not len(groups) else kind
-        seen |= {kind} if label else set()
-        # Those named last are fewest, and are drawn over the others.
-        style = {"color": colours[kind], "label": label, "zorder": 2 + order.index(kind) / 10}
-        if len(groups) == 1:  # Shorter than the window: one group, at its end.
-            ax.plot(tokens, groups, ".", markersize=3, **style)
-            continue
+        # Those named last are drawn over the others.
+        style: Any = {"color": colours[kind], "linewidth": 0.8}
+        style["zorder"] = 2 + order.index(kind) / 10
         kept = len(tokens) if stop is None else int(np.searchsorted(tokens, stop, side="right"))
-        ax.plot(tokens[:kept], groups[:kept], linewidth=0.8, alpha=0.5, **style)
-        if stop is not None and stop < len(confidence):
+        if len(groups) == 1:  # One group, at its end.
+            ax.plot(tokens, groups, ".", markersize=3, **style)
+        else:
+            ax.plot(tokens[:kept], groups[:kept], alpha=0.5, **style)
             rest = slice(max(0, kept - 1), None)  # What a stop would have spared is faint.
-            ax.plot(tokens[rest], groups[rest], linewidth=0.8, alpha=0.1, color=style["color"])
+            ax.plot(tokens[rest], groups[rest], alpha=0.1, **style)
+        if stop is not None and stop < len(confidence):
             part = np.asarray(confidence, np.float64)[max(0, stop - window + 1) : stop + 1]
             ax.plot(stop, part.mean(), "x", color="black", markersize=5, zorder=3)
+    seen = [name for name in colours if name in kinds]
+    for name in seen:
+        ax.plot([], [], color=colours[name], label=name)
     if threshold is not None:
         ax.axhline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
     ax.set(xlabel="token", ylabel="group confidence, nats", title=f"Groups of {window:,} tokens")
@@ -140,6 +148,7 @@ def ballots(ax: Axes, vote: Vote) -> None:
     ax.set_yticks(places, names, parse_math=False)
     more = len(vote.ballots) - len(shown)
     ax.set(
+        ylim=(len(shown) - max(len(shown), 4) - 0.5, len(shown) - 0.5),  # No bar is a wall.
         xlim=(0, 1.2),
         xlabel="share of all weight (voters)",
         title="Ballots" + (f", and {more} more" if more > 0 else ""),
