@@ -278,6 +278,7 @@ pub fn vote<'py>(
     ),
     text_signature = "(questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, math=None, threads=None)",
 )]
+#[allow(clippy::too_many_arguments)] // One for each of Python's.
 pub fn vote_many<'py>(
     questions: &Bound<'py, PyAny>,
     answers: &Bound<'py, PyAny>,
