@@ -288,6 +288,15 @@ class Vote:
 
 @final
 class Votes:
+    def __new__(
+        cls,
+        questions: list[Any],
+        answers: list[Any],
+        share: NDArray[np.float64],
+        num_voters: NDArray[np.int64],
+        fallback: NDArray[np.bool_],
+    ) -> Self: ...
+    def __getnewargs__(self) -> tuple[Any, ...]: ...
     @property
     def questions(self) -> list[Any]: ...
     @property
@@ -473,7 +482,7 @@ class Controller:
 @final
 class ReplayPool:
     REASONS: list[str]
-    def __new__(cls, policies: Sequence[Policy]) -> Self: ...
+    def __new__(cls, policies: Iterable[Policy]) -> Self: ...
     def add(
         self,
         questions: ArrayLike,
@@ -487,9 +496,9 @@ class ReplayPool:
     def num_lows(self) -> int: ...
     def run(
         self,
-        question: int,
-        policies: Sequence[Policy],
+        question: SupportsIndex,
+        policies: Iterable[Policy],
         draws: NDArray[np.uint32],
-        lag: int = 0,
+        lag: SupportsIndex = 0,
         threads: SupportsIndex | None = None,
     ) -> dict[str, NDArray[Any]]: ...

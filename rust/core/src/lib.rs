@@ -39,6 +39,7 @@ pub mod controller;
 mod error;
 pub mod fixed;
 pub mod group;
+mod parallel;
 pub mod policy;
 pub mod replay;
 mod simd;
@@ -50,3 +51,4 @@ pub mod trace;
 pub mod vote;
 
 pub use error::{Error, Result};
+pub use parallel::alone;

@@ -42,10 +42,9 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use rayon::prelude::*;
-
 use crate::controller::{Action, Controller, Finish, Outcome, Reason};
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::policy::{Mode, Policy, Stop, Weight};
 use crate::staircase::{Lows, Staircase};
 use crate::token::Sample;
@@ -189,15 +188,11 @@ impl Pool {
             return Err(Error::setting("rows", rows.len(), "the pool is closed"));
         }
         type Seen = Vec<(Scores, Staircase)>;
-        let seen: Result<Vec<Seen>> = traces
-            .par_iter()
-            .enumerate()
-            .map(|(at, values)| {
-                let through = |lens: &Lens| lens.look(values).map_err(|error| error.of_trace(at));
-                self.lenses.iter().map(through).collect()
-            })
-            .collect();
-        for (row, seen) in rows.iter().zip(seen?) {
+        let seen: Vec<Seen> = parallel::try_map(traces.len(), |at| {
+            let through = |lens: &Lens| lens.look(traces[at]).map_err(|error| error.of_trace(at));
+            self.lenses.iter().map(through).collect()
+        })?;
+        for (row, seen) in rows.iter().zip(seen) {
             let question = row.question as usize;
             if self.questions.len() <= question {
                 let views = vec![View::default(); self.lenses.len()];
@@ -278,15 +273,12 @@ impl Pool {
             eyes.push(of_policy);
         }
         // The draws outside: one draw's traces stay in the cache for all policies.
-        let by_draw: Result<Vec<Vec<Run>>> = draws
-            .par_iter()
-            .map(|draw| {
-                let each = policies.iter().zip(&eyes);
-                each.map(|(policy, eyes)| Replayer::new(eyes, &self.names, policy, draw)?.run(lag))
-                    .collect()
-            })
-            .collect();
-        let mut by_draw: Vec<_> = by_draw?.into_iter().map(Vec::into_iter).collect();
+        let by_draw: Vec<Vec<Run>> = parallel::try_map(draws.len(), |at| {
+            let run =
+                |(policy, eyes)| Replayer::new(eyes, &self.names, policy, draws[at])?.run(lag);
+            policies.iter().zip(&eyes).map(run).collect()
+        })?;
+        let mut by_draw: Vec<_> = by_draw.into_iter().map(Vec::into_iter).collect();
         let mut runs = Vec::with_capacity(policies.len() * draws.len());
         for _ in policies {
             runs.extend(by_draw.iter_mut().filter_map(Iterator::next));

@@ -23,12 +23,11 @@
 //! a maximum and an exponential an entry, the second read from the cache.
 
 use half::f16;
-use rayon::prelude::*;
 
 use std::cell::RefCell;
 
 use crate::error::{Error, Place, Result};
-use crate::simd;
+use crate::{parallel, simd};
 
 /// A number that scores are computed from: `f16`, `f32` or `f64`.
 pub trait Sample: Copy + Default + Send + Sync + 'static {
@@ -225,19 +224,18 @@ impl<'a, T: Sample> Table<'a, T> {
                 simd::widest(Logits { logits, top, floor, scratch }).ok_or(row)
             })
         };
-        let scores: std::result::Result<Vec<f32>, usize> =
-            (0..n).into_par_iter().map(one).collect();
+        let scores = parallel::map(n, one);
+        let scores: std::result::Result<Vec<f32>, usize> = scores.into_iter().collect();
         scores.map_err(|_| self.blame_logits(floor))
     }
 
     fn map(&self, floor: Option<f64>, score: Score<T>) -> Result<Vec<f32>> {
         check_floor(floor)?;
         let mut scores = vec![0.0_f32; self.values.len() / self.k];
-        let sound = scores
-            .par_chunks_mut(ROWS)
-            .zip(self.values.par_chunks(ROWS * self.k))
-            .map(|(scores, values)| score(values, self.k, floor, scores))
-            .reduce(|| true, |a, b| a & b);
+        let sound = parallel::fill(&mut scores, ROWS, |at, scores| {
+            let values = &self.values[at * ROWS * self.k..][..scores.len() * self.k];
+            score(values, self.k, floor, scores)
+        });
         if sound { Ok(scores) } else { Err(self.blame(floor)) }
     }
 

@@ -28,15 +28,13 @@
 
 use std::cell::RefCell;
 
-use rayon::prelude::*;
-
 use crate::error::{Error, Place, Result};
 use crate::fixed::{self, FAST_LIMIT, NARROW_LIMIT};
 use crate::slide::{self, Groups};
 use crate::staircase::{self, Staircase};
 use crate::steps::Steps;
 use crate::token::Sample;
-use crate::{bottom, simd};
+use crate::{bottom, parallel, simd};
 
 /// The largest window and tail.
 pub const MAX_WINDOW: u64 = 1 << 31;
@@ -185,13 +183,10 @@ pub fn score_many<T: Sample>(
 ) -> Result<Vec<Scores>> {
     settings.check()?;
     check_offsets(offsets, values.len())?;
-    offsets
-        .par_windows(2)
-        .enumerate()
-        .map(|(trace, ends)| {
-            score_one(&values[ends[0] as usize..ends[1] as usize], settings, trace, None)
-        })
-        .collect()
+    parallel::try_map(offsets.len() - 1, |trace| {
+        let of_trace = offsets[trace] as usize..offsets[trace + 1] as usize;
+        score_one(&values[of_trace], settings, trace, None)
+    })
 }
 
 /// Scores many traces, in parallel, each a slice of its own.
@@ -200,8 +195,7 @@ pub fn score_many<T: Sample>(
 /// As [`score`], naming the trace too.
 pub fn score_slices<T: Sample>(traces: &[&[T]], settings: &Settings) -> Result<Vec<Scores>> {
     settings.check()?;
-    let scored = traces.par_iter().enumerate();
-    scored.map(|(trace, values)| score_one(values, settings, trace, None)).collect()
+    parallel::try_map(traces.len(), |trace| score_one(traces[trace], settings, trace, None))
 }
 
 fn check_offsets(offsets: &[i64], len: usize) -> Result<()> {

@@ -50,8 +50,6 @@ mod seen;
 
 use std::hash::Hash;
 
-use rayon::prelude::*;
-
 use booth::{Booth, Columns};
 pub(crate) use key::optional;
 pub use key::{Key, Keys};
@@ -161,9 +159,10 @@ impl Rules<'_> {
             let any = scores.iter().fold(false, |any, score| any | score.is_infinite());
             any.then(|| scores.iter().position(|score| score.is_infinite())).flatten()
         };
-        let found = scores.par_chunks(CHUNK).enumerate().find_map_first(|(chunk, scores)| {
-            infinite(scores).map(|position| chunk * CHUNK + position)
-        });
+        let found = scores
+            .chunks(CHUNK)
+            .enumerate()
+            .find_map(|(chunk, scores)| infinite(scores).map(|position| chunk * CHUNK + position));
         match found {
             Some(position) => Err(Error::NotFinite {
                 argument: if self.scores.is_some() { "scores" } else { "weights" },

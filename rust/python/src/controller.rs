@@ -1,94 +1,16 @@
 //! The controller: events in, actions out.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use deepconf_core::controller::{self, Finish};
-use numpy::PyReadonlyArray1;
+use deepconf_core::{Result, policy};
 use pyo3::prelude::*;
-use pyo3::types::PyString;
 
-use crate::convert::{Floats, whole};
+use crate::action::Action;
+use crate::convert::{Floats, maybe, object, text, whole};
 use crate::error::{invalid_input, raise};
+use crate::locked::Locked;
+use crate::outcome::Outcome;
 use crate::policy::Policy;
-use crate::trace::TraceScores;
-use crate::vote::Vote;
-
-/// What the driver is to do: one of `Launch`, `Stop`, `Abort` and `Answer`.
-#[pyclass(frozen, module = "deepconf")]
-pub enum Action {
-    /// Start these traces, trace i with seed `policy.seed + i`, if there is a seed.
-    Launch { traces: Vec<u32> },
-    /// Stop this trace: the group that `token` completed fell below the threshold.
-    Stop { trace: u32, token: u64 },
-    /// Abort these traces: the answer is known.
-    Abort { traces: Vec<u32> },
-    /// The run is over.
-    Answer { outcome: Py<Outcome> },
-}
-
-#[pymethods]
-impl Action {
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(match self {
-            Self::Launch { traces } => format!("Action.Launch(traces={traces:?})"),
-            Self::Stop { trace, token } => format!("Action.Stop(trace={trace}, token={token})"),
-            Self::Abort { traces } => format!("Action.Abort(traces={traces:?})"),
-            Self::Answer { outcome } => {
-                format!("Action.Answer(outcome={})", outcome.bind(py).repr()?)
-            }
-        })
-    }
-}
-
-/// What came of a run.
-#[pyclass(frozen, module = "deepconf")]
-pub struct Outcome {
-    /// The answer that won; None when nobody voted.
-    #[pyo3(get)]
-    answer: Option<String>,
-    /// The vote.
-    #[pyo3(get)]
-    vote: Py<Vote>,
-    /// The traces that voted.
-    #[pyo3(get)]
-    voters: Vec<u32>,
-    /// The threshold in force, nats; None when there was none.
-    #[pyo3(get)]
-    threshold: Option<f64>,
-    /// Why the run ended: "consensus", "certain", "budget", "cancelled" or "engine_died".
-    #[pyo3(get)]
-    reason: &'static str,
-    /// Online: why nothing could have been stopped; None if something could, or if the run was cut
-    /// short.
-    #[pyo3(get)]
-    unarmed: Option<String>,
-}
-
-impl Outcome {
-    fn new(py: Python<'_>, outcome: &controller::Outcome) -> PyResult<Self> {
-        let ballots = &outcome.vote.ballots;
-        let answer_of = |ballot: &deepconf_core::vote::Ballot| {
-            let place = ballots.iter().position(|other| other.first == ballot.first)?;
-            outcome.answers.get(place).map(|answer| PyString::new(py, answer).into_any())
-        };
-        Ok(Self {
-            answer: outcome.answer.clone(),
-            vote: Py::new(py, Vote::new(py, &outcome.vote, answer_of)?)?,
-            voters: outcome.voters.clone(),
-            threshold: outcome.threshold,
-            reason: outcome.reason.name(),
-            unarmed: outcome.unarmed.clone(),
-        })
-    }
-}
-
-#[pymethods]
-impl Outcome {
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let (vote, reason) = (self.vote.bind(py).repr()?, self.reason);
-        Ok(format!("Outcome(reason='{reason}', vote={vote})"))
-    }
-}
+use crate::trace_scores::TraceScores;
 
 /// The decisions of one run, without I/O.
 ///
@@ -100,68 +22,66 @@ impl Outcome {
 /// Raises:
 ///     EventError: an event does not fit the trace's state; nothing is changed.
 #[pyclass(frozen, module = "deepconf")]
-pub struct Controller(Mutex<controller::Controller>);
+pub struct Controller {
+    policy: policy::Policy,
+    controller: Locked<controller::Controller>,
+}
 
 impl Controller {
-    /// Nothing of Python may be touched while this is held: what is built from it is cloned out of it
-    /// first.
-    fn lock(&self) -> MutexGuard<'_, controller::Controller> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the core says of the run; O(traces).
+    fn with<R: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut controller::Controller) -> R + Send,
+    ) -> R {
+        self.controller.with_values(py, self.policy.budget as usize, work)
+    }
+
+    /// An event, and what to do then.
+    fn event(
+        &self,
+        py: Python<'_>,
+        event: impl FnOnce(&mut controller::Controller) -> Result<Vec<controller::Action>> + Send,
+    ) -> PyResult<Vec<Action>> {
+        let actions = self.with(py, event).map_err(raise)?;
+        actions.into_iter().map(|action| Action::new(py, action)).collect()
     }
 }
 
 /// A trace's number.
 fn number(trace: &Bound<'_, PyAny>) -> PyResult<u32> {
-    trace.extract().or_else(|_| whole(trace, "trace"))
+    whole(trace, "trace")
 }
 
-fn finish(finish: &str) -> PyResult<Finish> {
-    match finish {
+fn finish(finish: &Bound<'_, PyAny>) -> PyResult<Finish> {
+    match text(finish, "finish")?.as_str() {
         "finished" => Ok(Finish::End),
         "length" => Ok(Finish::Length),
         "aborted" => Ok(Finish::Aborted),
-        _ => Err(invalid_input(format!(
+        finish => Err(invalid_input(format!(
             "finish={finish:?}: must be \"finished\", \"length\" or \"aborted\""
         ))),
     }
 }
 
-fn action(py: Python<'_>, action: controller::Action) -> PyResult<Action> {
-    Ok(match action {
-        controller::Action::Launch(traces) => Action::Launch { traces },
-        controller::Action::Stop { trace, token } => Action::Stop { trace, token },
-        controller::Action::Abort(traces) => Action::Abort { traces },
-        controller::Action::Answer(outcome) => {
-            Action::Answer { outcome: Py::new(py, Outcome::new(py, &outcome)?)? }
-        }
-    })
-}
-
-fn actions(
-    py: Python<'_>,
-    actions: deepconf_core::Result<Vec<controller::Action>>,
-) -> PyResult<Vec<Action>> {
-    actions.map_err(raise)?.into_iter().map(|one| action(py, one)).collect()
-}
-
 #[pymethods]
 impl Controller {
     #[new]
-    fn new(policy: &Policy) -> PyResult<Self> {
-        Ok(Self(Mutex::new(controller::Controller::new(policy.0.clone()).map_err(raise)?)))
+    fn new(policy: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let policy = object::<Policy>(policy, "policy", "a Policy")?.get().0.clone();
+        let controller = controller::Controller::new(policy.clone()).map_err(raise)?;
+        Ok(Self { policy, controller: Locked::new(controller) })
     }
 
     /// Begins the run: the first traces to launch.
     fn start(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
-        let started = self.lock().start();
-        actions(py, started)
+        self.event(py, controller::Controller::start)
     }
 
     /// The trace is being generated.
     fn launched(&self, trace: &Bound<'_, PyAny>) -> PyResult<()> {
-        let trace = number(trace)?;
-        let launched = self.lock().launched(trace);
-        launched.map_err(raise)
+        let (py, trace) = (trace.py(), number(trace)?);
+        self.controller.with(py, |run| run.launched(trace)).map_err(raise)
     }
 
     /// New tokens of a trace were scored.
@@ -179,14 +99,11 @@ impl Controller {
         confidences: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Action>> {
         let trace = number(trace)?;
-        let single: PyReadonlyArray1<'_, f32> = match Floats::one(confidences, "confidences")? {
-            Floats::Single(values) => values,
-            Floats::Half(values) => values.call_method1("astype", ("float32",))?.extract()?,
-            Floats::Double(values) => values.call_method1("astype", ("float32",))?.extract()?,
-        };
+        let confidences = Floats::one(confidences, "confidences")?;
+        let single = confidences.single()?;
         let new = single.as_slice()?;
-        let stop = self.lock().tokens(trace, new);
-        stop.map_err(raise)?.map(|stop| action(py, stop)).transpose()
+        let stop = self.controller.with_values(py, new.len(), |run| run.tokens(trace, new));
+        stop.map_err(raise)?.map(|stop| Action::new(py, stop)).transpose()
     }
 
     /// What a trace that is scored elsewhere has come to, in place of its `tokens`: by an engine that
@@ -210,16 +127,17 @@ impl Controller {
         &self,
         py: Python<'_>,
         trace: &Bound<'_, PyAny>,
-        scores: PyRef<'_, TraceScores>,
+        scores: &Bound<'_, PyAny>,
         num_tokens: Option<&Bound<'_, PyAny>>,
         stop_token: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Option<Action>> {
         let trace = number(trace)?;
+        let scores = object::<TraceScores>(scores, "scores", "a TraceScores")?.get().0;
         let tokens = num_tokens.map(|value| whole(value, "num_tokens")).transpose()?;
         let stop = stop_token.map(|value| whole(value, "stop_token")).transpose()?;
-        let tokens = tokens.unwrap_or(scores.0.num_tokens);
-        let stop = self.lock().scored(trace, scores.0, tokens, stop);
-        stop.map_err(raise)?.map(|stop| action(py, stop)).transpose()
+        let tokens = tokens.unwrap_or(scores.num_tokens);
+        let stop = self.controller.with(py, |run| run.scored(trace, scores, tokens, stop));
+        stop.map_err(raise)?.map(|stop| Action::new(py, stop)).transpose()
     }
 
     /// A trace ended, and its answer is known: `ended` and `answered` in one event.
@@ -233,12 +151,12 @@ impl Controller {
         &self,
         py: Python<'_>,
         trace: &Bound<'_, PyAny>,
-        finish: &str,
-        answer: Option<&str>,
+        finish: &Bound<'_, PyAny>,
+        answer: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Action>> {
         let (trace, finish) = (number(trace)?, self::finish(finish)?);
-        let finished = self.lock().finished(trace, finish, answer);
-        actions(py, finished)
+        let answer = answer.map(|answer| text(answer, "answer")).transpose()?;
+        self.event(py, |run| run.finished(trace, finish, answer.as_deref()))
     }
 
     /// A trace ended, and its answer is not known yet. Its place is free and its scores are final; it
@@ -251,11 +169,10 @@ impl Controller {
         &self,
         py: Python<'_>,
         trace: &Bound<'_, PyAny>,
-        finish: &str,
+        finish: &Bound<'_, PyAny>,
     ) -> PyResult<Vec<Action>> {
         let (trace, finish) = (number(trace)?, self::finish(finish)?);
-        let ended = self.lock().ended(trace, finish);
-        actions(py, ended)
+        self.event(py, |run| run.ended(trace, finish))
     }
 
     /// What a trace that ended answers is known now. Of a run that was cancelled, or whose engine died,
@@ -268,76 +185,72 @@ impl Controller {
         &self,
         py: Python<'_>,
         trace: &Bound<'_, PyAny>,
-        answer: Option<&str>,
+        answer: &Bound<'_, PyAny>,
     ) -> PyResult<Vec<Action>> {
-        let trace = number(trace)?;
-        let answered = self.lock().answered(trace, answer);
-        actions(py, answered)
+        let (trace, answer) = (number(trace)?, maybe(text)(answer, "answer")?);
+        self.event(py, |run| run.answered(trace, answer.as_deref()))
     }
 
     /// A trace was lost to an error: it never votes and is not replaced.
     fn failed(&self, py: Python<'_>, trace: &Bound<'_, PyAny>) -> PyResult<Vec<Action>> {
         let trace = number(trace)?;
-        let failed = self.lock().failed(trace);
-        actions(py, failed)
+        self.event(py, |run| run.failed(trace))
     }
 
     /// Ends the run now, with the vote of what has ended; nothing after the answer.
     fn cancel(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
-        let cancelled = self.lock().cancel();
-        actions(py, Ok(cancelled))
+        self.event(py, |run| Ok(run.cancel()))
     }
 
     /// Nothing can be generated any more: ends the run as `cancel` does, for another reason.
     fn engine_died(&self, py: Python<'_>) -> PyResult<Vec<Action>> {
-        let died = self.lock().engine_died();
-        actions(py, Ok(died))
+        self.event(py, |run| Ok(run.engine_died()))
     }
 
     /// A trace's status: "launching", "running", "stopping", "aborting", "finished", "length",
     /// "stopped", "aborted" or "failed"; None before it is to be launched.
     fn status(&self, trace: &Bound<'_, PyAny>) -> PyResult<Option<&'static str>> {
-        let trace = number(trace)?;
-        Ok(self.lock().status(trace).map(controller::Status::name))
+        let (py, trace) = (trace.py(), number(trace)?);
+        Ok(self.controller.with(py, |run| run.status(trace)).map(controller::Status::name))
     }
 
     /// A trace's scores up to the token that asked for a stop; None before it is to be launched. The
     /// bottom-group score is NaN unless the policy votes by it.
     fn scores(&self, trace: &Bound<'_, PyAny>) -> PyResult<Option<TraceScores>> {
-        let trace = number(trace)?;
-        Ok(self.lock().scores(trace).map(TraceScores))
+        let (py, trace) = (trace.py(), number(trace)?);
+        Ok(self.controller.with_long(py, |run| run.scores(trace)).map(TraceScores))
     }
 
     /// What came of the run; None until it is over.
     #[getter]
     fn outcome(&self, py: Python<'_>) -> PyResult<Option<Outcome>> {
-        let outcome = self.lock().outcome().cloned();
+        let outcome = self.with(py, |run| run.outcome().cloned());
         outcome.map(|outcome| Outcome::new(py, &outcome)).transpose()
     }
 
     /// The policy.
     #[getter]
     fn policy(&self) -> Policy {
-        Policy(self.lock().policy().clone())
+        Policy(self.policy.clone())
     }
 
     /// s, in nats, once the warmup is over.
     #[getter]
-    fn threshold(&self) -> Option<f64> {
-        self.lock().threshold()
+    fn threshold(&self, py: Python<'_>) -> Option<f64> {
+        self.controller.with(py, |run| run.threshold())
     }
 
     /// Tokens of all traces so far, those after a stop or abort included.
     #[getter]
-    fn num_tokens(&self) -> u64 {
-        self.lock().num_tokens()
+    fn num_tokens(&self, py: Python<'_>) -> u64 {
+        self.controller.with(py, |run| run.num_tokens())
     }
 
-    fn __str__(&self) -> String {
-        self.lock().state().to_string()
+    fn __str__(&self, py: Python<'_>) -> String {
+        self.with(py, |run| run.state()).to_string()
     }
 
-    fn __repr__(&self) -> String {
-        format!("<deepconf.Controller {}>", self.lock().state())
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!("<deepconf.Controller {}>", self.__str__(py))
     }
 }

@@ -1,42 +1,32 @@
 //! One Python exception for each error of the core. The classes live in `deepconf.errors`.
+//!
+//! They are looked up when Python first sees the error, not when it is made: an error may be made where
+//! Python must not run.
 
 use deepconf_core::Error;
-use pyo3::prelude::*;
-use pyo3::types::PyType;
+use pyo3::{PyErr, import_exception};
 
-/// The exception class that stands for `error`.
-fn class(error: &Error) -> &'static str {
-    match error {
-        Error::Event { .. } => "EventError",
-        Error::UnknownPreset { .. } => "UnknownPreset",
-        _ => "InvalidInput",
-    }
-}
+import_exception!(deepconf.errors, EventError);
+import_exception!(deepconf.errors, InvalidInput);
+import_exception!(deepconf.errors, InvalidType);
+import_exception!(deepconf.errors, UnknownPreset);
 
 /// An error of the core as a Python exception.
 pub fn raise(error: Error) -> PyErr {
-    exception(class(&error), error.to_string())
+    let message = error.to_string();
+    match error {
+        Error::Event { .. } => EventError::new_err(message),
+        Error::UnknownPreset { .. } => UnknownPreset::new_err(message),
+        _ => InvalidInput::new_err(message),
+    }
 }
 
 /// `InvalidInput` with this message.
 pub fn invalid_input(message: impl Into<String>) -> PyErr {
-    exception("InvalidInput", message.into())
+    InvalidInput::new_err(message.into())
 }
 
 /// `InvalidType` with this message.
 pub fn invalid_type(message: impl Into<String>) -> PyErr {
-    exception("InvalidType", message.into())
-}
-
-fn exception(class: &str, message: String) -> PyErr {
-    Python::attach(|py| {
-        let found = py
-            .import("deepconf.errors")
-            .and_then(|errors| errors.getattr(class))
-            .and_then(|class| Ok(class.cast_into::<PyType>()?));
-        match found {
-            Ok(class) => PyErr::from_type(class, message),
-            Err(error) => error,
-        }
-    })
+    InvalidType::new_err(message.into())
 }

@@ -6,10 +6,30 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
+use crate::convert::{Given, integers, number, object, optional, truth, whole};
 use crate::error::{invalid_input, invalid_type, raise};
 
-fn check(k: Option<usize>, floor: Option<f64>) -> PyResult<()> {
-    check_floor(floor).and(k.map_or(Ok(()), |k| check_k("k", k))).map_err(raise)
+/// Which entries of a row count, as the arguments say.
+struct Rules {
+    /// The k most likely; `None` for as many as there are.
+    k: Option<usize>,
+    /// All that came back.
+    returned: bool,
+    floor: Option<f64>,
+}
+
+impl Rules {
+    fn read(
+        k: Option<&Bound<'_, PyAny>>,
+        returned: &Given<'_>,
+        floor: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let k = k.map(|k| whole(k, "k")).transpose()?;
+        let returned = returned.or(false, "returned", truth)?;
+        let floor = floor.map(|floor| number(floor, "floor")).transpose()?;
+        check_floor(floor).and(k.map_or(Ok(()), |k| check_k("k", k))).map_err(raise)?;
+        Ok(Self { k, returned, floor })
+    }
 }
 
 /// That there is one log-probability a token, as a row shows.
@@ -75,18 +95,25 @@ fn confidence_of(counted: &[f64], floor: Option<f64>, position: usize) -> PyResu
 /// Returns:
 ///     float32 `[n]`, nats.
 #[pyfunction]
-#[pyo3(signature = (logprobs, ends, ranks, k=None, returned=false, floor=None))]
+#[pyo3(signature = (logprobs, ends, ranks, k=None, returned=Given::default(), floor=None), text_signature = "(logprobs, ends, ranks, k=None, returned=False, floor=None)")]
 pub fn flat_confidences<'py>(
-    logprobs: &Bound<'py, PyList>,
-    ends: Vec<usize>,
-    ranks: &Bound<'py, PyList>,
-    k: Option<usize>,
-    returned: bool,
-    floor: Option<f64>,
+    logprobs: &Bound<'py, PyAny>,
+    ends: &Bound<'py, PyAny>,
+    ranks: &Bound<'py, PyAny>,
+    k: Option<&Bound<'py, PyAny>>,
+    returned: Given<'py>,
+    floor: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    check(k, floor)?;
-    let mut values =
-        logprobs.iter().map(|item| item.extract::<f64>()).collect::<PyResult<Vec<_>>>()?;
+    let Rules { k, returned, floor } = Rules::read(k, &returned, floor)?;
+    let logprobs = object::<PyList>(logprobs, "logprobs", "a list")?;
+    let ranks = object::<PyList>(ranks, "ranks", "a list")?;
+    let values = logprobs.iter().map(|item| number(&item, "an entry of logprobs"));
+    let mut values = values.collect::<PyResult<Vec<_>>>()?;
+    let ends = integers(ends, "ends")?;
+    let ends = ends.as_slice()?.iter().map(|&end| {
+        usize::try_from(end).map_err(|_| invalid_input(format!("ends holds {end}: out of range")))
+    });
+    let ends = ends.collect::<PyResult<Vec<_>>>()?;
     if ranks.len() != values.len() || ends.last().copied().unwrap_or(0) != values.len() {
         return Err(invalid_input(format!(
             "{} logprobs with {} ranks in rows up to {:?}: there must be as many of each",
@@ -103,7 +130,7 @@ pub fn flat_confidences<'py>(
             ends[row + 1]
         )));
     }
-    let rank = |at: usize| ranks.get_item(at)?.extract::<Option<usize>>();
+    let rank = |at: usize| optional(&ranks.get_item(at)?, "an entry of ranks", whole::<usize>);
     let starts = || std::iter::once(0).chain(ends.iter().copied());
     let k = match k {
         Some(k) => k,
@@ -152,15 +179,15 @@ pub fn flat_confidences<'py>(
 /// Returns:
 ///     float32 `[n]`, nats.
 #[pyfunction]
-#[pyo3(signature = (rows, k=None, returned=false, floor=None))]
+#[pyo3(signature = (rows, k=None, returned=Given::default(), floor=None), text_signature = "(rows, k=None, returned=False, floor=None)")]
 pub fn dict_confidences<'py>(
-    rows: &Bound<'py, PyList>,
-    k: Option<usize>,
-    returned: bool,
-    floor: Option<f64>,
+    rows: &Bound<'py, PyAny>,
+    k: Option<&Bound<'py, PyAny>>,
+    returned: Given<'py>,
+    floor: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    check(k, floor)?;
-    let py = rows.py();
+    let rules = Rules::read(k, &returned, floor)?;
+    let (py, rows) = (rows.py(), object::<PyList>(rows, "rows", "a list")?);
     let logprob = intern!(py, "logprob");
     let mut table = Table::default();
     for (position, row) in rows.iter().enumerate() {
@@ -177,7 +204,7 @@ pub fn dict_confidences<'py>(
         }
         table.ends.push(table.entries.len());
     }
-    table.confidences(py, k, 1, returned, floor)
+    table.confidences(py, 1, &rules)
 }
 
 /// Token confidences of OpenAI-style log-probabilities, as JSON is parsed or as client objects.
@@ -193,25 +220,25 @@ pub fn dict_confidences<'py>(
 /// Returns:
 ///     float32 `[n]`, nats.
 #[pyfunction]
-#[pyo3(signature = (logprobs, k=None, returned=false, floor=None))]
+#[pyo3(signature = (logprobs, k=None, returned=Given::default(), floor=None), text_signature = "(logprobs, k=None, returned=False, floor=None)")]
 pub fn openai_confidences<'py>(
     logprobs: &Bound<'py, PyAny>,
-    k: Option<usize>,
-    returned: bool,
-    floor: Option<f64>,
+    k: Option<&Bound<'py, PyAny>>,
+    returned: Given<'py>,
+    floor: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    check(k, floor)?;
+    let rules = Rules::read(k, &returned, floor)?;
     let py = logprobs.py();
     let mut table = Table::default();
     let mut spare = 1;
     if let Some(content) = field(logprobs, intern!(py, "content"))? {
-        spare = usize::from(returned);
+        spare = usize::from(rules.returned);
         for (position, entry) in content.try_iter()?.enumerate() {
             let (entry, wrong) = (entry?, |what: &str| wrong_entry(position, what));
             let top = field(&entry, intern!(py, "top_logprobs"))?
                 .ok_or_else(|| wrong("has no top_logprobs"))?;
             let sampled = field(&entry, intern!(py, "token"))?;
-            let mut among = !returned;
+            let mut among = !rules.returned;
             for likely in top.try_iter()? {
                 let likely = likely?;
                 table.entries.push(logprob(&likely, position)?);
@@ -244,7 +271,7 @@ pub fn openai_confidences<'py>(
              logprobs=True and top_logprobs=20 for chat, or logprobs=20",
         ));
     }
-    table.confidences(py, k, spare, returned, floor)
+    table.confidences(py, spare, &rules)
 }
 
 fn wrong_entry(position: usize, what: &str) -> PyErr {
@@ -286,14 +313,13 @@ impl Default for Table {
 impl Table {
     /// Of the `k` most likely, or of all that were returned. Without a `k`, rows may have `spare` entries
     /// more than the shortest.
-    fn confidences(
+    fn confidences<'py>(
         self,
-        py: Python<'_>,
-        k: Option<usize>,
+        py: Python<'py>,
         spare: usize,
-        returned: bool,
-        floor: Option<f64>,
-    ) -> PyResult<Bound<'_, PyArray1<f32>>> {
+        rules: &Rules,
+    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let &Rules { k, returned, floor } = rules;
         let Self { mut entries, ends } = self;
         let widths = ends.windows(2).map(|end| end[1] - end[0]).enumerate();
         let Some((position, shortest)) = widths.min_by_key(|&(_, width)| width) else {

@@ -4,7 +4,7 @@ use deepconf_core::policy::{self, Calibrate, Entries, Measure, Mode, Over, Stop,
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::convert::{number, optional, whole};
+use crate::convert::{maybe, number, text, truth, whole};
 use crate::error::{invalid_type, raise};
 
 /// Every setting of a run; immutable.
@@ -59,23 +59,10 @@ settings! {
     stopped_vote: truth;
 }
 
-fn truth(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
-    value.extract().map_err(|_| invalid_type(format!("{name}={value}: must be True or False")))
-}
-
-fn maybe<'py, T>(
-    read: impl Fn(&Bound<'py, PyAny>, &str) -> PyResult<T>,
-) -> impl Fn(&Bound<'py, PyAny>, &str) -> PyResult<Option<T>> {
-    move |value, name| optional(value, name, &read)
-}
-
 fn named<'py, T>(
     from_name: fn(&str) -> deepconf_core::Result<T>,
 ) -> impl Fn(&Bound<'py, PyAny>, &str) -> PyResult<T> {
-    move |value, name| match value.extract::<String>() {
-        Ok(text) => from_name(&text).map_err(raise),
-        Err(_) => Err(invalid_type(format!("{name}={value}: must be a string"))),
-    }
+    move |value, name| from_name(&text(value, name)?).map_err(raise)
 }
 
 fn unknown(name: &str) -> PyErr {
@@ -83,6 +70,10 @@ fn unknown(name: &str) -> PyErr {
 }
 
 impl Policy {
+    fn of(preset: &str, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Self::with(policy::Policy::preset(preset).map_err(raise)?, settings)
+    }
+
     fn with(mut policy: policy::Policy, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         for (name, value) in settings.into_iter().flatten() {
             set(&mut policy, &name.extract::<String>()?, &value)?;
@@ -98,7 +89,7 @@ impl Policy {
     #[new]
     #[pyo3(signature = (**settings))]
     fn new(settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        Self::preset("low", settings)
+        Self::of("low", settings)
     }
 
     /// The preset of that name, with the settings given changed.
@@ -109,29 +100,29 @@ impl Policy {
     ///     InvalidType: a setting is unknown or of the wrong type.
     #[staticmethod]
     #[pyo3(signature = (name, /, **settings))]
-    fn preset(name: &str, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        Self::with(policy::Policy::preset(name).map_err(raise)?, settings)
+    fn preset(name: &Bound<'_, PyAny>, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Self::of(&text(name, "name")?, settings)
     }
 
     /// DeepConf-low: online, keeps the top 10%.
     #[staticmethod]
     #[pyo3(signature = (**settings))]
     fn low(settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        Self::preset("low", settings)
+        Self::of("low", settings)
     }
 
     /// DeepConf-high: online, keeps the top 90%.
     #[staticmethod]
     #[pyo3(signature = (**settings))]
     fn high(settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        Self::preset("high", settings)
+        Self::of("high", settings)
     }
 
     /// All traces run to their end; the top 10% vote.
     #[staticmethod]
     #[pyo3(signature = (**settings))]
     fn offline(settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        Self::preset("offline", settings)
+        Self::of("offline", settings)
     }
 
     /// The names of the presets.

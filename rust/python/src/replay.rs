@@ -1,17 +1,16 @@
 //! Replays of recorded traces.
 
-use std::sync::{PoisonError, RwLock};
-
 use deepconf_core::controller::Reason;
 use deepconf_core::replay::{self, Ended, Row, Run};
-use numpy::{Element, PyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{Element, PyArray1, PyArrayDescrMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::convert::{self, Lists, whole};
+use crate::convert::{self, Given, Lists, object, whole};
 use crate::error::{invalid_input, invalid_type, raise};
+use crate::locked::Locked;
 use crate::policy::Policy;
-use crate::pool;
+use crate::pool::Threads;
 
 /// Why a replayed run can end, in the order of its codes.
 const REASONS: [Reason; 3] = [Reason::Consensus, Reason::Certain, Reason::Budget];
@@ -21,10 +20,28 @@ const REASONS: [Reason; 3] = [Reason::Consensus, Reason::Certain, Reason::Budget
 /// Args:
 ///     policies: those that will be replayed, or others that score as they do.
 #[pyclass(frozen, module = "deepconf._core")]
-pub struct ReplayPool(RwLock<replay::Pool>);
+pub struct ReplayPool(Locked<replay::Pool>);
 
-fn of_core(policies: Vec<PyRef<'_, Policy>>) -> Vec<deepconf_core::policy::Policy> {
-    policies.iter().map(|policy| policy.0.clone()).collect()
+/// Questions and answers are numbered from 0, and each number has a place in memory.
+const MOST: u32 = 1 << 24;
+
+fn of_core(policies: &Bound<'_, PyAny>) -> PyResult<Vec<deepconf_core::policy::Policy>> {
+    let items = policies.try_iter().map_err(|_| {
+        invalid_type(format!("policies is a {}: must be a list of them", policies.get_type()))
+    })?;
+    let policy = |(at, item): (usize, PyResult<Bound<'_, PyAny>>)| {
+        let (item, name) = (item?, format!("policies[{at}]"));
+        Ok(object::<Policy>(&item, &name, "a Policy")?.get().0.clone())
+    };
+    items.enumerate().map(policy).collect()
+}
+
+/// The number of a question or answer.
+fn number(name: &str, value: i64) -> PyResult<u32> {
+    let number = u32::try_from(value).ok().filter(|&number| number < MOST);
+    number.ok_or_else(|| {
+        invalid_input(format!("{name} holds {value}: must be from 0 to {}", MOST - 1))
+    })
 }
 
 #[pymethods]
@@ -37,8 +54,8 @@ impl ReplayPool {
     }
 
     #[new]
-    fn new(policies: Vec<PyRef<'_, Policy>>) -> PyResult<Self> {
-        Ok(Self(RwLock::new(replay::Pool::new(&of_core(policies)).map_err(raise)?)))
+    fn new(policies: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self(Locked::new(replay::Pool::new(&of_core(policies)?).map_err(raise)?)))
     }
 
     /// Takes in traces.
@@ -70,9 +87,6 @@ impl ReplayPool {
         if lengths.iter().any(|&len| len != lengths[0]) {
             return Err(invalid_input(format!("the columns have {lengths:?} entries")));
         }
-        let number = |name: &str, value: i64| {
-            u32::try_from(value).map_err(|_| invalid_input(format!("{name} holds {value}")))
-        };
         let columns = questions.as_slice()?.iter().zip(traces.as_slice()?);
         let endings = answers.as_slice()?.iter().zip(at_limit.as_slice()?);
         let rows = columns.zip(endings).map(|((&question, &trace), (&answer, &limit))| {
@@ -86,14 +100,12 @@ impl ReplayPool {
             return Err(invalid_type(format!("confidences is a {kind}: must be an Arrow array")));
         };
         let lists = convert::lists(&chunks, "confidences")?;
-        pool::run(py, None, || {
-            let mut core = self.0.write().unwrap_or_else(PoisonError::into_inner);
-            match &lists {
-                Lists::Single(slices) => core.add(&rows, slices),
-                Lists::Double(slices) => core.add(&rows, slices),
-            }
-        })?
-        .map_err(raise)
+        self.0.with_long(py, |pool| {
+            Threads::ALL.spread(|| match &lists {
+                Lists::Single(slices) => pool.add(&rows, slices),
+                Lists::Double(slices) => pool.add(&rows, slices),
+            })
+        })
     }
 
     /// Puts the traces of each question into launch order.
@@ -101,13 +113,13 @@ impl ReplayPool {
     /// Raises:
     ///     InvalidInput: two traces of a question have the same number.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.0.write().unwrap_or_else(PoisonError::into_inner).close()).map_err(raise)
+        self.0.with_long(py, replay::Pool::close).map_err(raise)
     }
 
     /// How many record lows are kept, 12 bytes each.
     #[getter]
     fn num_lows(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.0.read().unwrap_or_else(PoisonError::into_inner).num_lows())
+        self.0.with_long(py, |pool| pool.num_lows())
     }
 
     /// Replays each policy on each draw, on all cores.
@@ -127,26 +139,33 @@ impl ReplayPool {
     /// Raises:
     ///     InvalidInput: a policy's budget is above the length of a draw, or the pool was not read for
     ///         such a policy.
-    #[pyo3(signature = (question, policies, draws, lag=0, threads=None))]
+    #[pyo3(
+        signature = (question, policies, draws, lag=Given::default(), threads=None),
+        text_signature = "($self, question, policies, draws, lag=0, threads=None)",
+    )]
     fn run<'py>(
         &self,
         py: Python<'py>,
-        question: usize,
-        policies: Vec<PyRef<'_, Policy>>,
-        draws: PyReadonlyArray2<'_, u32>,
-        lag: u64,
-        threads: Option<&Bound<'_, PyAny>>,
+        question: &Bound<'py, PyAny>,
+        policies: &Bound<'py, PyAny>,
+        draws: &Bound<'py, PyAny>,
+        lag: Given<'py>,
+        threads: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let threads = threads.map(|value| whole(value, "threads")).transpose()?;
-        let policies = of_core(policies);
-        let most = draws.shape()[1];
-        let draws = draws.as_slice()?;
-        let runs = pool::run(py, threads, || {
-            let draws: Vec<&[u32]> = draws.chunks_exact(most.max(1)).collect();
-            let core = self.0.read().unwrap_or_else(PoisonError::into_inner);
-            core.run_all(question, &policies, &draws, lag)
-        })?
-        .map_err(raise)?;
+        let threads = Threads::read(threads)?;
+        let (question, lag) = (whole(question, "question")?, lag.or(0, "lag", whole)?);
+        let policies = of_core(policies)?;
+        let array = convert::array(draws, "draws")?;
+        let (&[_, most], b'u') = (array.shape(), array.dtype().kind()) else {
+            let (kind, shape) = (array.dtype(), array.shape());
+            let expected = "must be uint32 [repeats, traces]";
+            return Err(invalid_type(format!("draws is {kind} {shape:?}: {expected}")));
+        };
+        let draws = convert::contiguous::<u32>(&array)?;
+        let draws: Vec<&[u32]> = draws.as_slice()?.chunks_exact(most.max(1)).collect();
+        let runs = self.0.with_long(py, |pool| {
+            threads.spread(|| pool.run_all(question, &policies, &draws, lag))
+        })?;
         let columns = PyDict::new(py);
         columns.set_item("answer", column(py, &runs, |r| r.answer.map_or(-1, i64::from)))?;
         columns.set_item("tokens", column(py, &runs, |r| r.tokens as i64))?;

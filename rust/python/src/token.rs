@@ -4,9 +4,9 @@ use deepconf_core::token::{Sample, Table};
 use numpy::{IntoPyArray, PyArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use crate::convert::{self, Floats, with_floats};
+use crate::convert::{self, Floats, Given, number, whole, with_floats};
 use crate::error::{invalid_input, raise};
-use crate::pool;
+use crate::pool::Threads;
 
 /// Token confidence (equation 2): `−(1/k)·Σ log p` over the k most likely tokens. Higher is surer.
 ///
@@ -14,20 +14,20 @@ use crate::pool;
 ///     logprobs: `[n, k]` float32, float64 or float16; raw log-probabilities in nats. Exactly the k most
 ///         likely tokens of each position: leave out the sampled token where it is not among them.
 ///     logprob_floor: raises smaller entries to this, -inf included (masked tokens); None refuses -inf.
-///     threads: how many to use; None for all cores.
+///     threads: how many to use, up to as many as there are cores; None for all.
 ///
 /// Returns:
 ///     float32 `[n]`, nats.
 ///
 /// Raises:
 ///     InvalidInput: not a table, k < 2, or an entry is not finite (its row and column are named).
-///     InvalidType: not floating-point numbers.
+///     InvalidType: not floating-point numbers, or another argument of a wrong type.
 #[pyfunction]
 #[pyo3(signature = (logprobs, *, logprob_floor=None, threads=None))]
 pub fn token_confidence<'py>(
     logprobs: &Bound<'py, PyAny>,
-    logprob_floor: Option<f64>,
-    threads: Option<&Bound<'py, PyAny>>,
+    logprob_floor: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     map(logprobs, "logprobs", threads, Of::Confidence, logprob_floor)
 }
@@ -40,20 +40,20 @@ pub fn token_confidence<'py>(
 /// Args:
 ///     logprobs: `[n, k]` float32, float64 or float16; log-probabilities in nats.
 ///     logprob_floor: raises smaller entries to this, -inf included; None refuses -inf.
-///     threads: how many to use; None for all cores.
+///     threads: how many to use, up to as many as there are cores; None for all.
 ///
 /// Returns:
 ///     float32 `[n]`, nats.
 ///
 /// Raises:
 ///     InvalidInput: not a table, or an entry is not finite (its row and column are named).
-///     InvalidType: not floating-point numbers.
+///     InvalidType: not floating-point numbers, or another argument of a wrong type.
 #[pyfunction]
 #[pyo3(signature = (logprobs, *, logprob_floor=None, threads=None))]
 pub fn token_entropy<'py>(
     logprobs: &Bound<'py, PyAny>,
-    logprob_floor: Option<f64>,
-    threads: Option<&Bound<'py, PyAny>>,
+    logprob_floor: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     map(logprobs, "logprobs", threads, Of::Entropy, logprob_floor)
 }
@@ -66,7 +66,7 @@ pub fn token_entropy<'py>(
 ///     k: how many of the most likely tokens count, at least 2.
 ///     logprob_floor: raises smaller log-probabilities to this; needed where fewer than k tokens are
 ///         possible.
-///     threads: how many to use; None for all cores.
+///     threads: how many to use, up to as many as there are cores; None for all.
 ///
 /// Returns:
 ///     float32 `[n]`, nats; the sum of exponentials is accurate to about 1e-7.
@@ -74,17 +74,16 @@ pub fn token_entropy<'py>(
 /// Raises:
 ///     InvalidInput: not a table, k is out of range, or an entry is NaN or +inf (its row and column are
 ///         named).
-///     InvalidType: not floating-point numbers.
+///     InvalidType: not floating-point numbers, or another argument of a wrong type.
 #[pyfunction]
-#[pyo3(signature = (logits, k=None, *, logprob_floor=None, threads=None), text_signature = "(logits, k=20, *, logprob_floor=None, threads=None)")]
+#[pyo3(signature = (logits, k=Given::default(), *, logprob_floor=None, threads=None), text_signature = "(logits, k=20, *, logprob_floor=None, threads=None)")]
 pub fn logits_confidence<'py>(
     logits: &Bound<'py, PyAny>,
-    k: Option<&Bound<'py, PyAny>>,
-    logprob_floor: Option<f64>,
-    threads: Option<&Bound<'py, PyAny>>,
+    k: Given<'py>,
+    logprob_floor: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let k = k.map_or(Ok(20), |k| convert::whole(k, "k"))?;
-    map(logits, "logits", threads, Of::Logits(k), logprob_floor)
+    map(logits, "logits", threads, Of::Logits(k.or(20, "k", whole)?), logprob_floor)
 }
 
 #[derive(Clone, Copy)]
@@ -98,12 +97,13 @@ enum Of {
 fn map<'py>(
     table: &Bound<'py, PyAny>,
     name: &str,
-    threads: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'_, PyAny>>,
     of: Of,
-    floor: Option<f64>,
+    floor: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let py = table.py();
-    let threads = threads.map(|value| convert::whole(value, "threads")).transpose()?;
+    let threads = Threads::read(threads)?;
+    let floor = floor.map(|value| number(value, "logprob_floor")).transpose()?;
     let array = convert::array(table, name)?;
     let &[_, k] = array.shape() else {
         return Err(invalid_input(format!(
@@ -121,15 +121,14 @@ fn rows<T: Sample>(
     py: Python<'_>,
     values: &[T],
     k: usize,
-    threads: Option<usize>,
+    threads: Threads,
     of: Of,
     floor: Option<f64>,
 ) -> PyResult<Vec<f32>> {
     let table = Table::new(values, k).map_err(raise)?;
-    let work = || match of {
+    threads.run(py, values.len(), || match of {
         Of::Confidence => table.confidence(floor),
         Of::Entropy => table.entropy(floor),
         Of::Logits(top) => table.logits_confidence(top, floor),
-    };
-    pool::run(py, threads, work)?.map_err(raise)
+    })
 }

@@ -1,15 +1,13 @@
-//! Votes on one question, and on columns of many.
+//! Votes on one question.
 
 use deepconf_core::vote::{self as core, Rules};
-use numpy::{PyArray1, PyReadonlyArray1};
+use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyIterator, PyList, PyTuple};
+use pyo3::types::{PyDict, PyIterator, PyTuple};
 
-use crate::column::Column;
-use crate::convert;
-use crate::error::{invalid_input, raise};
+use crate::convert::{self, Column, Given, maybe, number, truth, whole};
 use crate::frame::made;
-use crate::pool;
+use crate::pool::Threads;
 
 /// The outcome of a vote.
 #[pyclass(frozen, module = "deepconf")]
@@ -38,23 +36,22 @@ pub struct Vote {
 }
 
 impl Vote {
-    /// A vote of the core, with the value of each ballot.
+    /// A vote of the core, with the answer of each ballot in turn.
     pub fn new<'py>(
         py: Python<'py>,
         vote: &core::Vote,
-        answer_of: impl Fn(&core::Ballot) -> Option<Bound<'py, PyAny>>,
+        answers: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
     ) -> PyResult<Self> {
         let (ballots, voters) = (PyDict::new(py), PyDict::new(py));
-        for ballot in &vote.ballots {
-            let answer = answer_of(ballot);
+        let mut winner = None;
+        for (ballot, answer) in vote.ballots.iter().zip(answers) {
+            let answer = answer?;
             ballots.set_item(&answer, ballot.weight)?;
             voters.set_item(&answer, ballot.voters)?;
+            winner.get_or_insert(answer);
         }
         Ok(Self {
-            answer: match vote.winner().and_then(answer_of) {
-                Some(answer) => answer.unbind(),
-                None => py.None(),
-            },
+            answer: winner.map_or(py.None(), Bound::unbind),
             ballots: ballots.unbind(),
             voters: voters.unbind(),
             share: vote.share,
@@ -70,14 +67,25 @@ impl Vote {
     #[new]
     fn from_parts(
         answer: Py<PyAny>,
-        ballots: Py<PyDict>,
-        voters: Py<PyDict>,
-        share: f64,
-        num_voters: usize,
-        threshold: Option<f64>,
-        fallback: bool,
-    ) -> Self {
-        Self { answer, ballots, voters, share, num_voters, threshold, fallback }
+        ballots: &Bound<'_, PyAny>,
+        voters: &Bound<'_, PyAny>,
+        share: &Bound<'_, PyAny>,
+        num_voters: &Bound<'_, PyAny>,
+        threshold: &Bound<'_, PyAny>,
+        fallback: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let dict = |value, name| -> PyResult<Py<PyDict>> {
+            Ok(convert::object::<PyDict>(value, name, "a dict")?.clone().unbind())
+        };
+        Ok(Self {
+            answer,
+            ballots: dict(ballots, "ballots")?,
+            voters: dict(voters, "voters")?,
+            share: number(share, "share")?,
+            num_voters: whole(num_voters, "num_voters")?,
+            threshold: maybe(number)(threshold, "threshold")?,
+            fallback: truth(fallback, "fallback")?,
+        })
     }
 
     fn __getnewargs__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
@@ -120,72 +128,43 @@ impl Vote {
     }
 }
 
-/// The outcome of many votes, one entry a question.
-#[pyclass(frozen, module = "deepconf")]
-pub struct Votes {
-    /// The questions, in order of first appearance.
-    #[pyo3(get)]
-    questions: Py<PyList>,
-    /// The answer that won each; None where nobody voted.
-    #[pyo3(get)]
-    answers: Py<PyList>,
-    /// The winner's share, float64 `[questions]`.
-    #[pyo3(get)]
-    share: Py<PyArray1<f64>>,
-    /// How many traces voted, int64 `[questions]`.
-    #[pyo3(get)]
-    num_voters: Py<PyArray1<i64>>,
-    /// Whether the filter was given up, bool `[questions]`.
-    #[pyo3(get)]
-    fallback: Py<PyArray1<bool>>,
+/// What a vote goes by, as it was given.
+pub struct Wanted<'py> {
+    weights: Option<PyReadonlyArray1<'py, f64>>,
+    keep: f64,
+    scores: Option<PyReadonlyArray1<'py, f64>>,
+    min_ballots: usize,
 }
 
-#[pymethods]
-impl Votes {
-    fn __len__(&self, py: Python<'_>) -> usize {
-        self.questions.bind(py).as_any().len().unwrap_or_default()
+impl<'py> Wanted<'py> {
+    pub fn read(
+        weights: Option<&Bound<'py, PyAny>>,
+        keep: &Given<'py>,
+        scores: Option<&Bound<'py, PyAny>>,
+        min_ballots: &Given<'py>,
+    ) -> PyResult<Self> {
+        Ok(Self {
+            weights: weights.map(|weights| convert::doubles(weights, "weights")).transpose()?,
+            keep: keep.or(1.0, "keep", number)?,
+            scores: scores.map(|scores| convert::doubles(scores, "scores")).transpose()?,
+            min_ballots: min_ballots.or(1, "min_ballots", whole)?,
+        })
     }
 
-    /// The questions in turn: named tuples of question_id, answer, share, num_voters and fallback.
-    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyIterator>> {
-        made(slf, "rows")?.try_iter()
+    pub fn rules(&self) -> PyResult<Rules<'_>> {
+        Ok(Rules {
+            weights: self.weights.as_ref().map(PyReadonlyArray1::as_slice).transpose()?,
+            keep: self.keep,
+            scores: self.scores.as_ref().map(PyReadonlyArray1::as_slice).transpose()?,
+            min_ballots: self.min_ballots,
+            over_all: false,
+        })
     }
-
-    /// An Arrow table, a row a question: `question_id`, `answer`, `share`, `num_voters`, `fallback`.
-    ///
-    /// Raises:
-    ///     InvalidType: the questions, or the answers, have no common type.
-    ///     MissingExtra: pyarrow is not installed.
-    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        made(slf, "to_arrow")
-    }
-
-    /// The same as a data frame of pandas.
-    ///
-    /// Raises:
-    ///     MissingExtra: pandas is not installed.
-    fn to_pandas<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        made(slf, "to_pandas")
-    }
-
-    fn __repr__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        made(slf, "text")
-    }
-
-    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        made(slf, "html")
-    }
-}
-
-type Doubles<'py> = Option<PyReadonlyArray1<'py, f64>>;
-
-fn column<'py>(value: Option<&Bound<'py, PyAny>>, name: &str) -> PyResult<Doubles<'py>> {
-    value.map(|value| convert::doubles(value, name)).transpose()
 }
 
 /// The answers as they are given; or where `math` says how they are compared, one name for all that are
 /// the same within a question.
-fn compared<'py>(
+pub fn compared<'py>(
     answers: &Bound<'py, PyAny>,
     math: Option<&Bound<'py, PyAny>>,
     questions: Option<&Bound<'py, PyAny>>,
@@ -218,105 +197,27 @@ fn compared<'py>(
 /// Raises:
 ///     InvalidInput: lengths differ, a weight is negative or not finite (its place is named), `keep` is
 ///         out of range or has nothing to filter on.
-///     InvalidType: an answer is not hashable.
+///     InvalidType: an answer is not hashable; an argument is of a wrong type.
 #[pyfunction]
 #[pyo3(
-    signature = (answers, weights=None, keep=1.0, scores=None, *, min_ballots=None, math=None),
+    signature = (
+        answers, weights=None, keep=Given::default(), scores=None, *, min_ballots=Given::default(),
+        math=None,
+    ),
     text_signature = "(answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, math=None)",
 )]
 pub fn vote<'py>(
     answers: &Bound<'py, PyAny>,
     weights: Option<&Bound<'py, PyAny>>,
-    keep: f64,
+    keep: Given<'py>,
     scores: Option<&Bound<'py, PyAny>>,
-    min_ballots: Option<&Bound<'py, PyAny>>,
+    min_ballots: Given<'py>,
     math: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Vote> {
     let py = answers.py();
-    let min_ballots = min_ballots.map_or(Ok(1), |value| convert::whole(value, "min_ballots"))?;
+    let wanted = Wanted::read(weights, &keep, scores, &min_ballots)?;
     let answers = Column::read(&compared(answers, math, None)?, "answers")?;
-    let (weights, scores) = (column(weights, "weights")?, column(scores, "scores")?);
-    let rules = Rules {
-        weights: weights.as_ref().map(|w| w.as_slice()).transpose()?,
-        keep,
-        scores: scores.as_ref().map(|s| s.as_slice()).transpose()?,
-        min_ballots,
-        over_all: false,
-    };
-    let keys = answers.keys()?;
-    let work = || core::vote_column(&*keys, &rules);
-    // Many rows are checked in parallel, which needs a pool of this process; few are not worth one.
-    let vote = if keys.rows() > core::CHUNK { pool::run(py, None, work)? } else { work() };
-    let vote = vote.map_err(raise)?;
-    Vote::new(py, &vote, |ballot| answers.value(py, ballot.first).ok())
-}
-
-/// Filters and votes on many questions at once, by columns: row i is one trace.
-///
-/// Rows may come in any order; those of one question are in launch order.
-///
-/// Args:
-///     questions: `[rows]` hashable values or an Arrow array of strings, without None.
-///     answers: `[rows]`, as in `vote`.
-///     weights: `[rows]` float, as in `vote`.
-///     keep: as in `vote`, within each question.
-///     scores: `[rows]` float, as in `vote`.
-///     min_ballots: as in `vote`.
-///     math: as in `vote`, within each question.
-///     threads: how many to use; None for all cores. The result does not depend on it.
-///
-/// Returns:
-///     `Votes`, in order of each question's first appearance.
-///
-/// Raises:
-///     InvalidInput, InvalidType: as `vote`, naming the row.
-#[pyfunction]
-#[pyo3(
-    signature = (
-        questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=None, math=None,
-        threads=None,
-    ),
-    text_signature = "(questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, math=None, threads=None)",
-)]
-#[allow(clippy::too_many_arguments)] // One for each of Python's.
-pub fn vote_many<'py>(
-    questions: &Bound<'py, PyAny>,
-    answers: &Bound<'py, PyAny>,
-    weights: Option<&Bound<'py, PyAny>>,
-    keep: f64,
-    scores: Option<&Bound<'py, PyAny>>,
-    min_ballots: Option<&Bound<'py, PyAny>>,
-    math: Option<&Bound<'py, PyAny>>,
-    threads: Option<&Bound<'py, PyAny>>,
-) -> PyResult<Votes> {
-    let py = questions.py();
-    let min_ballots = min_ballots.map_or(Ok(1), |value| convert::whole(value, "min_ballots"))?;
-    let threads = threads.map(|value| convert::whole(value, "threads")).transpose()?;
-    let answers = &compared(answers, math, Some(questions))?;
-    let questions = Column::read(questions, "questions")?;
-    if let Some(row) = questions.first_missing() {
-        return Err(invalid_input(format!("questions[{row}] is None: every row needs a question")));
-    }
-    let answers = Column::read(answers, "answers")?;
-    let (weights, scores) = (column(weights, "weights")?, column(scores, "scores")?);
-    let rules = Rules {
-        weights: weights.as_ref().map(|w| w.as_slice()).transpose()?,
-        keep,
-        scores: scores.as_ref().map(|s| s.as_slice()).transpose()?,
-        min_ballots,
-        over_all: false,
-    };
-    let (question_keys, answer_keys) = (questions.keys()?, answers.keys()?);
-    let vote = || core::vote_columns(&*question_keys, &*answer_keys, &rules);
-    let votes = pool::run(py, threads, vote)?.map_err(raise)?;
-    let values = votes.question_rows.iter().map(|&row| questions.value(py, row));
-    let winner = |row: &Option<usize>| row.map(|row| answers.value(py, row)).transpose();
-    let winners = votes.answer_rows.iter().map(winner);
-    Ok(Votes {
-        questions: PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.unbind(),
-        answers: PyList::new(py, winners.collect::<PyResult<Vec<_>>>()?)?.unbind(),
-        share: PyArray1::from_vec(py, votes.share).unbind(),
-        num_voters: PyArray1::from_vec(py, votes.num_voters).unbind(),
-        fallback: PyArray1::from_vec(py, votes.fallback).unbind(),
-    })
+    let (rules, keys) = (wanted.rules()?, answers.keys()?);
+    let vote = Threads::ALL.run(py, keys.rows(), || core::vote_column(&*keys, &rules))?;
+    Vote::new(py, &vote, vote.ballots.iter().map(|ballot| answers.value(py, ballot.first)))
 }

@@ -1,0 +1,211 @@
+//! Columns of Arrow arrays, in pieces.
+
+use std::ops::Range;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{
+    ArrowPrimitiveType, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
+};
+use arrow_array::{
+    Array, ArrayRef, GenericStringArray, Int64Array, LargeStringArray, OffsetSizeTrait,
+    StringArray, StringViewArray,
+};
+use arrow_schema::DataType;
+use deepconf_core::vote::{Key, Keys};
+
+/// Integers as int64, in place if they are; uint64 keeps its bits.
+pub fn integers(chunk: &ArrayRef) -> Option<Int64Array> {
+    fn cast<T: ArrowPrimitiveType>(
+        chunk: &ArrayRef,
+        wide: impl Fn(T::Native) -> i64,
+    ) -> Int64Array {
+        chunk.as_primitive::<T>().unary(wide)
+    }
+    Some(match chunk.data_type() {
+        DataType::Int8 => cast::<Int8Type>(chunk, i64::from),
+        DataType::Int16 => cast::<Int16Type>(chunk, i64::from),
+        DataType::Int32 => cast::<Int32Type>(chunk, i64::from),
+        DataType::Int64 => chunk.as_primitive::<Int64Type>().clone(),
+        DataType::UInt8 => cast::<UInt8Type>(chunk, i64::from),
+        DataType::UInt16 => cast::<UInt16Type>(chunk, i64::from),
+        DataType::UInt32 => cast::<UInt32Type>(chunk, i64::from),
+        DataType::UInt64 => cast::<UInt64Type>(chunk, |value| value as i64),
+        _ => return None,
+    })
+}
+
+/// An Arrow array of strings.
+pub enum Texts {
+    /// Utf8
+    Small(StringArray),
+    /// LargeUtf8
+    Large(LargeStringArray),
+    /// Utf8View
+    View(StringViewArray),
+}
+
+impl Texts {
+    pub fn text(&self, row: usize) -> &str {
+        match self {
+            Self::Small(array) => array.value(row),
+            Self::Large(array) => array.value(row),
+            Self::View(array) => array.value(row),
+        }
+    }
+}
+
+/// A piece of a column.
+pub trait Chunk {
+    /// The piece as Arrow has it.
+    fn array(&self) -> &dyn Array;
+
+    /// Appends the keys of `rows`.
+    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>);
+
+    /// Whether two rows hold the same value.
+    fn same(left: (&Self, usize), right: (&Self, usize)) -> bool;
+
+    /// The bytes of the value of a row, if it is a text.
+    fn text(&self, row: usize) -> Option<&[u8]>;
+}
+
+/// Appends the keys of `rows`, `None` for a null.
+fn append(array: &dyn Array, rows: Range<usize>, out: &mut Vec<Key>, key: impl Fn(usize) -> Key) {
+    match array.nulls() {
+        None => out.extend(rows.map(key)),
+        Some(nulls) => {
+            let valid = nulls.inner();
+            out.extend(rows.map(|row| key(row).unless(!valid.value(row))));
+        }
+    }
+}
+
+fn append_texts<O: OffsetSizeTrait>(
+    array: &GenericStringArray<O>,
+    rows: Range<usize>,
+    out: &mut Vec<Key>,
+) {
+    let (buffer, ends) = (array.value_data(), array.value_offsets());
+    append(array, rows, out, |row| {
+        Key::text(buffer, ends[row].as_usize()..ends[row + 1].as_usize())
+    });
+}
+
+impl Chunk for Texts {
+    fn array(&self) -> &dyn Array {
+        match self {
+            Self::Small(array) => array,
+            Self::Large(array) => array,
+            Self::View(array) => array,
+        }
+    }
+
+    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
+        match self {
+            Self::Small(array) => append_texts(array, rows, out),
+            Self::Large(array) => append_texts(array, rows, out),
+            Self::View(array) => append(array, rows, out, |row| {
+                let view = array.views()[row];
+                let len = view as u32;
+                // Up to twelve bytes stand in the view itself, after the length, and zeros after
+                // them.
+                if len <= 12 {
+                    Key::padded(view >> 32, len as u8)
+                } else if array.is_valid(row) {
+                    Key::text(array.value(row).as_bytes(), 0..len as usize)
+                } else {
+                    Key::MISSING
+                }
+            }),
+        }
+    }
+
+    fn same(left: (&Self, usize), right: (&Self, usize)) -> bool {
+        left.0.text(left.1) == right.0.text(right.1)
+    }
+
+    fn text(&self, row: usize) -> Option<&[u8]> {
+        Some(Self::text(self, row).as_bytes())
+    }
+}
+
+impl Chunk for Int64Array {
+    fn array(&self) -> &dyn Array {
+        self
+    }
+
+    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
+        append(self, rows, out, |row| Key::integer(self.values()[row] as u64));
+    }
+
+    fn same(_: (&Self, usize), _: (&Self, usize)) -> bool {
+        true
+    }
+
+    fn text(&self, _: usize) -> Option<&[u8]> {
+        None
+    }
+}
+
+/// A column in pieces.
+pub struct Chunks<C> {
+    chunks: Vec<C>,
+    /// Where each piece starts, and the number of rows.
+    starts: Vec<usize>,
+}
+
+impl<C: Chunk> Chunks<C> {
+    pub fn new(chunks: Vec<C>) -> Self {
+        let mut end = 0;
+        let ends = chunks.iter().map(|chunk| {
+            end += chunk.array().len();
+            end
+        });
+        let starts = [0].into_iter().chain(ends).collect();
+        Self { chunks, starts }
+    }
+
+    /// The piece that has a row, and the row in it.
+    pub fn find(&self, row: usize) -> (&C, usize) {
+        let at = match self.chunks.len() {
+            1 => 0,
+            _ => self.starts.partition_point(|&start| start <= row) - 1,
+        };
+        (&self.chunks[at], row - self.starts[at])
+    }
+
+    /// The first row that is null.
+    pub fn first_missing(&self) -> Option<usize> {
+        self.chunks.iter().zip(&self.starts).find_map(|(chunk, start)| {
+            let nulls = chunk.array().nulls()?;
+            (0..nulls.len()).find(|&row| nulls.is_null(row)).map(|row| start + row)
+        })
+    }
+}
+
+impl<C: Chunk> Keys for &Chunks<C> {
+    fn rows(&self) -> usize {
+        self.starts[self.chunks.len()]
+    }
+
+    fn keys(&self, rows: Range<usize>, out: &mut Vec<Key>) {
+        let first = self.starts.partition_point(|&start| start <= rows.start).saturating_sub(1);
+        for (chunk, ends) in self.chunks.iter().zip(self.starts.windows(2)).skip(first) {
+            if ends[0] >= rows.end {
+                break;
+            }
+            let part = rows.start.max(ends[0])..rows.end.min(ends[1]);
+            chunk.keys(part.start - ends[0]..part.end - ends[0], out);
+        }
+    }
+
+    fn same(&self, left: usize, right: usize) -> bool {
+        C::same(self.find(left), self.find(right))
+    }
+
+    fn text(&self, row: usize) -> Option<&[u8]> {
+        let (chunk, row) = self.find(row);
+        Chunk::text(chunk, row)
+    }
+}

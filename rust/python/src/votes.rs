@@ -1,0 +1,160 @@
+//! Votes on many questions, by columns.
+
+use deepconf_core::vote as core;
+use numpy::PyArray1;
+use pyo3::prelude::*;
+use pyo3::types::{PyIterator, PyList, PyTuple};
+
+use crate::convert::{Column, Given, check_lengths, exactly, object};
+use crate::error::invalid_input;
+use crate::frame::made;
+use crate::pool::Threads;
+use crate::vote::{Wanted, compared};
+
+/// The outcome of many votes, one entry a question.
+#[pyclass(frozen, module = "deepconf")]
+pub struct Votes {
+    /// The questions, in order of first appearance.
+    #[pyo3(get)]
+    questions: Py<PyList>,
+    /// The answer that won each; None where nobody voted.
+    #[pyo3(get)]
+    answers: Py<PyList>,
+    /// The winner's share, float64 `[questions]`.
+    #[pyo3(get)]
+    share: Py<PyArray1<f64>>,
+    /// How many traces voted, int64 `[questions]`.
+    #[pyo3(get)]
+    num_voters: Py<PyArray1<i64>>,
+    /// Whether the filter was given up, bool `[questions]`.
+    #[pyo3(get)]
+    fallback: Py<PyArray1<bool>>,
+}
+
+#[pymethods]
+impl Votes {
+    #[new]
+    fn from_parts(
+        questions: &Bound<'_, PyAny>,
+        answers: &Bound<'_, PyAny>,
+        share: &Bound<'_, PyAny>,
+        num_voters: &Bound<'_, PyAny>,
+        fallback: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let columns = [questions, answers, share, num_voters, fallback];
+        let list = |value, name| -> PyResult<Py<PyList>> {
+            Ok(object::<PyList>(value, name, "a list")?.clone().unbind())
+        };
+        let votes = Self {
+            questions: list(questions, "questions")?,
+            answers: list(answers, "answers")?,
+            share: exactly(share, "share")?,
+            num_voters: exactly(num_voters, "num_voters")?,
+            fallback: exactly(fallback, "fallback")?,
+        };
+        check_lengths(&columns, "question")?;
+        Ok(votes)
+    }
+
+    fn __getnewargs__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
+        let columns = ["questions", "answers", "share", "num_voters", "fallback"];
+        let columns = columns.map(|name| slf.getattr(name)).into_iter();
+        PyTuple::new(slf.py(), columns.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    fn __len__(&self, py: Python<'_>) -> usize {
+        self.questions.bind(py).as_any().len().unwrap_or_default()
+    }
+
+    /// The questions in turn: named tuples of question_id, answer, share, num_voters and fallback.
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyIterator>> {
+        made(slf, "rows")?.try_iter()
+    }
+
+    /// An Arrow table, a row a question: `question_id`, `answer`, `share`, `num_voters`, `fallback`.
+    ///
+    /// Raises:
+    ///     InvalidType: the questions, or the answers, have no common type.
+    ///     MissingExtra: pyarrow is not installed.
+    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_arrow")
+    }
+
+    /// The same as a data frame of pandas.
+    ///
+    /// Raises:
+    ///     MissingExtra: pandas is not installed.
+    fn to_pandas<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_pandas")
+    }
+
+    fn __repr__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "text")
+    }
+
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "html")
+    }
+}
+
+/// Filters and votes on many questions at once, by columns: row i is one trace.
+///
+/// Rows may come in any order; those of one question are in launch order.
+///
+/// Args:
+///     questions: `[rows]` hashable values or an Arrow array of strings, without None.
+///     answers: `[rows]`, as in `vote`.
+///     weights: `[rows]` float, as in `vote`.
+///     keep: as in `vote`, within each question.
+///     scores: `[rows]` float, as in `vote`.
+///     min_ballots: as in `vote`.
+///     math: as in `vote`, within each question.
+///     threads: how many to use; None for all cores. The result does not depend on it.
+///
+/// Returns:
+///     `Votes`, in order of each question's first appearance.
+///
+/// Raises:
+///     InvalidInput, InvalidType: as `vote`, naming the row.
+#[pyfunction]
+#[pyo3(
+    signature = (
+        questions, answers, weights=None, keep=Given::default(), scores=None, *,
+        min_ballots=Given::default(), math=None, threads=None,
+    ),
+    text_signature = "(questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, math=None, threads=None)",
+)]
+#[allow(clippy::too_many_arguments)] // One for each of Python's.
+pub fn vote_many<'py>(
+    questions: &Bound<'py, PyAny>,
+    answers: &Bound<'py, PyAny>,
+    weights: Option<&Bound<'py, PyAny>>,
+    keep: Given<'py>,
+    scores: Option<&Bound<'py, PyAny>>,
+    min_ballots: Given<'py>,
+    math: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Votes> {
+    let py = questions.py();
+    let threads = Threads::read(threads)?;
+    let wanted = Wanted::read(weights, &keep, scores, &min_ballots)?;
+    let answers = &compared(answers, math, Some(questions))?;
+    let questions = Column::read(questions, "questions")?;
+    if let Some(row) = questions.first_missing() {
+        return Err(invalid_input(format!("questions[{row}] is None: every row needs a question")));
+    }
+    let answers = Column::read(answers, "answers")?;
+    let (rules, question_keys, answer_keys) = (wanted.rules()?, questions.keys()?, answers.keys()?);
+    let work = || threads.spread(|| core::vote_columns(&*question_keys, &*answer_keys, &rules));
+    let votes = py.detach(work)?;
+    let values = votes.question_rows.iter().map(|&row| questions.value(py, row));
+    let winner = |row: &Option<usize>| row.map(|row| answers.value(py, row)).transpose();
+    let winners = votes.answer_rows.iter().map(winner);
+    Ok(Votes {
+        questions: PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.unbind(),
+        answers: PyList::new(py, winners.collect::<PyResult<Vec<_>>>()?)?.unbind(),
+        share: PyArray1::from_vec(py, votes.share).unbind(),
+        num_voters: PyArray1::from_vec(py, votes.num_voters).unbind(),
+        fallback: PyArray1::from_vec(py, votes.fallback).unbind(),
+    })
+}
