@@ -660,17 +660,25 @@ def _named(policies: Sequence[str] | Mapping[str, Policy]) -> dict[str, Policy]:
 def _record(
     label: str, question: Question, result: Result, started: float, ended: float, math: bool
 ) -> dict[str, Any]:
-    """A finished question as plain JSON values, its traces and its answer marked right or wrong."""
+    """A finished question as plain JSON values, its traces and its answer marked right or wrong.
+
+    None where nothing is known to compare with.
+    """
     answers = {trace.answer for trace in result.traces if trace.answer is not None}
-    right = marks(sorted(answers), question.answer, math=math)
+    gold = question.answer
+    right = {} if gold is None else marks(sorted(answers), gold, math=math)
+
+    def mark(answer: str | None) -> bool | None:
+        return None if gold is None else answer is not None and right[answer]
+
     summary = result.summary()
     for trace in summary["traces"]:
-        trace["correct"] = right.get(trace["answer"], False)
+        trace["correct"] = mark(trace["answer"])
     return {
         "policy": label,
         "id": question.id,
         "gold": question.answer,
-        "correct": right.get(result.answer, False) if result.answer is not None else False,
+        "correct": mark(result.answer),
         "started": started,
         "ended": ended,
         "result": summary,

@@ -2,32 +2,42 @@
 
 Rows are reckoned from records, one a policy and question (see `deepconf.evaluate`). All that an
 offline policy generated is there, so each vote over it is exact: the same traces, weighed and
-filtered anew.
+filtered anew. So is each majority of fewer traces, and by those at the tokens that a policy took
+it is told whether confidence helped.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import Policy, vote_many
-from deepconf._statistics import auroc
+from deepconf._statistics import Difference, Estimate, auroc, estimates, paired, pairs_won, within
+from deepconf.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from deepconf.lab._summary import Equal
+    from deepconf.lab.majority import Majorities
 
 __all__ = ["KEEPS", "MEASURES", "Report", "Row", "auroc", "summarise"]
 
 Record = Mapping[str, Any]
+Floats = NDArray[np.float64]
 
 MEASURES = ("mean", "lowest_group", "bottom_group", "tail")
 """The scores of a trace that a vote can weigh."""
 KEEPS = (1.0, 0.9, 0.1)
 """The fractions of traces that a vote keeps."""
 _WHOLE = ("finished", "length")
-_COLUMNS = ("method", "accuracy", "tokens", "vs offline", "time")
+_COLUMNS = ("method", "accuracy", "tokens", "vs offline", "time", "against majority")
+_EARLY = "early consensus"
 
 
 @dataclass(frozen=True)
@@ -35,13 +45,14 @@ class Row:
     """One way to answer, over all questions."""
 
     method: str
-    """`pass@1`, `majority`, a measure and what is kept, or a policy's name."""
+    """`pass@1`, `majority`, a measure and what is kept, a policy's name, or `majority of 33`."""
     kind: str
-    """`trace` for one trace alone, `vote` for a vote over offline traces, `policy` for a run."""
+    """`trace` for one trace alone, `vote` for a vote over offline traces, `policy` for a run,
+    `majority` for a plain vote at the tokens of the policy above."""
     questions: int
     """How many questions it is over."""
     accuracy: float | None
-    """The fraction that is right; None without questions."""
+    """The fraction that is right; None without questions, or without answers to compare with."""
     tokens: float | None
     """Tokens generated for all of them."""
     against_offline: float | None
@@ -51,15 +62,23 @@ class Row:
     """How long a policy's questions took; None for a vote over traces that were there."""
     fallback: int
     """In how many questions the filter left too few ballots and was given up."""
+    error: float | None = None
+    """The standard error of the accuracy, over questions."""
+    against_majority: Difference | None = None
+    """Its accuracy minus that of a plain majority at the same tokens, on the same questions."""
+    same_as: str | None = None
+    """Another row that is right in the same questions at the same tokens, and so says the same."""
 
     def cells(self) -> tuple[str, ...]:
-        """As text: method, accuracy, tokens, tokens against offline, time."""
+        """As text: method, accuracy, tokens, against offline, time, against majority."""
+        found = self.against_majority
         return (
-            self.method,
-            "–" if self.accuracy is None else f"{self.accuracy:.1%}",
+            f"  {self.method}" if self.kind == "majority" else self.method,
+            "–" if self.accuracy is None else f"{self.accuracy:.1%}{_error(self.error)}",
             "–" if self.tokens is None else f"{self.tokens:,.0f}",
             "–" if self.against_offline is None else _signed(self.against_offline),
             "–" if self.seconds is None else f"{self.seconds:,.1f} s",
+            "–" if found is None else f"{found.lost} lost, {found.won} won, p = {found.p:.2g}",
         )
 
 
@@ -80,21 +99,35 @@ class Report:
     """Whether every policy has every question."""
     records: list[dict[str, Any]] = field(repr=False, compare=False)
     """What it was reckoned from, one a policy and question."""
+    auroc_within: dict[str, Estimate] = field(default_factory=dict)
+    """The same within questions, which is what a vote can use, with 95% intervals."""
+    answered: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By policy, how many of the traces that ran to their end have an answer, and of how many."""
+    closing: str = ""
+    """Whether confidence helped, in a sentence; empty where nothing tells."""
 
     columns = _COLUMNS
 
+    def shown(self) -> list[tuple[Row, bool]]:
+        """The rows that say something new, and whether a part of the table ends with each."""
+        rows = [row for row in self.rows if row.same_as is None]
+        parts = ["vote" if row.kind in ("trace", "vote") else "policy" for row in rows]
+        ends = [part != after for part, after in zip(parts, [*parts[1:], "policy"], strict=True)]
+        return list(zip(rows, ends, strict=True)) if rows else []
+
     def table(self) -> str:
-        """The rows, AUROCs and notes as plain text."""
-        lines = [self.title, ""]
-        cells = [_COLUMNS, *(row.cells() for row in self.rows)]
+        """The rows, AUROCs, notes and the closing sentence as plain text."""
+        shown = self.shown()
+        cells = [_COLUMNS, *(row.cells() for row, _ in shown)]
         widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS))]
-        kinds = ["", *(row.kind for row in self.rows)]
-        for place, line in enumerate(cells):
-            if place and kinds[place] != kinds[place - 1]:
-                lines.append("─" * (sum(widths) + 2 * len(widths) - 2))
-            first, *rest = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            lines.append("  ".join([first.strip().ljust(widths[0]), *rest]).rstrip())
-        lines += ["", *self.footnotes()]
+        rule = "─" * (sum(widths) + 2 * len(widths) - 2)
+        lines = [self.title, ""]
+        for line, ends in zip(cells, [True, *(ends for _, ends in shown)], strict=True):
+            rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+            lines.append("  ".join([line[0].ljust(widths[0]), *rest]).rstrip())
+            if ends:
+                lines.append(rule)
+        lines += ["", *self.footnotes(), self.closing]
         return "\n".join(lines).rstrip()
 
     @property
@@ -104,11 +137,31 @@ class Report:
         return f"{self.model}: {self.questions} question{plural}"
 
     def footnotes(self) -> list[str]:
-        """The AUROCs and the notes, a line each."""
+        """What the table leaves out, the AUROCs and the notes, a line each."""
         lines = []
+        same = defaultdict(list)
+        for row in self.rows:
+            if row.same_as is not None:
+                same[row.same_as].append(row.method)
+        if same:
+            each = "; ".join(f"as {name}: {', '.join(of)}" for name, of in same.items())
+            lines.append(f"right in the same questions {each}")
+        if any(row.against_majority for row in self.rows):
+            lines.append(
+                "against majority: questions lost and won against the first traces of each, a head "
+                "one vote, at no more tokens"
+            )
         if self.auroc:
-            each = ", ".join(f"{_named(name)} {value:.3f}" for name, value in self.auroc.items())
-            lines.append(f"AUROC, right against wrong traces: {each}")
+            lines.append(
+                "AUROC, right against wrong traces, all and within questions: "
+                + ", ".join(
+                    f"{_named(name)} {value:.3f} and {_within(self.auroc_within.get(name))}"
+                    for name, value in self.auroc.items()
+                )
+            )
+        if any(found < of for found, of in self.answered.values()):
+            each = ", ".join(f"{name} {n:,} of {of:,}" for name, (n, of) in self.answered.items())
+            lines.append(f"traces with an answer: {each}")
         return lines + [f"note: {note}" for note in self.notes]
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,7 +172,10 @@ class Report:
             "complete": self.complete,
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "auroc": dict(self.auroc),
+            "auroc_within": {k: dataclasses.asdict(v) for k, v in self.auroc_within.items()},
+            "answered": {name: list(counts) for name, counts in self.answered.items()},
             "notes": list(self.notes),
+            "closing": self.closing,
         }
 
 
@@ -147,42 +203,55 @@ def summarise(
     # All traces of the budget, each to its end: what votes are taken over, and compared with.
     whole = (k for k, p in policies.items() if p.mode == "offline" and p.stop == "budget")
     reference = next((label for label in whole if by_policy[label]), None)
-    rows: list[Row] = []
-    measured: dict[str, float] = {}
-    if reference is not None:
-        traces = _Traces(list(by_policy[reference].values()), policies[reference])
-        rows += traces.rows()
-        measured = traces.auroc()
     offline = by_policy[reference] if reference is not None else {}
-    rows += [_policy_row(label, by_policy[label], offline) for label in policies]
+    known = {name: record for name, record in offline.items() if record["correct"] is not None}
+    beside, missing = _Beside.of(known, policies, reference)
+    ways: list[_Found] = []
+    measured: dict[str, float] = {}
+    inside: dict[str, Estimate] = {}
+    if reference is not None and known:
+        traces = _Traces(known, policies[reference])
+        ways += traces.rows(beside)
+        measured, inside = traces.auroc()
+    for label in policies:
+        ways += _policy_rows(label, by_policy[label], offline, beside)
+    rows = _told_apart(ways, reference)
     complete = all(len(of) == len(questions) for of in by_policy.values())
     return Report(
         model=model,
         questions=len(questions),
         rows=rows,
         auroc=measured,
-        notes=_notes(rows, by_policy, len(questions), reference),
+        notes=missing + _notes(rows, by_policy, len(questions), reference),
         complete=complete,
         records=[record for of in by_policy.values() for record in of.values()],
+        auroc_within=inside,
+        answered={label: _answered(of) for label, of in by_policy.items() if of},
+        closing=beside.closing() if beside is not None else "",
     )
+
+
+_Found = tuple[Row, Floats | None]
+"""A row, and in which questions it is right: `[questions]`, 1 or 0."""
 
 
 class _Traces:
     """The traces of an offline run, as columns."""
 
-    def __init__(self, records: list[dict[str, Any]], policy: Policy) -> None:
+    def __init__(self, of: Mapping[str, Record], policy: Policy) -> None:
         self.policy = policy
-        self.records = records
+        self.names = list(of)
+        self.records = list(of.values())
         # One that failed is no trace of the model's: it counts neither as wrong nor as short.
         traces = [
             (at, trace)
-            for at, record in enumerate(records)
+            for at, record in enumerate(self.records)
             for trace in _traces(record)
             if trace["status"] != "failed"
         ]
         self.question = np.array([at for at, _ in traces], np.int64)
         self.right = np.array([bool(trace["correct"]) for _, trace in traces], np.bool_)
-        self.scores: dict[str, NDArray[np.float64]] = {
+        self.scores: dict[str, Floats] = {
             name: np.array([_score(trace, name) for _, trace in traces], np.float64)
             for name in MEASURES
         }
@@ -191,36 +260,51 @@ class _Traces:
             trace["answer"] if trace["num_tokens"] and trace["status"] in _WHOLE else None
             for _, trace in traces
         ]
-        self.truth = [{t["answer"] for t in _traces(record) if t["correct"]} for record in records]
-        self.tokens = float(sum(record["result"]["tokens"]["generated"] for record in records))
+        self.truth = [
+            {t["answer"] for t in _traces(record) if t["correct"]} for record in self.records
+        ]
+        self.tokens = float(sum(map(_generated, self.records)))
 
-    def rows(self) -> list[Row]:
+    def rows(self, beside: _Beside | None) -> Iterator[_Found]:
         sizes = np.bincount(self.question, minlength=len(self.records))
         hits = np.bincount(self.question, weights=self.right, minlength=len(self.records))
         alone = sum(
-            (record["result"]["tokens"]["generated"] - _lost_tokens(record)) / size
+            (_generated(record) - _lost_tokens(record)) / size
             for record, size in zip(self.records, sizes, strict=True)
         )
-        one = self._row("pass@1", "trace", float(np.mean(hits / sizes)), float(alone), 0)
-        rows = [one, self._vote("majority", None, 1.0)]
+        yield self._row("pass@1", "trace", hits / sizes, float(alone)), None
+        plain, _ = self._vote(None, 1.0)
+        yield self._row("majority", "vote", plain, self.tokens), plain
+        if beside is not None:
+            yield from beside.early(self.names, self.tokens)
         for name in MEASURES:
             weights = np.clip(self.scores[name], 0.0, self.policy.max_weight)
             for keep in KEEPS:
+                right, given_up = self._vote(weights, keep, self.scores[name])
                 kept = "all" if keep == 1.0 else f"top {keep:.0%}"
-                rows.append(self._vote(f"{_named(name)}, {kept}", weights, keep, self.scores[name]))
-        return rows
+                row = self._row(f"{_named(name)}, {kept}", "vote", right, self.tokens)
+                against = paired(right[None], plain[None])[0]
+                yield dataclasses.replace(row, fallback=given_up, against_majority=against), right
 
-    def auroc(self) -> dict[str, float]:
-        values = {name: auroc(self.scores[name], self.right) for name in MEASURES}
-        return {name: value for name, value in values.items() if not np.isnan(value)}
+    def auroc(self) -> tuple[dict[str, float], dict[str, Estimate]]:
+        """By measure, over all traces and within questions; without those that say nothing."""
+        pooled = {name: auroc(self.scores[name], self.right) for name in MEASURES}
+        known = [name for name, value in pooled.items() if not math.isnan(value)]
+        inside = {
+            name: within(
+                *pairs_won(self.scores[name], self.right, self.question, len(self.records))
+            )
+            for name in known
+        }
+        return (
+            {name: pooled[name] for name in known},
+            {name: found for name, found in inside.items() if not math.isnan(found.value)},
+        )
 
     def _vote(
-        self,
-        method: str,
-        weights: NDArray[np.float64] | None,
-        keep: float,
-        scores: NDArray[np.float64] | None = None,
-    ) -> Row:
+        self, weights: Floats | None, keep: float, scores: Floats | None = None
+    ) -> tuple[Floats, int]:
+        """Whether each question is right, and in how many the filter was given up."""
         votes = vote_many(
             self.question.tolist(),
             self.answers,
@@ -231,35 +315,152 @@ class _Traces:
         )
         winners = dict(zip(votes.questions, votes.answers, strict=True))
         right = [winners.get(at) in self.truth[at] for at in range(len(self.records))]
-        fallback = int(votes.fallback.sum()) if keep < 1.0 else 0
-        return self._row(method, "vote", float(np.mean(right)), self.tokens, fallback)
+        return np.array(right, np.float64), int(votes.fallback.sum()) if keep < 1.0 else 0
 
-    def _row(self, method: str, kind: str, accuracy: float, tokens: float, fallback: int) -> Row:
+    def _row(self, method: str, kind: str, right: Floats, tokens: float) -> Row:
         against = tokens / self.tokens - 1.0 if self.tokens else None
-        return Row(method, kind, len(self.records), accuracy, tokens, against, None, fallback)
+        return _row(method, kind, right, tokens, against)
 
 
-def _policy_row(label: str, of: Mapping[str, Record], offline: Mapping[str, Record]) -> Row:
+class _Beside:
+    """Plain majority beside the policies, and what has been compared with it."""
+
+    def __init__(self, majorities: Majorities) -> None:
+        self._majorities = majorities
+        self._places = {name: at for at, name in enumerate(majorities.questions)}
+        self._compared: list[_Compared] = []
+
+    @classmethod
+    def of(
+        cls, known: Mapping[str, Record], policies: Mapping[str, Policy], reference: str | None
+    ) -> tuple[_Beside | None, list[str]]:
+        """From the offline run, where it has all traces of a question; else notes on why not."""
+        if reference is None or not known:
+            return None, []
+        from deepconf.lab.majority import majorities
+
+        online = next((p for p in policies.values() if p.mode == "online"), None)
+        try:
+            found = majorities(known, policies[reference], online)
+        except MissingExtra as error:
+            return None, [f"no policy is compared with majority at the same tokens: {error}"]
+        return (None if found is None else cls(found)), []
+
+    def early(self, names: Sequence[str], tokens: float) -> Iterator[_Found]:
+        """Majority of all traces with early consensus, where it is over all of these questions."""
+        if any(name not in self._places for name in names):
+            return
+        places = [self._places[name] for name in names]
+        right, spent = self._majorities.whole("consensus", places)
+        against = spent / tokens - 1.0 if tokens else None
+        row = _row(_EARLY, "vote", right, spent, against)
+        equal = self._majorities.at(places, right, spent)["majority"]
+        yield dataclasses.replace(row, against_majority=equal.difference), None
+
+    def policy(
+        self, label: str, of: Mapping[str, Record]
+    ) -> tuple[Difference | None, list[_Found]]:
+        """A policy's difference from majority at its tokens, and the rows of the majorities."""
+        mine = {
+            name: record
+            for name, record in of.items()
+            if name in self._places and not _failed(record)
+        }
+        if not mine:
+            return None, []
+        places = [self._places[name] for name in mine]
+        right = np.array([bool(record["correct"]) for record in mine.values()], np.float64)
+        tokens = np.array([_generated(record) for record in mine.values()], np.float64)
+        equal = self._majorities.at(places, right, float(tokens.sum()))
+        accuracy, spent = estimates(np.stack([right, tokens]))
+        self._compared.append(_Compared(label, accuracy, spent, equal))
+        _, full = self._majorities.whole("majority", places)
+        names = {"majority": "majority of", "consensus": f"{_EARLY} of"}
+        rows: list[_Found] = []
+        for variant, each in equal.items():
+            budget = each.budgets[0]
+            if budget == len(self._majorities.correct[variant]):
+                continue  # Of all traces, which has its row.
+            its = self._majorities.correct[variant][budget - 1, places]
+            cost = each.tokens * len(places)
+            row = _row(f"{names[variant]} {budget}", "majority", its, cost, cost / full - 1.0)
+            if variant != "majority":
+                same = self._majorities.at(places, its, cost)["majority"]
+                row = dataclasses.replace(row, against_majority=same.difference)
+            rows.append((row, None))
+        return equal["majority"].difference, rows
+
+    def closing(self) -> str:
+        """Whether confidence helped."""
+        from deepconf.lab._summary import closing
+
+        return closing(self._compared, gold=True) if self._compared else ""
+
+
+@dataclass(frozen=True)
+class _Compared:
+    label: str
+    accuracy: Estimate
+    tokens: Estimate
+    same_tokens: dict[str, Equal]
+
+
+def _row(method: str, kind: str, right: Floats, tokens: float, against: float | None) -> Row:
+    found = estimates(right[None])[0]
+    return Row(method, kind, len(right), found.value, tokens, against, None, 0, found.error)
+
+
+def _told_apart(found: Iterable[_Found], reference: str | None) -> list[Row]:
+    """The rows; each vote that is right where another is says so: majority, the run, a vote."""
+    found = list(found)
+    first: dict[bytes, str] = {}
+    for kind, method in (("vote", "majority"), ("policy", reference)):
+        for row, right in found:
+            if (row.kind, row.method) == (kind, method) and right is not None:
+                first.setdefault(right.tobytes(), row.method)
+    rows = []
+    for row, right in found:
+        same = row.method
+        if right is not None and row.kind == "vote":
+            same = first.setdefault(right.tobytes(), row.method)
+        rows.append(row if same == row.method else dataclasses.replace(row, same_as=same))
+    return rows
+
+
+def _policy_rows(
+    label: str,
+    of: Mapping[str, Record],
+    offline: Mapping[str, Record],
+    beside: _Beside | None,
+) -> list[_Found]:
+    """The row of a policy, and below it those of majority at its tokens."""
     if not of:
-        return Row(label, "policy", 0, None, None, None, None, 0)
+        return [(Row(label, "policy", 0, None, None, None, None, 0), None)]
     # Where traces failed, tokens are missing that nobody saved.
     both = [
         name
         for name in of
         if name in offline and not _failed(of[name]) and not _failed(offline[name])
     ]
-    base = sum(offline[name]["result"]["tokens"]["generated"] for name in both)
-    tokens = sum(of[name]["result"]["tokens"]["generated"] for name in both)
-    return Row(
+    base = sum(_generated(offline[name]) for name in both)
+    tokens = sum(_generated(of[name]) for name in both)
+    known = [record["correct"] for record in of.values() if record["correct"] is not None]
+    right = np.array(known, np.float64)
+    accuracy = estimates(right[None])[0] if known else Estimate(math.nan, None, None, None)
+    against, majorities = (None, []) if beside is None else beside.policy(label, of)
+    row = Row(
         method=label,
         kind="policy",
         questions=len(of),
-        accuracy=float(np.mean([bool(record["correct"]) for record in of.values()])),
-        tokens=float(sum(record["result"]["tokens"]["generated"] for record in of.values())),
+        accuracy=accuracy.value if known else None,
+        tokens=float(sum(map(_generated, of.values()))),
         against_offline=tokens / base - 1.0 if base else None,
         seconds=_busy([(record["started"], record["ended"]) for record in of.values()]),
         fallback=sum(bool(record["result"]["fallback"]) for record in of.values()),
+        error=accuracy.error,
+        against_majority=against,
     )
+    return [(row, right), *majorities]
 
 
 def _busy(intervals: list[tuple[float, float]]) -> float:
@@ -301,8 +502,18 @@ def _notes(
             notes.append(
                 f"{label}: in {silent} of {len(of)} questions no trace had an answer: does the "
                 f"prompt ask for one in the form that is looked for? (suffix=, --suffix)"
+                + _first_words(of)
             )
-    given_up = [f"{row.method}: {row.fallback}/{row.questions}" for row in rows if row.fallback]
+    unmarked = {r["id"] for of in by_policy.values() for r in of.values() if r["correct"] is None}
+    if unmarked:
+        notes.append(
+            f"{len(unmarked)} questions have no answer to compare with: accuracy is over the others"
+        )
+    given_up = [
+        f"{row.method}: {row.fallback}/{row.questions}"
+        for row in rows
+        if row.fallback and row.same_as is None
+    ]
     if given_up:
         notes.append(
             "the filter left too few ballots and was given up in some questions: "
@@ -340,8 +551,25 @@ def _other_warning(record: Record) -> str | None:
     return None
 
 
+def _first_words(of: Mapping[str, Record]) -> str:
+    """What the first question without an answer was warned of: what was looked for, and where."""
+    every = (w for r in of.values() if _silent(r) for w in r["result"].get("warnings", ()))
+    return next((f" The first: {warning}" for warning in every if "an answer" in warning), "")
+
+
 def _silent(record: Record) -> bool:
     return all(trace["answer"] is None for trace in _traces(record))
+
+
+def _answered(of: Mapping[str, Record]) -> tuple[int, int]:
+    """Traces with an answer, of those that ran to their end."""
+    whole = [t for record in of.values() for t in _traces(record) if t["status"] in _WHOLE]
+    return sum(trace["answer"] is not None for trace in whole), len(whole)
+
+
+def _generated(record: Record) -> int:
+    tokens: int = record["result"]["tokens"]["generated"]
+    return tokens
 
 
 def _failed(record: Record) -> int:
@@ -359,6 +587,17 @@ def _score(trace: Mapping[str, Any], measure: str) -> float:
 
 def _signed(fraction: float) -> str:
     return f"{fraction:+.1%}" if fraction else "0.0%"
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f" ± {100 * error:.1f}"
+
+
+def _within(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    ends = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.value:.3f}{ends}"
 
 
 def _named(measure: str) -> str:
