@@ -28,8 +28,8 @@ help:
 # What each step takes was measured on a virtual machine with two cores.
 $(VENV)/.tools: requirements-dev.txt
 	@echo "set-up 1 of 3: Python packages, 300 MB, about half a minute"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	@touch $@
 
 $(VENV)/.vllm: tools/install_vllm.py | $(VENV)/.tools
@@ -39,7 +39,7 @@ $(VENV)/.vllm: tools/install_vllm.py | $(VENV)/.tools
 
 $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
 	@echo "set-up 2 of 3: compiling the core, about two minutes"
-	CARGO_TERM_QUIET=true $(BIN)/maturin develop --release --quiet
+	@$(BIN)/maturin develop --release > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@touch $@
 
 build: $(VENV)/.built

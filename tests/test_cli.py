@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
+import pydoc
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import deepconf
 import numpy as np
 import pytest
-from deepconf import Policy, _layers, _settings
+from deepconf import Policy, _layers, _render, _settings
 from deepconf.commands import app
 from deepconf.errors import EngineDied, EngineError, InvalidInput, InvalidType
 from deepconf.evaluate import evaluate
+from deepconf.result import Timing, Tokens
 from recorded_engine import RecordedEngine, recorded
 from typer.testing import CliRunner, Result
 
 HERE = Path(__file__).parent
 TINY = HERE.parent / "examples" / "tiny-reasoner"
+CALIBRATION = TINY / "calibration.parquet"
 SMALL = ["--budget", "8", "--warmup", "4", "--window", "4", "--tail", "4"]
 
 
@@ -165,6 +170,65 @@ def test_a_model_that_is_not_there_is_one_line() -> None:
     assert (status, out) == (2, "")
     assert "error: model='./nowhere': there is no such folder" in err
     assert "Traceback" not in err
+
+
+def test_python_m_deepconf_is_the_command_line() -> None:
+    command = [sys.executable, "-m", "deepconf", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"deepconf {deepconf.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["diagnose", CALIBRATION, "--json"]])
+def test_a_full_disk_is_one_line(arguments: list[Any]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("the system has no /dev/full")
+    pytest.importorskip("pyarrow")
+    command = [sys.executable, "-m", "deepconf", *map(str, arguments)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: [Errno 28] No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+    )
+    assert ended(process("--help", code=code)) == (130, "", "interrupted\n")
+
+
+def test_progress_off_a_terminal_is_some_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    lines = io.StringIO()
+    with _render.Bars(_render.console(lines), "questions") as bars:
+        for done in range(101):
+            now[0] = done / 4
+            bars.tell("low", done, 100, f"{done} finished")
+        bars.tell("low", 100, 100, "one more")
+    assert lines.getvalue().splitlines() == [
+        "low: 0 of 100 questions, 0 finished",
+        "low: 40 of 100 questions, 40 finished, about 15 s left",
+        "low: 80 of 100 questions, 80 finished, about 5 s left",
+        "low: 100 of 100 questions, 100 finished",
+    ]
+
+
+def test_the_fields_of_results_are_in_help() -> None:
+    for kind in (deepconf.Trace, deepconf.Result, Tokens, Timing):
+        text = pydoc.render_doc(kind)
+        missing = [field.name for field in fields(kind) if f" {field.name}: " not in text]
+        assert not missing, kind
+
+
+def test_a_model_in_the_place_of_an_engine_is_told_what_to_write() -> None:
+    with pytest.raises(InvalidType, match=r"such as deepconf\.engines\.VLLM\('Qwen/Qwen3-8B'\)"):
+        deepconf.DeepThink("Qwen/Qwen3-8B", Policy.low())  # type: ignore[arg-type]
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -315,6 +379,47 @@ def test_what_wins_over_what() -> None:
         _layers.build(["offline"], {}, {}, {"warmup": 4})
     with pytest.raises(InvalidType, match="budget"):
         _layers.build(["low"], {"budget": "many"}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "explicit", "warmup", "origin"),
+    [
+        ({"budget": 8}, {}, 2, "a quarter of the budget"),
+        ({"budget": 3}, {}, 1, "a quarter of the budget"),
+        ({"budget": 128}, {}, 16, "deepconf.json"),
+        ({"budget": 8, "warmup": 4}, {}, 4, "--warmup"),
+        ({"budget": 8}, {"warmup": 8}, 8, "--set"),
+        ({}, {"budget": 8}, 2, "a quarter of the budget"),
+        ({}, {}, 16, "deepconf.json"),
+    ],
+)
+def test_a_small_budget_takes_a_smaller_warmup_where_none_was_given(
+    options: Any, explicit: Any, warmup: int, origin: str
+) -> None:
+    file = {"budget": 64, "warmup": 16}
+    found = _layers.in_force(["low"], file, options, explicit)["low"]
+    assert (found.policy.warmup, found.origins["warmup"]) == (warmup, origin)
+
+
+def test_a_preset_takes_a_smaller_warmup_too() -> None:
+    found = _layers.in_force(["low", "offline"], {}, {"budget": 8}, {})
+    assert found["low"].policy == Policy.low(budget=8, warmup=2)
+    assert found["offline"].policy == Policy.offline(budget=8)
+    said = "budget=8 (--budget); warmup=2 in low (a quarter of the budget)"
+    assert _layers.in_words(found) == said
+
+
+def test_a_warmup_that_a_policy_was_chosen_with_stays() -> None:
+    own = {"tuned": {"preset": "low", "budget": 16, "warmup": 8}}
+    assert _layers.build(["tuned"], {}, {"budget": 12}, {}, own)["tuned"].warmup == 8
+    with pytest.raises(InvalidInput) as caught:
+        _layers.build(["tuned"], {}, {"budget": 6}, {}, own)
+    assert "budget is from --budget, warmup is from the policy tuned of" in str(caught.value)
+
+
+def test_an_online_policy_made_offline_has_no_warmup() -> None:
+    made = _layers.build(["low"], {}, {}, {"mode": "offline"})["low"]
+    assert (made.mode, made.warmup, made.stop, made.keep) == ("offline", 0, "budget", 0.1)
 
 
 # ---- think --------------------------------------------------------------------------------------
@@ -625,11 +730,11 @@ def test_eval_prints_a_table_once_and_again(stand: Stand, questions: Path, tmp_p
     rows = [line.split() for line in first.stdout.splitlines()]
     assert ["pass@1", "50.0%", "±", "0.0", "82", "-87.5%", "–", "–"] in rows
     assert ["majority", "0.0%", "±", "0.0", "660", "0.0%", "–", "–"] in rows  # 5 comes first
-    mean = ["mean,", "all", "100.0%", "±", "0.0", "660", "0.0%", "–"]
-    assert [*mean, "0", "lost,", "3", "won,", "p", "=", "0.25"] in rows
+    mean = ["mean,", "all", "100.0%", "±", "0.0", "660", "0.0%", "–"]  # As the offline run.
+    assert [*mean, "0", "lost,", "3", "won,", "p", "=", "0.25"] not in rows
     assert [row[:2] for row in rows if row[:1] == ["low"]] == [["low", "100.0%"]]
     assert "within questions: mean 1.000 and 1.000 [1.000, 1.000]" in first.stdout
-    assert "as mean, all: mean, top 90%," in first.stdout
+    assert "right in the same questions as offline: mean, all; mean, top 90%; " in first.stdout
     assert first.stdout.splitlines()[-1].startswith("accuracy: low (the most accurate of 2) is")
     assert "low: 3 of 3 questions" in first.stderr
     again = cli(*arguments)
@@ -638,7 +743,8 @@ def test_eval_prints_a_table_once_and_again(stand: Stand, questions: Path, tmp_p
     assert len(stand.engines) == 1
     report = json.loads(cli(*arguments, "--json").stdout)
     assert report["complete"]
-    assert [row["method"] for row in report["rows"][-2:]] == ["low", "offline"]
+    policies = [row["method"] for row in report["rows"] if row["kind"] == "policy"]
+    assert policies == ["low", "offline"]
     other = cli(*arguments, "--temperature", 0.3)
     assert other.exit_code == 2
     assert "settings.sampling.temperature is unset there and 0.3 here" in other.stderr
@@ -725,6 +831,37 @@ def test_eval_errors(stand: Stand, questions: Path, tmp_path: Path) -> None:
         assert says in result.stderr
         assert result.stderr.startswith("error: ")
     assert not stand.engines
+
+
+def test_eval_answers_questions_whose_answers_nobody_knows(stand: Stand, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    out, record = tmp_path / "r.jsonl", tmp_path / "t.parquet"
+    arguments = ["-m", "m", "-p", "offline", "-p", "low", *SMALL, "--out", out, "--record", record]
+    questions = '[{"question": "2+2=?"}, {"question": "2+2=??"}]'
+    given = [str(argument) for argument in ("eval", "-", *arguments)]
+    result = CliRunner().invoke(app, given, input=questions)
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+    assert [line["correct"] for line in lines] == [None] * 4
+    assert {line["result"]["answer"] for line in lines} == {"4"}
+    assert "2 questions have no answer to compare with" in result.stdout
+    assert " 0.0%" not in result.stdout.splitlines()[3]
+    assert "Live, and replayed" not in result.stdout
+    assert deepconf.read_traces(record).num_rows == 16
+
+
+def test_eval_says_what_was_looked_for_where_no_trace_has_an_answer(
+    stand: Stand, questions: Path, tmp_path: Path
+) -> None:
+    stand.traces = [recorded(3.0, None)] * 8
+    arguments = ["-m", "m", "-p", "offline", *SMALL, "--out", tmp_path / "r.jsonl"]
+    result = cli("eval", questions, *arguments)
+    assert "traces with an answer: offline 0 of 24" in result.stdout
+    assert "offline: in 3 of 3 questions no trace had an answer" in result.stdout
+    assert r"looked for \boxed{...}" in result.stdout
+    assert "ends with 'no idea'" in result.stdout
+    other = cli("think", "2+2=?", "-m", "m", "-p", "offline", *SMALL, "--answer", r"regex:is (\d)")
+    assert r"looked for regex:is (\d), which must match what" in other.stderr
 
 
 def test_eval_shows_what_it_has_when_the_engine_fails(

@@ -143,9 +143,8 @@ class Report:
         for row in self.rows:
             if row.same_as is not None:
                 same[row.same_as].append(row.method)
-        if same:
-            each = "; ".join(f"as {name}: {', '.join(of)}" for name, of in same.items())
-            lines.append(f"right in the same questions {each}")
+        for name, of in same.items():
+            lines.append(f"right in the same questions as {name}: {'; '.join(of)}")
         if any(row.against_majority for row in self.rows):
             lines.append(
                 "against majority: questions lost and won against the first traces of each, a head "

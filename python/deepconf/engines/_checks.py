@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepconf.errors import InvalidInput
 
-__all__ = ["checked_model", "main_guard", "refuse_children"]
+__all__ = ["check_hub", "checked_model", "main_guard", "refuse_children"]
 
 # Seconds for the hub to say whether there is a model.
 _HUB = 10.0
@@ -35,7 +35,6 @@ def checked_model(model: str | os.PathLike[str]) -> str:
     looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if "://" not in name and (looks_like_path or not isinstance(model, str)):
         raise InvalidInput(f"model={name!r}: there is no such folder{_near(path)}")
-    _check_hub(name, path)
     return name
 
 
@@ -49,14 +48,16 @@ def _near(path: Path) -> str:
     return f"; near it: {path.parent / near[0]}" if near else ""
 
 
-def _check_hub(name: str, path: Path) -> None:
+def check_hub(name: str) -> None:
     """Refuses what is neither a folder nor a model on the hub, before vLLM looks for it long.
 
     Only names such as `Qwen/Qwen3-8B` are looked up, and only on the hub of Hugging Face; where
     that says nothing, vLLM has its say.
     """
+    path = Path(name).expanduser()
     plain = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
-    if not plain or os.environ.get("VLLM_USE_MODELSCOPE") or not _has("huggingface_hub"):
+    elsewhere = os.environ.get("VLLM_USE_MODELSCOPE") or not _has("huggingface_hub")
+    if path.exists() or not plain or elsewhere:
         return
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import dict_confidences, flat_confidences
-from deepconf.engines._checks import checked_model, main_guard, refuse_children
+from deepconf.engines._checks import check_hub, checked_model, main_guard, refuse_children
 from deepconf.engines._guardian import Guardian
 from deepconf.engines.base import ENGINE_THREADS, Chunk, Signal, as_messages, result_of
 from deepconf.errors import (
@@ -161,6 +161,7 @@ class VLLM:
             )
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtra("vllm", "vllm")
+        check_hub(self.model)
         self._llm: Any = None
         self._closing = False
         self._pending: set[Future[Any]] = set()
