@@ -247,9 +247,7 @@ def test_a_report_as_text_and_as_json() -> None:
     assert ["pass@1", "37.5%", "±", "12.5", "25", "-75.0%", "–", "–"] in lines
     low = ["low", "100.0%", "±", "0.0", "40", "-60.0%", "3.5", "s"]
     assert [*low, "0", "lost,", "0", "won,", "p", "=", "1"] in lines
-    assert (
-        "right in the same questions as majority: lowest group, all; " in text
-    )
+    assert "right in the same questions as majority: lowest group, all; " in text
     assert not any(line[:2] == ["lowest", "group,"] and "all" in line for line in lines)
     assert "low: in 1 of 2 questions the signal never armed: too short" in text
     assert "low: 1/2" in text

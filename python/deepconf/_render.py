@@ -16,7 +16,6 @@ from rich.progress import (
     MofNCompleteColumn,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Live
@@ -146,7 +145,7 @@ def show_report(out: Console, report: Report) -> None:
 
 
 class Bars:
-    """What is being done, how many are, and of how many: a bar each, with the time left.
+    """What is being done, how many are, and of how many: a bar each, with the time left or taken.
 
     Off a terminal a line when it begins, one every ten seconds, and one at the end.
     """
@@ -159,12 +158,10 @@ class Bars:
         self._begun: dict[str, tuple[float, int]] = {}
         self._bars = Live(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[more]}", style="dim"),
             console=err,
             disable=not err.is_terminal,

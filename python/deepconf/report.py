@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from deepconf._core import Policy, vote_many
 from deepconf._statistics import Difference, Estimate, auroc, estimates, paired, pairs_won, within
 from deepconf.errors import MissingExtra
+from deepconf.result import MEASURES
 
 if TYPE_CHECKING:
     from deepconf.lab._summary import Equal
@@ -31,8 +32,6 @@ __all__ = ["KEEPS", "MEASURES", "Report", "Row", "auroc", "summarise"]
 Record = Mapping[str, Any]
 Floats = NDArray[np.float64]
 
-MEASURES = ("mean", "lowest_group", "bottom_group", "tail")
-"""The scores of a trace that a vote can weigh."""
 KEEPS = (1.0, 0.9, 0.1)
 """The fractions of traces that a vote keeps."""
 _WHOLE = ("finished", "length")

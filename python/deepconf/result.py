@@ -15,7 +15,10 @@ from deepconf.errors import InvalidInput
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Result", "Timing", "Tokens", "Trace"]
+__all__ = ["MEASURES", "Result", "Timing", "Tokens", "Trace"]
+
+MEASURES = ("mean", "lowest_group", "bottom_group", "tail")
+"""The scores of a trace that a vote can weigh."""
 
 # Texts that become Arrow's at a time.
 _PIECE = 16
