@@ -23,7 +23,7 @@ import pytest
 from conftest import TINY
 from deepconf.engines import VLLM, Chunk, Signal
 from deepconf.engines._checks import check_hub, main_guard
-from deepconf.engines.base import result_of
+from deepconf.engines.base import as_messages, result_of
 from deepconf.engines.vllm import _FREE, confidences, settings_of
 from deepconf.errors import (
     DeepConfError,
@@ -672,6 +672,11 @@ def test_sampling_among_the_engine_arguments_is_told_where_to_go() -> None:
         VLLM(TINY / "model", temperature=0.5)
     with pytest.raises(InvalidInput, match="is no sampling parameter of vLLM; there are"):
         VLLM(TINY / "model", sampling={"xyz": 1})
+
+
+def test_several_questions_are_told_how_they_are_asked() -> None:
+    with pytest.raises(InvalidInput, match=r"is 2 strings: .* asked one by one, or at once by"):
+        as_messages(["1+1=?", "2+2=?"])  # type: ignore[list-item]
 
 
 def test_missing_model_as_a_path() -> None:
