@@ -25,7 +25,7 @@ SHELL := /bin/bash
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' $(MAKEFILE_LIST)
 
-# What each step takes was measured on a virtual machine with two cores.
+# Times are those of a virtual machine with two cores.
 $(VENV)/.tools: requirements-dev.txt
 	@echo "set-up 1 of 3: Python packages, 300 MB, about half a minute"
 	@$(PYTHON) -m venv $(VENV)
@@ -33,7 +33,7 @@ $(VENV)/.tools: requirements-dev.txt
 	@touch $@
 
 $(VENV)/.vllm: tools/install_vllm.py | $(VENV)/.tools
-	@echo "set-up 3 of 3: vLLM and torch, 3 GB, about three minutes"
+	@echo "set-up 3 of 3: vLLM and torch, 3.6 GB, about three minutes"
 	@$(BIN)/python tools/install_vllm.py
 	@touch $@
 
