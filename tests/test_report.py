@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from deepconf import Policy
+from deepconf._reckoning import summarise
+from deepconf._statistics import auroc
 from deepconf.errors import InvalidInput
 from deepconf.questions import Question, load_questions, read_questions
-from deepconf.report import Report, auroc, summarise
+from deepconf.report import Report
 
 # ---- questions ----------------------------------------------------------------------------------
 

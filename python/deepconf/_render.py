@@ -253,7 +253,8 @@ class Watch(Progress):
         self._tell()
 
     def _tell(self) -> None:
-        said = [f"{count} {name}" for name, count in self._ended.most_common()]
+        of = "" if self._unit == "traces" else " traces"
+        said = [f"{count:,}{of} {name}" for name, count in self._ended.most_common()]
         if self._right:
             said.insert(0, f"{sum(self._right) / len(self._right):.0%} right")
         self._bars.tell(self._label, self._done, self._total, ", ".join(said))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deepconf._core import Policy
+from deepconf._reckoning import summarise
 from deepconf.answers import extractor, marks
 from deepconf.deepthink import DeepThink
 from deepconf.engines.base import Engine, result_of, settings_of
@@ -43,7 +44,7 @@ from deepconf.errors import (
 from deepconf.provenance import code_name, fingerprint, trace_settings, versions
 from deepconf.questions import Question, load_questions, posed, read_questions
 from deepconf.recording import Recording, check_target, journal_of
-from deepconf.report import Report, summarise
+from deepconf.report import Report
 from deepconf.result import Result, Trace
 from deepconf.runs import RunFile
 
