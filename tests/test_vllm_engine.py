@@ -674,6 +674,15 @@ def test_sampling_among_the_engine_arguments_is_told_where_to_go() -> None:
         VLLM(TINY / "model", sampling={"xyz": 1})
 
 
+def test_the_log_of_vllm_is_no_result(tiny_engine: VLLM) -> None:
+    import logging
+
+    assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+    handlers = logging.getLogger("vllm").handlers
+    assert handlers
+    assert all(getattr(each, "stream", None) is not sys.stdout for each in handlers)
+
+
 def test_several_questions_are_told_how_they_are_asked() -> None:
     with pytest.raises(InvalidInput, match=r"is 2 strings: .* asked one by one, or at once by"):
         as_messages(["1+1=?", "2+2=?"])  # type: ignore[list-item]

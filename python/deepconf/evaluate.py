@@ -310,7 +310,7 @@ class Evaluation:
     def report(self) -> Report:
         """The report of what is finished, and saved where there is a run file."""
         ids = [question.id for question in self.questions]
-        name = Path(self.model).name or self.model
+        name = "/".join(Path(self.model).parts[-2:]) or self.model  # Many folders are a `model`.
         report = summarise(name, ids, self.policies, self._records)
         if self.complaint is not None:
             report.notes.append(self.complaint)
