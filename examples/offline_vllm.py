@@ -15,7 +15,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 import deepconf
 
 MODEL = "examples/tiny-reasoner/model"
-QUESTION = "169*4+347*6+745*6+307*3+800*7=?"  # 13749
+QUESTION = "974*9+767*5+169*7+185*6+755*4+808*3=?"  # 20338
 
 
 def main() -> None:

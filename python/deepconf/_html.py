@@ -94,8 +94,9 @@ def of_result(result: Result) -> str:
 
 def of_report(report: Report) -> str:
     """The rows of an evaluation."""
-    rows = (row.cells() for row in report.rows)
-    return table(report.title, report.columns, rows, notes=report.footnotes())
+    rows = (row.cells() for row, _ in report.shown())
+    notes = [*report.footnotes(), *([report.closing] if report.closing else [])]
+    return table(report.title, report.columns, rows, notes=notes)
 
 
 def of_replay(replay: Replay) -> str:

@@ -159,15 +159,19 @@ def of_report(report: Report, ax: Axes | None) -> Axes:
     """Accuracy against tokens, a point a row."""
     axes = _axes(ax)
     named = []
-    label: str | None = "other votes over the same traces"
-    for row in report.rows:
+    others = {"vote": (_GREY, "votes over the same traces"), "majority": (_DARK, "majorities")}
+    seen: set[str] = set()
+    for row, _ in report.shown():
         if row.tokens is None or row.accuracy is None:
             continue
-        if row.kind == "vote" and not row.method.startswith("majority"):
-            axes.plot(row.tokens, 100 * row.accuracy, "o", color=_GREY, alpha=0.6, label=label)
-            label = None
+        if row.kind in others and row.method != "majority":
+            colour, what = others[row.kind]
+            label = None if row.kind in seen else what
+            seen.add(row.kind)
+            axes.plot(row.tokens, 100 * row.accuracy, "o", color=colour, alpha=0.6, label=label)
         else:
-            named.append((row.method, row.tokens, 100 * row.accuracy, None))
+            error = None if row.error is None else 100 * row.error
+            named.append((row.method, row.tokens, 100 * row.accuracy, error))
     _points(axes, named)
     axes.set(ylabel="accuracy, %", title=report.title)
     _tokens(axes, "tokens")

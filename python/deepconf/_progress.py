@@ -32,8 +32,8 @@ def bars(progress: Stages | bool | None) -> Iterator[Stages | None]:
         yield progress or None
         return
     render = _render()
-    with render.stages(render.console(sys.stderr)) as tell:
-        yield tell
+    with render.Bars(render.console(sys.stderr)) as found:
+        yield found.tell
 
 
 @contextmanager

@@ -98,7 +98,10 @@ def extractor(spec: Any) -> Extractor:
         return boxed
     if isinstance(spec, str):
         if not spec.startswith("regex:"):
-            raise InvalidInput(f'answer={spec!r}: must be "boxed", "regex:..." or a callable')
+            raise InvalidInput(
+                f'answer={spec!r}: must be "boxed", "regex:..." or a callable; write a regular '
+                'expression as "regex:..."'
+            )
         try:
             spec = re.compile(spec.removeprefix("regex:"))
         except re.error as error:
@@ -143,6 +146,7 @@ def _matcher(pattern: re.Pattern[str]) -> Extractor:
             raise DeepConfError(f"answer={pattern.pattern!r} cannot be applied: {error}") from error
         return (found or "").strip() or None
 
+    last.__name__ = f"regex:{pattern.pattern}"  # As warnings call it.
     return last
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deepconf._core import Policy
 from deepconf._progress import watched
+from deepconf._reckoning import summarise
 from deepconf.answers import extractor, marks
 from deepconf.deepthink import DeepThink
 from deepconf.engines.base import Engine, result_of, settings_of
@@ -44,7 +45,7 @@ from deepconf.errors import (
 from deepconf.provenance import code_name, fingerprint, trace_settings, versions
 from deepconf.questions import Question, load_questions, posed, read_questions
 from deepconf.recording import Recording, check_target, journal_of
-from deepconf.report import Report, summarise
+from deepconf.report import Report
 from deepconf.result import Result, Trace
 from deepconf.runs import RunFile
 
@@ -310,7 +311,7 @@ class Evaluation:
     def report(self) -> Report:
         """The report of what is finished, and saved where there is a run file."""
         ids = [question.id for question in self.questions]
-        name = Path(self.model).name or self.model
+        name = "/".join(Path(self.model).parts[-2:]) or self.model  # Many folders are a `model`.
         report = summarise(name, ids, self.policies, self._records)
         if self.complaint is not None:
             report.notes.append(self.complaint)
@@ -662,17 +663,25 @@ def _named(policies: Sequence[str] | Mapping[str, Policy]) -> dict[str, Policy]:
 def _record(
     label: str, question: Question, result: Result, started: float, ended: float, math: bool
 ) -> dict[str, Any]:
-    """A finished question as plain JSON values, its traces and its answer marked right or wrong."""
+    """A finished question as plain JSON values, its traces and its answer marked right or wrong.
+
+    None where nothing is known to compare with.
+    """
     answers = {trace.answer for trace in result.traces if trace.answer is not None}
-    right = marks(sorted(answers), question.answer, math=math)
+    gold = question.answer
+    right = {} if gold is None else marks(sorted(answers), gold, math=math)
+
+    def mark(answer: str | None) -> bool | None:
+        return None if gold is None else answer is not None and right[answer]
+
     summary = result.summary()
     for trace in summary["traces"]:
-        trace["correct"] = right.get(trace["answer"], False)
+        trace["correct"] = mark(trace["answer"])
     return {
         "policy": label,
         "id": question.id,
         "gold": question.answer,
-        "correct": right.get(result.answer, False) if result.answer is not None else False,
+        "correct": mark(result.answer),
         "started": started,
         "ended": ended,
         "result": summary,

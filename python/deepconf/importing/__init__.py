@@ -401,7 +401,8 @@ def _right_answers(gold: Any) -> dict[str, str]:
                 f"gold is a {type(gold).__name__}: must be a mapping from question id to answer, "
                 "or a questions file"
             )
-        return {question.id: question.answer for question in read_questions(gold)[0]}
+        known = read_questions(gold)[0]
+        return {each.id: each.answer for each in known if each.answer is not None}
     found = {}
     for name, answer in gold.items():
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):

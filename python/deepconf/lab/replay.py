@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf import _settings
+from deepconf import _layers, _settings
 from deepconf._core import Policy, ReplayPool
 from deepconf._progress import Told, bar
 from deepconf.errors import InvalidInput, InvalidType
@@ -25,7 +25,7 @@ from deepconf.lab._draws import draws as _draws
 from deepconf.lab._reading import Recorded, read, sized
 from deepconf.lab.played import RUN_COLUMNS, Frontier, Replay
 
-__all__ = ["Pool", "grid", "replay"]
+__all__ = ["Pool", "grid", "plain", "replay"]
 
 ShortPools = Literal["error", "resample", "skip"]
 
@@ -336,7 +336,8 @@ def _chosen(
 
 def _policy(label: str, policy: Policy | str, settings: Mapping[str, Any]) -> Policy:
     if isinstance(policy, str):
-        return _settings.build([policy], _settings.fitted(settings, {}, {}), {}, {})[policy]
+        Policy.preset(policy)  # Says which there are.
+        return _layers.build([policy], _settings.fitted(settings, {}), {}, {})[policy]
     if not isinstance(policy, Policy):
         raise InvalidType(f"policies[{label!r}] is a {type(policy).__name__}: must be a Policy")
     for name, of_policy in (("k", policy.top_logprobs), ("entries", policy.entries)):
@@ -385,20 +386,32 @@ def _frontier_policies(policies: Mapping[str, Policy], most: int) -> dict[str, l
     """Plain voting at every budget up to the largest: of all traces, and until they agree."""
     budgets = {budget for budget in _BUDGETS if budget < most}
     budgets |= {policy.budget for policy in policies.values()}
-    first = next(iter(policies.values()))
     online = next((p for p in policies.values() if p.mode == "online"), Policy.low())
-    plain = first.replace(
-        mode="offline", warmup=0, budget=most, keep=1.0, weight="majority", max_weight=None,
-        measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
+    return plain(next(iter(policies.values())), online, sorted(budgets))
+
+
+def plain(policy: Policy, online: Policy, budgets: Iterable[int]) -> dict[str, list[Policy]]:
+    """Plain voting at each of some budgets, by the names that a frontier has for it.
+
+    Args:
+        policy: what scores as it does.
+        online: says what a consensus is, and by its warmup how many traces are in flight and vote
+            at least.
+        budgets: at least one.
+    """
+    budgets = list(budgets)
+    first_ones = online.warmup
+    voting = policy.replace(
+        mode="offline", warmup=0, budget=max(budgets), keep=1.0, weight="majority",
+        max_weight=None, measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
         consensus=online.consensus,
     )  # fmt: skip
-    first_ones = online.warmup
-    agreeing = plain.replace(stop="consensus", concurrency=plain.concurrency or first_ones)
+    agreeing = voting.replace(stop="consensus", concurrency=voting.concurrency or first_ones)
     return {
-        "majority": [plain.replace(budget=budget) for budget in sorted(budgets)],
+        "majority": [voting.replace(budget=budget) for budget in budgets],
         "consensus": [
             agreeing.replace(budget=budget, min_ballots=min(budget, first_ones))
-            for budget in sorted(budgets)
+            for budget in budgets
         ],
     }
 
