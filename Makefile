@@ -29,17 +29,21 @@ SHELL := /bin/bash
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' $(MAKEFILE_LIST)
 
+# Times are those of a virtual machine with two cores.
 $(VENV)/.tools: requirements-dev.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@echo "set-up 1 of 3: Python packages, 300 MB, about half a minute"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	@touch $@
 
 $(VENV)/.vllm: tools/install_vllm.py | $(VENV)/.tools
-	$(BIN)/python tools/install_vllm.py
+	@echo "set-up 3 of 3: vLLM and torch, 3.6 GB, about three minutes"
+	@$(BIN)/python tools/install_vllm.py
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
-	$(BIN)/maturin develop --release --quiet
+	@echo "set-up 2 of 3: compiling the core, about two minutes"
+	@$(BIN)/maturin develop --release > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@touch $@
 
 build: $(VENV)/.built
@@ -47,9 +51,13 @@ build: $(VENV)/.built
 DEMO_QUESTIONS ?= 40
 
 demo: $(VENV)/.built $(VENV)/.vllm
+	@echo "demo 1 of 3: $(DEMO_QUESTIONS) questions under two policies on vLLM, about" \
+	    "$$((2 + $(DEMO_QUESTIONS) / 20)) minutes"
 	$(BIN)/deepconf eval $(TINY)/questions.jsonl --model $(TINY)/model --limit $(DEMO_QUESTIONS) \
 	    --policy offline --policy low --out runs/demo.jsonl --record runs/demo.parquet
+	@echo "demo 2 of 3: thousands of runs replayed on the recorded traces, seconds"
 	$(BIN)/deepconf replay runs/demo.parquet --policy low --policy high
+	@echo "demo 3 of 3: what the recorded confidences tell, seconds"
 	$(BIN)/deepconf diagnose runs/demo.parquet
 
 demo-full:

@@ -13,11 +13,9 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import deepconf
-from deepconf.answers import AnswerBook, boxed
-from deepconf.engines.vllm import confidences
 
 MODEL = "examples/tiny-reasoner/model"
-QUESTION = "169*4+347*6+745*6+307*3+800*7=?"  # 13749
+QUESTION = "974*9+767*5+169*7+185*6+755*4+808*3=?"  # 20338
 
 
 def main() -> None:
@@ -27,17 +25,15 @@ def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else MODEL
     llm = LLM(model, dtype="float32", enforce_eager=True)
     params = SamplingParams(n=64, temperature=1.0, max_tokens=320, logprobs=10, flat_logprobs=True)
-    completions = llm.generate(QUESTION, params)[0].outputs
+    traces = deepconf.from_vllm(llm.generate(QUESTION, params))
 
-    traces = [confidences(completion) for completion in completions]
-    scores = deepconf.score(traces, window=32, tail=96)
-    book = AnswerBook()  # 0.5 and 1/2 are one answer
-    answers = [book.canonical(boxed(completion.text)) for completion in completions]
-
-    print(f"{len(scores)} traces, {scores.num_tokens.sum():,} tokens")
-    print("majority            ", deepconf.vote(answers))
+    print(traces)
+    scoring = {"window": 32, "tail": 96}
+    print("majority            ", traces.vote(weight="majority", keep=1.0))
     for keep in (1.0, 0.9, 0.1):
-        vote = deepconf.vote(answers, weights=scores.lowest_group, keep=keep)
+        vote = traces.vote(
+            measure="lowest_group", weight="lowest_group", keep=keep, min_ballots=1, **scoring
+        )
         print(f"lowest group, {keep:>4.0%}  ", vote)
 
 

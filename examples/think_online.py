@@ -12,7 +12,7 @@ from collections import Counter
 import deepconf
 
 MODEL = "examples/tiny-reasoner/model"
-QUESTION = "169*4+347*6+745*6+307*3+800*7=?"  # 13749
+QUESTION = "974*9+767*5+169*7+185*6+755*4+808*3=?"  # 20338
 
 
 def main() -> None:
@@ -23,7 +23,9 @@ def main() -> None:
     with deepconf.engines.VLLM(MODEL, sampling=sampling) as engine:
         result = deepconf.DeepThink(engine, policy).run(question)
 
-    print(f"{question}  answer {result.answer}, ended by {result.reason}")
+    for trace in result.traces:
+        print(f"trace {trace.trace:2}  {_story(trace, result)}")
+    print(f"\n{question}  answer {result.answer}, ended by {result.reason}")
     for answer, weight in result.vote.ballots.items():
         print(f"  {answer:<10} {weight:8.2f}  {result.vote.voters[answer]} voters")
     print("traces   ", dict(Counter(trace.status for trace in result.traces)))
@@ -33,9 +35,21 @@ def main() -> None:
     print(f"tokens    {result.tokens.generated} generated{about}")
     print("          compared with", result.tokens.compared_with)
     print("seconds  ", f"{result.timing.total:.1f}")
-    for trace in result.traces[16:19]:
-        lowest = trace.scores.lowest_group
-        print(f"\ntrace {trace.trace}, {trace.status}, lowest group {lowest:.3f}\n{trace.text}")
+    stopped = next((trace for trace in result.traces if trace.status == "stopped"), None)
+    if stopped is not None:
+        print(f"\ntrace {stopped.trace} until it was stopped:\n{stopped.text}")
+
+
+def _story(trace: deepconf.Trace, result: deepconf.Result) -> str:
+    """What became of a trace, in words."""
+    lowest = f"lowest group {trace.scores.lowest_group:.3f}"
+    if trace.status == "stopped":
+        return f"stopped after {trace.num_tokens} tokens: {lowest}, below the threshold"
+    if trace.status == "aborted":
+        return f"aborted after {trace.num_tokens} tokens: the answer was known"
+    part = "warmup, " if trace.trace < result.policy.warmup else ""
+    votes = "votes" if trace.voted else "does not vote"
+    return f"{part}{trace.status}: {trace.answer}, {lowest}, {votes}"
 
 
 if __name__ == "__main__":

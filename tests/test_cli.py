@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
+import pydoc
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import deepconf
 import numpy as np
 import pytest
-from deepconf import Policy, _settings
+from deepconf import Policy, _layers, _render, _settings
 from deepconf.commands import app
 from deepconf.errors import EngineDied, EngineError, InvalidInput, InvalidType
 from deepconf.evaluate import evaluate
+from deepconf.result import Timing, Tokens
 from recorded_engine import RecordedEngine, recorded
 from typer.testing import CliRunner, Result
 
 HERE = Path(__file__).parent
 TINY = HERE.parent / "examples" / "tiny-reasoner"
+CALIBRATION = TINY / "calibration.parquet"
 SMALL = ["--budget", "8", "--warmup", "4", "--window", "4", "--tail", "4"]
 
 
@@ -119,10 +124,10 @@ def test_a_missing_extra_is_one_line(package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None"
     status, out, err = ended(process("--help", code=code))
     assert (status, out) == (1, "")
-    assert err == (
-        f"error: this needs the package {package}, which is not installed: "
-        "pip install 'deepconf-rs[cli]'\n"
-    )
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: this needs the package {package}, which is not installed: pip")
+    assert f"'{package}" in err  # What can be installed, by its own name.
+    assert err.endswith("(the extra cli of deepconf-rs)\n")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,9 @@ def test_a_missing_extra_is_one_line(package: str) -> None:
     [
         (["--policy", "middling"], "middling"),
         (["--budget", "0"], "budget=0"),
-        (["--budget", "8"], "warmup=16: must not exceed the budget of 8"),
+        (["--budget", "8", "--warmup", "16"], "warmup is from --warmup"),
+        (["--set", "warmup=600"], "budget is from the preset low, warmup is from --set"),
+        (["--policy", "low,high"], "--policy low,high: there is no such policy, but low, high"),
         (["--stop", "never"], "stop="),
         (["--set", "keep"], "--set 'keep': must be NAME=VALUE"),
         (["--set", "budgte=3"], 'unknown setting "budgte"'),
@@ -165,6 +172,65 @@ def test_a_model_that_is_not_there_is_one_line() -> None:
     assert "Traceback" not in err
 
 
+def test_python_m_deepconf_is_the_command_line() -> None:
+    command = [sys.executable, "-m", "deepconf", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"deepconf {deepconf.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["diagnose", CALIBRATION, "--json"]])
+def test_a_full_disk_is_one_line(arguments: list[Any]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("the system has no /dev/full")
+    pytest.importorskip("pyarrow")
+    command = [sys.executable, "-m", "deepconf", *map(str, arguments)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: [Errno 28] No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+    )
+    assert ended(process("--help", code=code)) == (130, "", "interrupted\n")
+
+
+def test_progress_off_a_terminal_is_some_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    lines = io.StringIO()
+    with _render.Bars(_render.console(lines), "questions") as bars:
+        for done in range(101):
+            now[0] = done / 4
+            bars.tell("low", done, 100, f"{done} finished")
+        bars.tell("low", 100, 100, "one more")
+    assert lines.getvalue().splitlines() == [
+        "low: 0 of 100 questions, 0 finished",
+        "low: 40 of 100 questions, 40 finished, about 15 s left",
+        "low: 80 of 100 questions, 80 finished, about 5 s left",
+        "low: 100 of 100 questions, 100 finished",
+    ]
+
+
+def test_the_fields_of_results_are_in_help() -> None:
+    for kind in (deepconf.Trace, deepconf.Result, Tokens, Timing):
+        text = pydoc.render_doc(kind)
+        missing = [field.name for field in fields(kind) if f" {field.name}: " not in text]
+        assert not missing, kind
+
+
+def test_a_model_in_the_place_of_an_engine_is_told_what_to_write() -> None:
+    with pytest.raises(InvalidType, match=r"such as deepconf\.engines\.VLLM\('Qwen/Qwen3-8B'\)"):
+        deepconf.DeepThink("Qwen/Qwen3-8B", Policy.low())  # type: ignore[arg-type]
+
+
 # ---- settings -----------------------------------------------------------------------------------
 
 
@@ -183,7 +249,7 @@ def test_a_settings_file_is_found(tmp_path: Path, beside: bool) -> None:
     assert found.policy == {"window": 8}
     assert found.sampling == {"top_p": 0.9}
     assert found.engine == {"max_model_len": 64}
-    assert str(found) == "window=8, top_p=0.9, max_model_len=64"
+    assert found.origin.endswith("deepconf.json")
     assert _settings.find("Qwen/Qwen3-8B") == _settings.Defaults()
 
 
@@ -256,12 +322,12 @@ def test_a_policy_of_the_file_is_asked_for_by_its_name(tmp_path: Path) -> None:
     }
     found = _settings.find(str(model_folder(tmp_path, settings)))
     assert found.chosen == "vote"
-    built = _settings.build(["vote", "high"], found.policy, {"seed": 7}, {}, found.policies)
+    built = _layers.build(["vote", "high"], found.policy, {"seed": 7}, {}, found.policies)
     assert built["high"] == Policy.high(window=8, warmup=4, budget=32, seed=7)
     # What is its own holds, though it is offline; options win over it.
     expected = Policy.offline(window=8, keep=1.0, stop="consensus", budget=12, seed=7)
     assert built["vote"] == expected
-    again = _settings.build(["vote"], found.policy, {"budget": 16}, {}, found.policies)
+    again = _layers.build(["vote"], found.policy, {"budget": 16}, {}, found.policies)
     assert again["vote"].budget == 16
 
 
@@ -273,7 +339,7 @@ def test_a_policy_is_described_so_that_it_is_built_again(name: str, defaults: An
     policy = Policy.preset(name, weight="majority", tail=5, budget=99, min_ballots=2)
     described = _settings.describe(policy, defaults)
     assert described["preset"] in Policy.presets()
-    assert _settings.build(["it"], defaults, {}, {}, {"it": described}) == {"it": policy}
+    assert _layers.build(["it"], defaults, {}, {}, {"it": described}) == {"it": policy}
     if not defaults and not name.startswith("paper"):
         assert len(described) <= 5
 
@@ -296,22 +362,64 @@ def test_a_grid_that_means_nothing_is_named(given: str, says: str) -> None:
 def test_what_wins_over_what() -> None:
     file = {"window": 8, "budget": 64, "warmup": 16, "seed": 1}
     options = {"budget": 32, "seed": 2, "stop": "certain"}
-    built = _settings.build(["low", "offline"], file, options, {"seed": 3})
-    assert built["low"] == Policy.low(window=8, budget=32, warmup=16, seed=3, stop="certain")
+    built = _layers.build(["low", "offline"], file, options, {"seed": 3})
+    # The warmup of the file is that of its budget, and the smaller one takes a quarter.
+    assert built["low"] == Policy.low(window=8, budget=32, warmup=8, seed=3, stop="certain")
     # Warmup and stopping are nothing to an offline policy.
     assert built["offline"] == Policy.offline(window=8, budget=32, seed=3)
-    explicit = _settings.build(["offline"], file, {}, {"stop": "consensus"})
+    explicit = _layers.build(["offline"], file, {}, {"stop": "consensus"})
     assert explicit["offline"].stop == "consensus"
-    online = _settings.build(["offline"], file, {}, {"mode": "online"})
+    online = _layers.build(["offline"], file, {}, {"mode": "online"})
     assert online["offline"].warmup == 16
     with pytest.raises(InvalidInput, match="low and high are the same"):
-        _settings.build(["low", "high"], {}, {"keep": 0.5}, {})
+        _layers.build(["low", "high"], {}, {"keep": 0.5}, {})
     with pytest.raises(InvalidInput, match="low and low are the same"):
-        _settings.build(["low", "low"], {}, {}, {})
+        _layers.build(["low", "low"], {}, {}, {})
     with pytest.raises(InvalidInput, match="warmup=4"):
-        _settings.build(["offline"], {}, {}, {"warmup": 4})
+        _layers.build(["offline"], {}, {}, {"warmup": 4})
     with pytest.raises(InvalidType, match="budget"):
-        _settings.build(["low"], {"budget": "many"}, {}, {})
+        _layers.build(["low"], {"budget": "many"}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "explicit", "warmup", "origin"),
+    [
+        ({"budget": 8}, {}, 2, "a quarter of the budget"),
+        ({"budget": 3}, {}, 1, "a quarter of the budget"),
+        ({"budget": 128}, {}, 16, "deepconf.json"),
+        ({"budget": 8, "warmup": 4}, {}, 4, "--warmup"),
+        ({"budget": 8}, {"warmup": 8}, 8, "--set"),
+        ({}, {"budget": 8}, 2, "a quarter of the budget"),
+        ({}, {}, 16, "deepconf.json"),
+    ],
+)
+def test_a_small_budget_takes_a_smaller_warmup_where_none_was_given(
+    options: Any, explicit: Any, warmup: int, origin: str
+) -> None:
+    file = {"budget": 64, "warmup": 16}
+    found = _layers.in_force(["low"], file, options, explicit)["low"]
+    assert (found.policy.warmup, found.origins["warmup"]) == (warmup, origin)
+
+
+def test_a_preset_takes_a_smaller_warmup_too() -> None:
+    found = _layers.in_force(["low", "offline"], {}, {"budget": 8}, {})
+    assert found["low"].policy == Policy.low(budget=8, warmup=2)
+    assert found["offline"].policy == Policy.offline(budget=8)
+    said = "budget=8 (--budget); warmup=2 in low (a quarter of the budget)"
+    assert _layers.in_words(found) == said
+
+
+def test_a_warmup_that_a_policy_was_chosen_with_stays() -> None:
+    own = {"tuned": {"preset": "low", "budget": 16, "warmup": 8}}
+    assert _layers.build(["tuned"], {}, {"budget": 12}, {}, own)["tuned"].warmup == 8
+    with pytest.raises(InvalidInput) as caught:
+        _layers.build(["tuned"], {}, {"budget": 6}, {}, own)
+    assert "budget is from --budget, warmup is from the policy tuned of" in str(caught.value)
+
+
+def test_an_online_policy_made_offline_has_no_warmup() -> None:
+    made = _layers.build(["low"], {}, {}, {"mode": "offline"})["low"]
+    assert (made.mode, made.warmup, made.stop, made.keep) == ("offline", 0, "budget", 0.1)
 
 
 # ---- think --------------------------------------------------------------------------------------
@@ -326,7 +434,7 @@ def test_think_shows_the_answer_and_the_ballots(stand: Stand) -> None:
     assert "answer   weight   voters   share" in result.stdout
     assert any(line.split() == ["4", "52.000", "4", "86.7%"] for line in lines)
     assert any(line.split() == ["5", "8.000", "4", "13.3%"] for line in lines)
-    assert "8 (8 finished); 8 voted" in result.stdout
+    assert "8 (8 finished); 8 with an answer, 8 voted" in result.stdout
     assert "220 generated" in result.stdout
     assert "the filter left too few ballots" in result.stderr
     assert "an engine is noisy" in result.stderr
@@ -382,7 +490,11 @@ def test_options_reach_the_engine(stand: Stand, tmp_path: Path) -> None:
     more = ["--temperature", 0.6, "--sampling", "top_k=20", "--engine-arg", "max-num-seqs=8"]
     result = cli("think", "2+2=?", "-m", model, *more, "--top-logprobs", 40, "--no-chat", "--json")
     assert result.exit_code == 0, result.stderr
-    assert "deepconf.json: window=4, tail=4, budget=8, warmup=4, temperature=1.0" in result.stderr
+    settings = next(x for x in result.stderr.splitlines() if x.startswith("settings: "))
+    assert "window=4, tail=4, budget=8, warmup=4, max_tokens=99, max_model_len=64 (" in settings
+    assert "deepconf.json); top_logprobs=40 (--top-logprobs); temperature=0.6 (--temp" in settings
+    assert "top_k=20 (--sampling); max_num_seqs=8 (--engine-arg)" in settings
+    assert "temperature=1.0" not in settings  # Not in force.
     assert stand.arguments == [
         {
             "model": str(model),
@@ -616,11 +728,14 @@ def test_eval_prints_a_table_once_and_again(stand: Stand, questions: Path, tmp_p
     assert first.exit_code == 0, first.stderr
     assert "m: 3 questions" in first.stdout
     rows = [line.split() for line in first.stdout.splitlines()]
-    assert ["pass@1", "50.0%", "82", "-87.5%", "–"] in rows
-    assert ["majority", "0.0%", "660", "0.0%", "–"] in rows  # 5 comes first
-    assert ["mean,", "all", "100.0%", "660", "0.0%", "–"] in rows
+    assert ["pass@1", "50.0%", "±", "0.0", "82", "-87.5%", "–", "–"] in rows
+    assert ["majority", "0.0%", "±", "0.0", "660", "0.0%", "–", "–"] in rows  # 5 comes first
+    mean = ["mean,", "all", "100.0%", "±", "0.0", "660", "0.0%", "–"]  # As the offline run.
+    assert [*mean, "0", "lost,", "3", "won,", "p", "=", "0.25"] not in rows
     assert [row[:2] for row in rows if row[:1] == ["low"]] == [["low", "100.0%"]]
-    assert "AUROC, right against wrong traces: mean 1.000" in first.stdout
+    assert "within questions: mean 1.000 and 1.000 [1.000, 1.000]" in first.stdout
+    assert "right in the same questions as offline: mean, all; mean, top 90%; " in first.stdout
+    assert first.stdout.splitlines()[-1].startswith("accuracy: low (the most accurate of 2) is")
     assert "low: 3 of 3 questions" in first.stderr
     again = cli(*arguments)
     assert again.stdout == first.stdout
@@ -628,7 +743,8 @@ def test_eval_prints_a_table_once_and_again(stand: Stand, questions: Path, tmp_p
     assert len(stand.engines) == 1
     report = json.loads(cli(*arguments, "--json").stdout)
     assert report["complete"]
-    assert [row["method"] for row in report["rows"][-2:]] == ["low", "offline"]
+    policies = [row["method"] for row in report["rows"] if row["kind"] == "policy"]
+    assert policies == ["low", "offline"]
     other = cli(*arguments, "--temperature", 0.3)
     assert other.exit_code == 2
     assert "settings.sampling.temperature is unset there and 0.3 here" in other.stderr
@@ -698,9 +814,9 @@ def test_eval_has_a_place_for_its_run(
 
 def test_eval_errors(stand: Stand, questions: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"question": "1+1=?", "answer": "2"}\n{"question": "2+2=?"}\n')
+    broken.write_text('{"question": "1+1=?", "answer": "2"}\n{"answer": "4"}\n')
     wrong = [
-        ((broken,), f"{broken}, line 2: there is no 'answer'"),
+        ((broken,), f"{broken}, line 2: there is no 'question'"),
         ((tmp_path / "none.jsonl",), "cannot be read"),
         ((questions, "--concurrency", 0), "--concurrency 0"),
         ((questions, "--limit", 0), "limit=0"),
@@ -715,6 +831,37 @@ def test_eval_errors(stand: Stand, questions: Path, tmp_path: Path) -> None:
         assert says in result.stderr
         assert result.stderr.startswith("error: ")
     assert not stand.engines
+
+
+def test_eval_answers_questions_whose_answers_nobody_knows(stand: Stand, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    out, record = tmp_path / "r.jsonl", tmp_path / "t.parquet"
+    arguments = ["-m", "m", "-p", "offline", "-p", "low", *SMALL, "--out", out, "--record", record]
+    questions = '[{"question": "2+2=?"}, {"question": "2+2=??"}]'
+    given = [str(argument) for argument in ("eval", "-", *arguments)]
+    result = CliRunner().invoke(app, given, input=questions)
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+    assert [line["correct"] for line in lines] == [None] * 4
+    assert {line["result"]["answer"] for line in lines} == {"4"}
+    assert "2 questions have no answer to compare with" in result.stdout
+    assert " 0.0%" not in result.stdout.splitlines()[3]
+    assert "Live, and replayed" not in result.stdout
+    assert deepconf.read_traces(record).num_rows == 16
+
+
+def test_eval_says_what_was_looked_for_where_no_trace_has_an_answer(
+    stand: Stand, questions: Path, tmp_path: Path
+) -> None:
+    stand.traces = [recorded(3.0, None)] * 8
+    arguments = ["-m", "m", "-p", "offline", *SMALL, "--out", tmp_path / "r.jsonl"]
+    result = cli("eval", questions, *arguments)
+    assert "traces with an answer: offline 0 of 24" in result.stdout
+    assert "offline: in 3 of 3 questions no trace had an answer" in result.stdout
+    assert r"looked for \boxed{...}" in result.stdout
+    assert "ends with 'no idea'" in result.stdout
+    other = cli("think", "2+2=?", "-m", "m", "-p", "offline", *SMALL, "--answer", r"regex:is (\d)")
+    assert r"looked for regex:is (\d), which must match what" in other.stderr
 
 
 def test_eval_shows_what_it_has_when_the_engine_fails(

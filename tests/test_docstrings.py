@@ -14,6 +14,7 @@ MODULES = [
     "deepconf.answers",
     "deepconf.lab._goal",
     "deepconf.lab.replay",
+    "deepconf.responses",
 ]
 
 

@@ -101,11 +101,12 @@ for make in (
 
 
 def test_what_is_missing_names_the_extra_that_brings_it() -> None:
-    assert python(WITHOUT).splitlines() == [
-        f"{extra}: this needs the package {package}, which is not installed: "
-        f"pip install 'deepconf-rs[{extra}]'"
-        for extra, package in [("arrow", "pyarrow"), ("vllm", "vllm"), ("math", "math-verify")]
-    ]
+    packages = {"arrow": "pyarrow", "vllm": "vllm", "math": "math-verify"}
+    for line, (extra, package) in zip(python(WITHOUT).splitlines(), packages.items(), strict=True):
+        start = f"{extra}: this needs the package {package}, which is not installed: pip install '"
+        # What the index has: the packages, whatever this one is called there.
+        assert line.startswith(f"{start}{package}"), line
+        assert line.endswith(f"(the extra {extra} of deepconf-rs)"), line
 
 
 FORK = """

@@ -108,8 +108,9 @@ def test_scoring_what_vllm_returned(tiny_engine: VLLM) -> None:
     names: dict[str, Any] = {"deepconf": deepconf, "llm": Blocking()}
     run(block, ROOT / "README.md", names)
     assert len(names["scores"]) == 8
-    tokens = [len(output.token_ids) for output in names["outputs"]]
+    tokens = [len(output.token_ids) for output in names["outputs"][0].outputs]
     assert names["scores"].num_tokens.tolist() == tokens
+    assert names["vote"].num_voters > 0
 
 
 def test_every_file_and_heading_linked_to_exists() -> None:

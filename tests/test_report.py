@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from deepconf import Policy
+from deepconf._reckoning import summarise
+from deepconf._statistics import auroc
 from deepconf.errors import InvalidInput
 from deepconf.questions import Question, load_questions, read_questions
-from deepconf.report import Report, auroc, summarise
+from deepconf.report import Report
 
 # ---- questions ----------------------------------------------------------------------------------
 
@@ -46,14 +51,13 @@ GOOD = {"id": "a", "question": "1+1=?", "answer": "2"}
     [
         ('{"question": "1+1', "not JSON"),
         ("[1, 2]", "must be an object"),
-        ({"question": "1+1=?"}, "there is no 'answer'; the keys are ['question']"),
         ({"answer": "2"}, "there is no 'question'"),
         ({"id": "a", "question": "2+2=?", "answer": "4"}, "id 'a' is taken by line 1"),
         ({"id": 1.5, "question": "2+2=?", "answer": "4"}, "id is 1.5"),
         ({"question": "  ", "answer": "4"}, "question is '  '"),
         ({"question": [], "answer": "4"}, "question is []"),
         ({"question": [{"role": "user"}], "answer": "4"}, "must have role and content"),
-        ({"question": "2+2=?", "answer": None}, "answer is None"),
+        ({"question": "2+2=?", "answer": [4]}, "answer is [4]"),
         ({"question": "2+2=?", "answer": True}, "answer is True"),
         ({"question": "2+2=?", "answer": ""}, "answer is empty"),
     ],
@@ -64,6 +68,39 @@ def test_a_broken_line_is_named(tmp_path: Path, line: Any, says: str) -> None:
         load_questions(path)
     assert str(caught.value).startswith(f"{path}, line 2: ")
     assert says in str(caught.value)
+
+
+def test_an_answer_may_be_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", {"question": "1+1=?"}, {"question": "2+2=?", "answer": None})
+    assert [question.answer for question in load_questions(path)] == [None, None]
+
+
+def test_questions_come_in_other_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": "a", "question": "1+1=?", "answer": "2"}, {"question": "½?"}]
+    expected = [Question("a", "1+1=?", "2"), Question("2", "½?", None)]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    marked = tmp_path / "windows.jsonl"
+    marked.write_text(text.replace("\n", "\r\n"), encoding="utf-8-sig")
+    assert load_questions(marked) == expected
+    array = tmp_path / "array.json"
+    array.write_text(json.dumps(rows, indent=2))
+    assert load_questions(array) == expected
+    array.write_text('[{"question": "1+1=?"}, 3]')
+    with pytest.raises(InvalidInput, match=r"array\.json, entry 2: must be an object"):
+        load_questions(array)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert load_questions("-") == expected
+
+
+def test_questions_come_in_parquet(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    chat = [{"role": "user", "content": "1+1=?"}]
+    path = tmp_path / "q.parquet"
+    pq.write_table(pa.table({"question": [chat, chat], "answer": [2, None]}), path)
+    assert load_questions(path) == [Question("1", chat, "2"), Question("2", chat, None)]
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InvalidInput, match="cannot be read as Parquet"):
+        load_questions(path)
 
 
 def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
@@ -173,7 +210,7 @@ def by_hand() -> Report:
 def test_rows_by_hand() -> None:
     report = by_hand()
     rows = {row.method: row for row in report.rows}
-    assert len(rows) == 2 + 4 * 3 + 2
+    assert len(report.rows) == 3 + 4 * 3 + 2 + 1 + 1
     assert rows["pass@1"].accuracy == (1 / 4 + 2 / 4) / 2
     assert rows["pass@1"].tokens == 40 / 4 + 60 / 4
     assert rows["pass@1"].against_offline == pytest.approx(-0.75)
@@ -185,7 +222,12 @@ def test_rows_by_hand() -> None:
     assert rows["bottom group, all"].accuracy == 0.0  # and Y 4 : X 2
     assert rows["bottom group, top 10%"].accuracy == 0.0
     assert rows["tail, all"].accuracy == 0.5
-    assert {row.tokens for row in report.rows if row.kind == "vote"} == {100.0}
+    tokens = {row.tokens for row in report.rows if row.kind == "vote"}
+    assert tokens == {100.0, rows["early consensus"].tokens}
+    assert rows["mean, all"].same_as is None  # It is right in q1, and majority is not.
+    assert rows["mean, top 90%"].same_as == "mean, all"
+    assert rows["lowest group, all"].same_as == "majority"
+    assert rows["bottom group, all"].against_majority.lost == 1  # type: ignore[union-attr]
     low, offline = rows["low"], rows["offline"]
     assert (low.accuracy, low.tokens, low.against_offline, low.fallback) == (1.0, 40.0, -0.6, 1)
     assert low.seconds == 3.5  # the pause between does not count
@@ -204,9 +246,11 @@ def test_a_report_as_text_and_as_json() -> None:
     text = report.table()
     assert text.startswith("m: 2 questions\n")
     lines = [line.split() for line in text.splitlines()]
-    assert ["pass@1", "37.5%", "25", "-75.0%", "–"] in lines
-    assert ["low", "100.0%", "40", "-60.0%", "3.5", "s"] in lines
-    assert ["offline", "50.0%", "100", "0.0%", "4.0", "s"] in lines
+    assert ["pass@1", "37.5%", "±", "12.5", "25", "-75.0%", "–", "–"] in lines
+    low = ["low", "100.0%", "±", "0.0", "40", "-60.0%", "3.5", "s"]
+    assert [*low, "0", "lost,", "0", "won,", "p", "=", "1"] in lines
+    assert "right in the same questions as majority: lowest group, all; " in text
+    assert not any(line[:2] == ["lowest", "group,"] and "all" in line for line in lines)
     assert "low: in 1 of 2 questions the signal never armed: too short" in text
     assert "low: 1/2" in text
     assert "AUROC" in text
@@ -236,3 +280,96 @@ def test_an_offline_run_that_stops_early_is_no_baseline() -> None:
     early = Policy.offline(stop="consensus")
     report = summarise("m", ["q"], {"offline": early}, [record("offline", "q", True, traces)])
     assert [row.method for row in report.rows] == ["offline"]
+
+
+# ---- majority at the same tokens ----------------------------------------------------------------
+
+
+def votes(answers: str, right: str, tokens: int = 10) -> list[Any]:
+    """Finished traces with these answers, all as confident."""
+    return [{**trace(a, a == right, 5.0, 5.0, 5.0, 5.0), "num_tokens": tokens} for a in answers]
+
+
+def compared(low: list[bool], spent: int) -> Report:
+    """A policy on questions whose majority is right from three traces on."""
+    names = [f"q{at}" for at in range(len(low))]
+    traces = votes("BAAAAAAA", "A")
+    records = [record("offline", name, True, traces) for name in names]
+    mine = zip(names, low, strict=True)
+    records += [record("low", name, right, traces[:2], tokens=spent) for name, right in mine]
+    policies = {"offline": Policy.offline(budget=8, min_ballots=1), "low": Policy.low(warmup=4)}
+    return summarise("m", names, policies, records)
+
+
+def test_majority_stands_beside_a_policy_at_its_tokens() -> None:
+    report = compared([True, False, False, True], spent=55)
+    (row,) = [row for row in report.rows if row.method == "low"]
+    (beside,) = [row for row in report.rows if row.method == "majority of 5"]
+    assert (beside.kind, beside.accuracy, beside.tokens) == ("majority", 1.0, 4 * 50.0)
+    assert beside.against_offline == pytest.approx(50 / 80 - 1)
+    assert row.against_majority is not None
+    assert (row.against_majority.won, row.against_majority.lost) == (0, 2)
+    assert row.against_majority.p == 0.5
+    # The first trace is wrong: four of five are no consensus, seven of eight neither.
+    assert next(row for row in report.rows if row.method == "early consensus").tokens == 4 * 80.0
+    text = report.table()
+    assert re.search(r"low +50\.0% ± 28\.9 .* 2 lost, 0 won, p = 0\.5\n  majority of 5 ", text)
+    assert text.splitlines()[-1] == report.closing
+    assert report.closing.startswith("accuracy: offline (the most accurate of 2)") or (
+        "is as good as offline" in report.closing
+    )
+    assert json.loads(json.dumps(report.to_dict()))["closing"] == report.closing
+
+
+def test_the_closing_sentence_says_that_majority_is_better() -> None:
+    traces = votes("BAAAAAAA", "A")
+    names = [f"q{at}" for at in range(20)]
+    records = [record("offline", name, True, traces) for name in names]
+    records += [record("low", name, False, traces[:2], tokens=60) for name in names]
+    policies = {"offline": Policy.offline(budget=8, min_ballots=1), "low": Policy.low(warmup=4)}
+    report = summarise("m", names, policies, records)
+    (low,) = [row for row in report.rows if row.method == "low"]
+    assert low.against_majority is not None
+    assert (low.against_majority.lost, low.against_majority.p) == (20, 2 / 2**20)
+
+
+def test_a_policy_with_a_failed_trace_is_compared_on_the_other_questions() -> None:
+    report = compared([True, True], spent=55)
+    records = report.records
+    records[-1]["result"]["traces"] = [
+        {**each, "status": "failed"} for each in records[-1]["result"]["traces"]
+    ]
+    policies = {"offline": Policy.offline(budget=8, min_ballots=1), "low": Policy.low(warmup=4)}
+    again = summarise("m", ["q0", "q1"], policies, records)
+    (beside,) = [row for row in again.rows if row.method == "majority of 5"]
+    assert (beside.questions, beside.tokens) == (1, 50.0)
+
+
+def test_without_pyarrow_nothing_is_compared_and_a_note_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    report = compared([True, False], spent=55)
+    assert report.closing == ""
+    assert all(row.kind != "majority" for row in report.rows)
+    assert any("no policy is compared with majority" in note for note in report.notes)
+    assert any(row.method == "majority" for row in report.rows)
+
+
+def test_questions_without_answers_are_not_marked() -> None:
+    traces = [{**each, "correct": None} for each in votes("AAB", "A")]
+    record_of = record("offline", "q", False, traces)
+    policies = {"offline": Policy.offline(budget=3, min_ballots=1)}
+    report = summarise("m", ["q"], policies, [{**record_of, "correct": None}])
+    (row,) = report.rows
+    assert (row.method, row.accuracy, row.tokens) == ("offline", None, 30.0)
+    assert "1 questions have no answer to compare with" in report.table()
+    assert report.closing == ""
+
+
+def test_traces_without_an_answer_are_counted() -> None:
+    traces = [*votes("AA", "A"), trace(None, False, 1.0, 1.0, 1.0, 1.0)]
+    policies = {"offline": Policy.offline(budget=3, min_ballots=1)}
+    report = summarise("m", ["q"], policies, [record("offline", "q", True, traces)])
+    assert report.answered == {"offline": (2, 3)}
+    assert "traces with an answer: offline 2 of 3" in report.table()

@@ -27,7 +27,7 @@ from deepconf._statistics import (
     within,
 )
 from deepconf.errors import InvalidInput
-from deepconf.lab._summary import _closing, points, summary
+from deepconf.lab._summary import closing, points, summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_replay import Recorded, slow_replay, slow_replays, synthetic
@@ -354,7 +354,7 @@ def test_the_closing_sentence_gives_the_figures_of_its_subject_first(wins: bool)
         name: dataclasses.replace(of, difference=found) for name, of in row.same_tokens.items()
     }
     accuracy = dataclasses.replace(row.accuracy, value=mine)
-    said = _closing([dataclasses.replace(row, accuracy=accuracy, same_tokens=equal)], True)
+    said = closing([dataclasses.replace(row, accuracy=accuracy, same_tokens=equal)], True)
     assert "90.0% against 60.0% (+30.0 [+20.0, +40.0] points; 0 lost, 6 won, p = 0.03)" in said
     assert said.startswith("accuracy: low is" if wins else "accuracy: plain majority at the same")
 

@@ -355,10 +355,7 @@ def test_a_tuning_is_shown_and_is_json() -> None:
 
 def chosen(path: Path, **options: Any) -> dict[str, Policy]:
     """The policies that the command line has with this settings file."""
-    setup = Setup.make(
-        _render.console(io.StringIO()), Common(model="any", settings=path, **options), []
-    )
-    return setup.policies
+    return Setup.make(Common(model="any", settings=path, **options), []).policies
 
 
 def test_what_is_written_is_what_the_command_line_reads(tmp_path: Path) -> None:

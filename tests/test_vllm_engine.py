@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from conftest import TINY
 from deepconf.engines import VLLM, Chunk, Signal
-from deepconf.engines.base import result_of
+from deepconf.engines._checks import check_hub, main_guard
+from deepconf.engines.base import as_messages, result_of
 from deepconf.engines.vllm import _FREE, confidences, settings_of
 from deepconf.errors import (
     DeepConfError,
@@ -587,6 +588,106 @@ def test_missing_model(model: str) -> None:
         VLLM(model)
 
 
+def test_a_mistyped_model_is_answered_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm", exc_type=ModuleNotFoundError)
+    (tmp_path / "reasoner").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="there is no such folder here; near it: reasoner"):
+        VLLM("resoner")
+    with pytest.raises(InvalidInput, match="nor such a model in the cache, and HF_HUB_OFFLINE"):
+        VLLM("nobody/nothing")
+
+
+class Hub:
+    """The hub, as it answers or does not."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.asked: list[str] = []
+
+    def __call__(self) -> Hub:
+        return self
+
+    def model_info(self, name: str, timeout: float) -> None:
+        self.asked.append(name)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(None, None), (ConnectionError("no route"), "the hub cannot be reached: ConnectionError")],
+)
+def test_the_hub_is_asked_before_vllm_looks_for_long(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, says: str | None
+) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    hub = Hub(error)
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    if says is None:
+        check_hub("nobody/nothing")
+    else:
+        with pytest.raises(InvalidInput, match=says):
+            check_hub("nobody/nothing")
+    check_hub("s3://bucket/model")  # Others than the hub have such names.
+    check_hub(str(TINY))
+    assert hub.asked == ["nobody/nothing"]
+
+
+def test_a_process_that_imports_an_unguarded_script_ends_on_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "from deepconf.engines import VLLM\n"
+        "if __name__ == '__main__':\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    child.start(); child.join(); sys.exit(child.exitcode)\n"
+        "VLLM('model')\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: vLLM's processes import the main script")
+    assert f"in {script}, put what is to be run below if __name__ ==" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unguarded_script_is_named_where_vllm_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "script.py"
+    main = SimpleNamespace(__file__=str(script), __spec__=None)
+    monkeypatch.setitem(sys.modules, "__main__", main)  # type: ignore[arg-type]
+    script.write_text("from deepconf.engines import VLLM\nVLLM('model')\n")
+    assert f"in {script}, put what is to be run below" in main_guard()
+    script.write_text("if __name__ == '__main__':\n    VLLM('model')\n")
+    assert main_guard() == ""
+
+
+def test_sampling_among_the_engine_arguments_is_told_where_to_go() -> None:
+    pytest.importorskip("vllm", exc_type=ModuleNotFoundError)
+    with pytest.raises(InvalidInput, match=r"write VLLM\(\.\.\., sampling=dict\(temperature=0\.5"):
+        VLLM(TINY / "model", temperature=0.5)
+    with pytest.raises(InvalidInput, match="is no sampling parameter of vLLM; there are"):
+        VLLM(TINY / "model", sampling={"xyz": 1})
+
+
+def test_the_log_of_vllm_is_no_result(tiny_engine: VLLM) -> None:
+    import logging
+
+    assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+    handlers = logging.getLogger("vllm").handlers
+    assert handlers
+    assert all(getattr(each, "stream", None) is not sys.stdout for each in handlers)
+
+
+def test_several_questions_are_told_how_they_are_asked() -> None:
+    with pytest.raises(InvalidInput, match=r"is 2 strings: .* asked one by one, or at once by"):
+        as_messages(["1+1=?", "2+2=?"])  # type: ignore[list-item]
+
+
 def test_missing_model_as_a_path() -> None:
     with pytest.raises(InvalidInput, match="no such folder"):
         VLLM(Path("such"))
@@ -599,7 +700,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
 
 def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(MissingExtra, match=r"deepconf-rs\[vllm\]"):
+    with pytest.raises(MissingExtra, match=r"pip install 'vllm.*extra vllm of deepconf-rs"):
         VLLM("organisation/name")
 
 

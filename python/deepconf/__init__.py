@@ -8,9 +8,10 @@ array([8.5, 2.5])
 '42'
 
 A scorer (`score`, `token_confidence`, `token_entropy`, `logits_confidence`, `TraceScorer`,
-`BatchScorer`), votes (`vote`, `vote_many`), trace files (`read_traces`, `TraceWriter`), decisions
-(`Policy`, `Controller`) and a driver (`DeepThink` on an engine of `deepconf.engines`). Confidences
-are in nats; higher is surer. The method: arXiv 2508.15260.
+`BatchScorer`), votes (`vote`, `vote_many`), responses that are there (`from_vllm`, `from_openai`),
+trace files (`read_traces`, `TraceWriter`), decisions (`Policy`, `Controller`) and a driver
+(`DeepThink` on an engine of `deepconf.engines`). Confidences are in nats; higher is surer. The
+method: arXiv 2508.15260.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from deepconf.lab.played import Replay
     from deepconf.lab.replay import Pool, grid, replay
     from deepconf.lab.tune import Tuning, tune
+    from deepconf.responses import Traces, from_openai, from_vllm
     from deepconf.result import Result, Trace
     from deepconf.traces import TraceReader, TraceWriter, read_traces
 
@@ -96,6 +98,7 @@ __all__ = [
     "TraceScorer",
     "TraceScores",
     "TraceWriter",
+    "Traces",
     "Tuning",
     "UnknownPreset",
     "Vote",
@@ -105,6 +108,8 @@ __all__ = [
     "diagnose",
     "engines",
     "errors",
+    "from_openai",
+    "from_vllm",
     "grid",
     "import_traces",
     "logits_confidence",
@@ -130,10 +135,13 @@ _LAZY = {
     "Trace": "deepconf.result",
     "TraceReader": "deepconf.traces",
     "TraceWriter": "deepconf.traces",
+    "Traces": "deepconf.responses",
     "Tuning": "deepconf.lab.tune",
     "answers": "deepconf.answers",
     "diagnose": "deepconf.lab.diagnose",
     "engines": "deepconf.engines",
+    "from_openai": "deepconf.responses",
+    "from_vllm": "deepconf.responses",
     "grid": "deepconf.lab.replay",
     "import_traces": "deepconf.importing",
     "read_traces": "deepconf.traces",

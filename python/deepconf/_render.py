@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -14,10 +16,9 @@ from rich.progress import (
     MofNCompleteColumn,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bars
+from rich.progress import Progress as Live
 from rich.table import Table
 from rich.text import Text
 
@@ -25,9 +26,21 @@ from deepconf.evaluate import Progress
 from deepconf.report import Report
 from deepconf.result import Result, Trace
 
-__all__ = ["Watch", "console", "show_report", "show_result", "show_warnings", "stages", "working"]
+__all__ = [
+    "WIDE",
+    "Bars",
+    "Watch",
+    "console",
+    "show_report",
+    "show_result",
+    "show_warnings",
+    "working",
+]
 
+WIDE = 240
+"""Where lines need not fit a screen, those of a table stay whole."""
 _MOST_BALLOTS = 10
+_EVERY = 10.0  # Seconds between lines, where there is no bar.
 
 
 def console(file: TextIO) -> Console:
@@ -101,27 +114,91 @@ def _ballots(result: Result) -> Table:
 def _traces(result: Result) -> str:
     counts = Counter(trace.status for trace in result.traces)
     each = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    return f"{len(result.traces)} ({each}); {result.vote.num_voters} voted"
+    answered = sum(trace.answer is not None for trace in result.traces)
+    voted = f"{answered} with an answer, {result.vote.num_voters} voted"
+    return f"{len(result.traces)} ({each}); {voted}"
 
 
 def show_report(out: Console, report: Report) -> None:
-    """Prints the table of an evaluation and its notes."""
+    """Prints the table of an evaluation, its notes, and whether confidence helped."""
+    if not out.is_terminal:
+        out.width = WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=report.title, title_justify="left")
     for place, name in enumerate(report.columns):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+        table.add_column(
+            name, justify="right" if place else "left", overflow="fold", no_wrap=bool(place)
+        )
     best = max((row.accuracy for row in report.rows if row.accuracy is not None), default=None)
-    for row, after in zip(report.rows, [*report.rows[1:], None], strict=True):
+    for row, ends in report.shown():
         cells = [Text(cell) for cell in row.cells()]
         if row.kind == "policy":
             cells[0].stylize("bold")
         if row.accuracy == best:
             cells[1].stylize("bold green")
-        end = after is not None and after.kind != row.kind
-        table.add_row(*cells, end_section=end)
+        table.add_row(*cells, end_section=ends)
     out.print(table)
     for line in report.footnotes():
         style = "yellow" if line.startswith("note:") else ""
         out.print(Text(line, style=style), soft_wrap=True)
+    if report.closing:
+        out.print(Text(report.closing, style="bold"), soft_wrap=True)
+
+
+class Bars:
+    """What is being done, how many are, and of how many: a bar each, with the time left or taken.
+
+    Off a terminal a line when it begins, one every ten seconds, and one at the end.
+    """
+
+    def __init__(self, err: Console, unit: str = "") -> None:
+        self._err = err
+        self._unit = unit
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
+        self._bars = Live(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[more]}", style="dim"),
+            console=err,
+            disable=not err.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Bars:
+        """Shows them."""
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves them as they stand."""
+        self._bars.stop()
+
+    def tell(self, what: str, done: int, total: int = 0, more: str = "") -> None:
+        """So many are done, of so many (0: not known); and what else is to be said."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total or None, more=more)
+            self._begun[what] = time.monotonic(), done
+        self._bars.update(self._tasks[what], completed=done, total=total or None, more=more)
+        if not self._err.is_terminal:
+            self._line(what, done, total, more)
+
+    def _line(self, what: str, done: int, total: int, more: str) -> None:
+        now, told = time.monotonic(), self._told.get(what, -math.inf)
+        over = total and done >= total
+        if told == math.inf or (now - told < _EVERY and not over):
+            return
+        self._told[what] = math.inf if over else now
+        start, before = self._begun[what]
+        said = [f"{done:,} of {total:,} {self._unit}".rstrip()] if total else []
+        said += [more] if more else []
+        if before < done < total:
+            said.append(f"about {(now - start) * (total - done) / (done - before):,.0f} s left")
+        self._err.print(f"{what}: {', '.join(said)}" if said else what, soft_wrap=True)
 
 
 @contextmanager
@@ -135,98 +212,49 @@ def working(err: Console, what: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def stages(err: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Gives what is told what is being done, how many are, and of how many (0: not known).
-
-    A bar with the time left for each thing that is done on a terminal; elsewhere a line, and one
-    every tenth of the way.
-    """
-    bars = Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=err,
-        disable=not err.is_terminal,
-    )
-    tasks: dict[str, TaskID] = {}
-    told: dict[str, int] = {}
-
-    def tell(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bars.add_task(what, total=total or None)
-        bars.update(tasks[what], completed=done)
-        tenth = 10 * done // total if total else 0
-        if not err.is_terminal and tenth > told.get(what, -1):
-            told[what] = tenth
-            far = f": {done:,} of {total:,}" if total else ""
-            err.print(f"{what}{far}", soft_wrap=True)
-
-    with bars:
-        yield tell
-
-
 class Watch(Progress):
-    """Progress bars on a terminal, a line every tenth of the way elsewhere."""
+    """How an evaluation goes, or a run, as bars; a context manager, as they are."""
 
     def __init__(self, err: Console, unit: str) -> None:
-        self._err = err
-        self._total = self._done = 0
-        self._label = ""
+        self._bars = Bars(err, unit)
         self._unit = unit
+        self._label = ""
+        self._done = self._total = 0
         self._ended: Counter[str] = Counter()
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[traces]}", style="dim"),
-            console=err,
-            disable=not err.is_terminal,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task: Any = None
+        self._right: list[bool] = []
 
     def __enter__(self) -> Watch:
         """Shows it."""
-        self._bars.start()
+        self._bars.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leaves it as it stands."""
-        self._bars.stop()
+        self._bars.__exit__(*error)
 
     def policy(self, label: str, done: int, total: int) -> None:
         """A policy's turn."""
         self._label, self._done, self._total = label, done, total
         self._ended.clear()
-        self._task = self._bars.add_task(label, total=total, completed=done, traces="")
-        self._line()
+        self._right.clear()
+        self._tell()
 
     def question(self, record: Mapping[str, Any]) -> None:
         """A question is finished."""
-        self._advance()
+        self._done += 1
+        if record["correct"] is not None:
+            self._right.append(record["correct"])
+        self._tell()
 
     def trace(self, trace: Trace) -> None:
         """A trace has ended."""
         self._ended[trace.status] += 1
-        if self._unit == "traces":
-            self._advance()
-        if self._err.is_terminal:
-            each = ", ".join(f"{count} {name}" for name, count in self._ended.most_common())
-            self._bars.update(self._task, traces=each)
+        self._done += self._unit == "traces"
+        self._tell()
 
-    def _advance(self) -> None:
-        self._done += 1
-        self._bars.update(self._task, completed=self._done)
-        step = max(1, self._total // 10)
-        if self._done % step == 0 or self._done == self._total:
-            self._line()
-
-    def _line(self) -> None:
-        if not self._err.is_terminal:
-            text = f"{self._label}: {self._done} of {self._total} {self._unit}"
-            self._err.print(text, soft_wrap=True)
+    def _tell(self) -> None:
+        of = "" if self._unit == "traces" else " traces"
+        said = [f"{count:,}{of} {name}" for name, count in self._ended.most_common()]
+        if self._right:
+            said.insert(0, f"{sum(self._right) / len(self._right):.0%} right")
+        self._bars.tell(self._label, self._done, self._total, ", ".join(said))

@@ -543,7 +543,10 @@ class Run:
             self.warnings.append(SignalNeverArmed(unarmed))
 
     def looked_for(self) -> str:
-        if getattr(self.task.extract, "__name__", "") != "boxed":
+        name = getattr(self.task.extract, "__name__", "")
+        if name.startswith("regex:"):
+            return f"looked for {name}, which must match what the model is asked to write"
+        if name != "boxed":
             return "the extractor given as answer= found none"
         return (
             r"looked for \boxed{...}, which a model writes when it is asked to: add "

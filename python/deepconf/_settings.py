@@ -1,4 +1,4 @@
-"""Where the command line gets its settings: presets, `deepconf.json`, options, `--set`."""
+"""What settings files and options say; which of it wins: `_layers`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import ast
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deepconf._core import Policy
-from deepconf.errors import InvalidInput, RunFileError, UnknownPreset
+from deepconf.errors import InvalidInput, RunFileError
 
 __all__ = [
+    "FILE",
     "Defaults",
     "axes",
-    "build",
     "check_target",
     "describe",
     "engine_args",
@@ -31,8 +31,7 @@ __all__ = [
 ]
 
 FILE = "deepconf.json"
-# What an offline policy has no use for: it stops nothing and runs to the end of its budget.
-_ONLINE = ("warmup", "stop")
+"""What a settings file is called."""
 # The settings on which what a trace file holds depends, or its scores do.
 _MEASURED = ("top_logprobs", "entries", "logprob_floor", "window", "tail", "bottom")
 # What an engine takes that is no argument of vLLM's, and how to say it here.
@@ -58,11 +57,17 @@ class Defaults:
     chosen: str | None = None
     """The policy that is taken where none is asked for."""
 
-    def __str__(self) -> str:
-        """As `name=value`, in the order of the file."""
-        named = self.policy | self.sampling | self.engine
-        named |= {} if self.chosen is None else {"policy": self.chosen}
-        return ", ".join(f"{name}={value}" for name, value in named.items())
+    @property
+    def origin(self) -> str:
+        """Where what it says comes from, in words; without a file, from what is replayed."""
+        return "the recording" if self.path is None else str(_short(self.path))
+
+
+def _short(path: Path) -> Path:
+    """Relative to where we are, if it is below."""
+    with contextlib.suppress(ValueError, OSError):
+        return path.resolve().relative_to(Path.cwd().resolve())
+    return path
 
 
 def find(model: str) -> Defaults:
@@ -136,18 +141,9 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found | {name: policy[name] for name in (*_MEASURED, "budget") if name in policy}
 
 
-def fitted(
-    settings: Mapping[str, Any], defaults: Mapping[str, Any], explicit: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What policies on a trace file start from: what it says, under a settings file's defaults.
-
-    A small budget warms up with a quarter of its traces, unless something else is said.
-    """
-    found = {**recorded(settings), **defaults}
-    budget = {**found, **explicit}.get("budget")
-    if isinstance(budget, int) and "warmup" not in found:
-        found["warmup"] = min(Policy.low().warmup, max(1, budget // 4))
-    return found
+def fitted(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What policies on a trace file start from: what it says, under a settings file's defaults."""
+    return {**recorded(settings), **defaults}
 
 
 def describe(policy: Policy, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,46 +289,3 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
-
-
-def build(
-    names: Sequence[str],
-    defaults: Mapping[str, Any],
-    options: Mapping[str, Any],
-    explicit: Mapping[str, Any],
-    own: Mapping[str, Mapping[str, Any]] = {},
-) -> dict[str, Policy]:
-    """The policies asked for, by name.
-
-    Args:
-        names: presets, or policies of the settings file.
-        defaults: from the settings file.
-        options: from options, which win over it. Like the defaults, those that mean nothing to an
-            offline policy do not touch it.
-        explicit: from `--set`, which wins over all and applies to every policy.
-        own: the policies of the settings file, which win over its defaults.
-
-    Raises:
-        InvalidInput: a policy does not exist, a setting is wrong, or two policies are the same.
-    """
-    policies: dict[str, Policy] = {}
-    for name in names:
-        if own and name not in (every := [*Policy.presets(), *own]):
-            raise UnknownPreset(f"policy {name!r} does not exist: there are {', '.join(every)}")
-        mine = dict(own.get(name, {}))
-        policy = Policy.preset(mine.pop("preset", "low") if name in own else name)
-        mode = {**defaults, **mine, **options, **explicit}.get("mode", policy.mode)
-        idle = _ONLINE if mode == "offline" else ()
-        weaker, stronger = (
-            {key: value for key, value in settings.items() if key not in idle}
-            for settings in (defaults, options)
-        )
-        policy = policy.replace(**{**weaker, **mine, **stronger, **explicit})
-        for other, same in policies.items():
-            if policy == same:
-                raise InvalidInput(
-                    f"policies {other} and {name} are the same with these settings, so there is "
-                    f"nothing to compare"
-                )
-        policies[name] = policy
-    return policies

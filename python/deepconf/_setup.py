@@ -10,12 +10,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TextIO
 
 import typer
 
-from deepconf import _settings
+from deepconf import _layers, _settings
 from deepconf._core import Policy
 from deepconf.errors import DeepConfError
 
@@ -147,9 +146,11 @@ class Setup:
     engine: dict[str, Any]
     chat: bool | None
     chat_template_kwargs: dict[str, Any]
+    in_words: str
+    """What is in force, and where it was given."""
 
     @classmethod
-    def make(cls, err: Console, options: Common, names: Sequence[str]) -> Setup:
+    def make(cls, options: Common, names: Sequence[str]) -> Setup:
         """From options, with the model's settings file for what they leave out.
 
         Without names, the policy is the one that the settings file chooses, or `low`.
@@ -159,25 +160,33 @@ class Setup:
         else:
             defaults = _settings.read(options.settings.expanduser())
         names = names or [defaults.chosen or "low"]
-        if defaults.path is not None:
-            err.print(f"settings from {_short(defaults.path)}: {defaults}", soft_wrap=True)
         explicit = _settings.pairs(options.set_, "--set")
-        policy = options.given(*_POLICY)
+        policies = _layers.in_force(
+            names,
+            defaults.policy,
+            options.given(*_POLICY),
+            explicit,
+            defaults.policies,
+            defaults.origin,
+        )
+        sampling, where = _layers.merged(
+            _layers.Layer(defaults.origin, defaults.sampling),
+            _layers.Layer(_layers.OPTIONS, options.given("temperature", "top_p", "max_tokens")),
+            _layers.Layer("--sampling", _settings.pairs(options.sampling, "--sampling")),
+        )
+        given = _settings.pairs(options.engine_arg, "--engine-arg")
+        engine = _settings.engine_args(defaults, given)
+        where |= {n: "--engine-arg" if n in given else defaults.origin for n in engine}
         return cls(
             model=options.model,
-            policies=_settings.build(names, defaults.policy, policy, explicit, defaults.policies),
-            sampling={
-                **defaults.sampling,
-                **options.given("temperature", "top_p", "max_tokens"),
-                **_settings.pairs(options.sampling, "--sampling"),
-            },
-            engine=_settings.engine_args(
-                defaults, _settings.pairs(options.engine_arg, "--engine-arg")
-            ),
+            policies={name: found.policy for name, found in policies.items()},
+            sampling=sampling,
+            engine=engine,
             chat=options.chat,
             chat_template_kwargs=_settings.json_object(
                 options.chat_template_kwargs, "--chat-template-kwargs"
             ),
+            in_words=_layers.in_words(policies, {**sampling, **engine}, where),
         )
 
     def settings(self) -> dict[str, Any]:
@@ -200,7 +209,9 @@ class Setup:
 
         # Its warnings are about how it was built, and hide ours.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        with working(err, f"starting vLLM on {self.model}"):
+        if self.in_words:
+            err.print(f"settings: {self.in_words}", soft_wrap=True)
+        with working(err, f"starting vLLM on {self.model}, which takes about a minute"):
             engine = VLLM(
                 self.model,
                 sampling=self.sampling,
@@ -220,10 +231,3 @@ class Setup:
         most = max(policy.top_logprobs for policy in self.policies.values())
         # What vLLM allows by default.
         return {"max_logprobs": most, **self.engine} if most > 20 else dict(self.engine)
-
-
-def _short(path: Path) -> Path:
-    """Relative to where we are, if it is below."""
-    with contextlib.suppress(ValueError):
-        return path.relative_to(Path.cwd().resolve())
-    return path

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepconf._render import WIDE
 from deepconf._statistics import Difference, Estimate
 from deepconf.lab._summary import VARIANTS, Summary, points, ratio
 from deepconf.lab.diagnose import BINS, Diagnosis
@@ -16,8 +17,6 @@ from deepconf.lab.live import Beside
 from deepconf.lab.tune import Choice, Tuning
 
 __all__ = ["show_beside", "show_diagnosis", "show_summary", "show_tuning"]
-
-_WIDE = 240  # Where lines need not fit a screen, those of a table stay whole.
 
 
 def show_summary(out: Console, summary: Summary) -> None:
@@ -207,7 +206,7 @@ def _table(out: Console, title: str, columns: list[str]) -> Table:
     """A table below its title, which may be longer than it is wide."""
     _say(out, title, style="bold")
     if not out.is_terminal:
-        out.width = _WIDE
+        out.width = WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
         # Labels may go on in the next line, numbers not.

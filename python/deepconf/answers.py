@@ -30,7 +30,7 @@ from deepconf import _helpers
 from deepconf._notation import folded, is_formula, normalise, rational
 from deepconf.errors import DeepConfError, InvalidInput, InvalidType, MissingExtra
 
-__all__ = ["AnswerBook", "Extractor", "boxed", "extractor", "marks", "normalise", "same"]
+__all__ = ["AnswerBook", "Extractor", "boxed", "extractor", "marks", "named", "normalise", "same"]
 
 Extractor = Callable[[str], "str | None"]
 
@@ -98,7 +98,10 @@ def extractor(spec: Any) -> Extractor:
         return boxed
     if isinstance(spec, str):
         if not spec.startswith("regex:"):
-            raise InvalidInput(f'answer={spec!r}: must be "boxed", "regex:..." or a callable')
+            raise InvalidInput(
+                f'answer={spec!r}: must be "boxed", "regex:..." or a callable; write a regular '
+                'expression as "regex:..."'
+            )
         try:
             spec = re.compile(spec.removeprefix("regex:"))
         except re.error as error:
@@ -143,6 +146,7 @@ def _matcher(pattern: re.Pattern[str]) -> Extractor:
             raise DeepConfError(f"answer={pattern.pattern!r} cannot be applied: {error}") from error
         return (found or "").strip() or None
 
+    last.__name__ = f"regex:{pattern.pattern}"  # As warnings call it.
     return last
 
 
@@ -340,6 +344,50 @@ def _near(a: _Class, b: _Class) -> bool:
         _math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
         for x, y in zip(a.values, b.values, strict=True)
     )
+
+
+def named(
+    answers: Any, math: Literal["auto"] | bool = "auto", questions: Any = None
+) -> list[str | None]:
+    """One name for all answers that are the same, the first seen; None for None, NaN and blanks.
+
+    Args:
+        answers: strings, as a sequence, an array or a column of a data frame.
+        math: as in `AnswerBook`.
+        questions: `[answers]` hashable, the question of each; only answers to one question are
+            compared. None where they all answer one.
+
+    Raises:
+        InvalidInput: there is not one question for each answer.
+        InvalidType: an answer is no string.
+    """
+    texts = _listed(answers)
+    ids = [None] * len(texts) if questions is None else _listed(questions)
+    if len(ids) != len(texts):
+        raise InvalidInput(
+            f"answers has {len(texts)} entries and questions {len(ids)}: must be as many"
+        )
+    books: dict[Any, AnswerBook] = {}
+    found = []
+    for at, (text, question) in enumerate(zip(texts, ids, strict=True)):
+        missing = text is None or type(text).__name__ in ("NAType", "NaTType") or text != text
+        if not missing and not isinstance(text, str):
+            raise InvalidType(
+                f"answers[{at}] is {text!r}, a {type(text).__name__}: must be a string where math "
+                "says how answers are compared"
+            )
+        book = books.get(question) or books.setdefault(question, AnswerBook(math=math))
+        found.append(None if missing else book.canonical(text))
+    return found
+
+
+def _listed(column: Any) -> list[Any]:
+    """The values of a column of any kind."""
+    for method in ("to_pylist", "to_list", "tolist"):
+        if hasattr(column, method):
+            values: list[Any] = getattr(column, method)()
+            return values
+    return list(column)
 
 
 _MARKS: dict[tuple[str, str, bool], bool] = {}

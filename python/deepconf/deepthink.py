@@ -43,9 +43,10 @@ class DeepThink:
     Args:
         engine: what generates, such as `deepconf.engines.VLLM(...)`.
         policy: the settings, such as `Policy.low(budget=64)`.
-        answer: how an answer is found in a text: "boxed" for the last `\boxed{...}`, a regular
-            expression with one group, or any callable from text to answer or None. Where it fails,
-            that trace has no answer.
+        answer: how an answer is found in a text: "boxed" for the last `\boxed{...}`; a regular
+            expression, compiled or as "regex:...", whose group `answer`, first group or whole match
+            is taken where it matches last; or any callable from text to answer or None. Where it
+            fails, that trace has no answer.
         math: whether answers that are mathematically equal share a ballot: "auto" where math-verify
             is installed, True to insist on it, False to compare normalised strings only.
         sampling: parameters of these runs, over those of the engine, such as
@@ -57,7 +58,7 @@ class DeepThink:
     Raises:
         InvalidInput: the engine cannot give the log-probabilities that the policy asks for, or does
             not take this sampling.
-        InvalidType: the policy is none.
+        InvalidType: the engine or the policy is none.
         MissingExtra: `math=True` and math-verify is not installed.
 
     A run can be repeated where the engine repeats itself: trace i is sampled with seed
@@ -79,6 +80,11 @@ class DeepThink:
         on_trace: Callable[[Trace], object] | None = None,
         answer_limit: float = 30.0,
     ) -> None:
+        if not hasattr(engine, "stream"):
+            raise InvalidType(
+                f"engine={engine!r}: must be an engine, such as deepconf.engines.VLLM("
+                f"{engine if isinstance(engine, str) else 'model'!r})"
+            )
         if not isinstance(policy, Policy):
             raise InvalidType(
                 f"policy={policy!r}: must be a deepconf.Policy, such as Policy.low(budget=64)"

@@ -91,10 +91,25 @@ class MissingExtra(DeepConfError, ImportError):
     def __init__(self, extra: str, package: str) -> None:
         self.extra = extra
         self.package = package
+        wanted = " ".join(f"'{requirement}'" for requirement in _requirements(extra, package))
         super().__init__(
-            f"this needs the package {package}, which is not installed: "
-            f"pip install 'deepconf-rs[{extra}]'"
+            f"this needs the package {package}, which is not installed: pip install {wanted} "
+            f"(the extra {extra} of deepconf-rs)"
         )
+
+
+def _requirements(extra: str, package: str) -> list[str]:
+    """What the extra asks for, as pip takes it; the package alone where nothing says so."""
+    import importlib.metadata
+    import re
+
+    try:
+        every = importlib.metadata.requires("deepconf-rs") or []
+    except importlib.metadata.PackageNotFoundError:
+        every = []
+    pairs = [requirement.partition(";")[::2] for requirement in every]
+    of_extra = re.compile(rf"extra == ['\"]{re.escape(extra)}['\"]")
+    return [name.strip() for name, marker in pairs if of_extra.search(marker)] or [package]
 
 
 class DeepConfWarning(UserWarning):

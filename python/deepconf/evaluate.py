@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deepconf._core import Policy
+from deepconf._progress import watched
+from deepconf._reckoning import summarise
 from deepconf.answers import extractor, marks
 from deepconf.deepthink import DeepThink
 from deepconf.engines.base import Engine, result_of, settings_of
@@ -43,7 +45,7 @@ from deepconf.errors import (
 from deepconf.provenance import code_name, fingerprint, trace_settings, versions
 from deepconf.questions import Question, load_questions, posed, read_questions
 from deepconf.recording import Recording, check_target, journal_of
-from deepconf.report import Report, summarise
+from deepconf.report import Report
 from deepconf.result import Result, Trace
 from deepconf.runs import RunFile
 
@@ -309,7 +311,7 @@ class Evaluation:
     def report(self) -> Report:
         """The report of what is finished, and saved where there is a run file."""
         ids = [question.id for question in self.questions]
-        name = Path(self.model).name or self.model
+        name = "/".join(Path(self.model).parts[-2:]) or self.model  # Many folders are a `model`.
         report = summarise(name, ids, self.policies, self._records)
         if self.complaint is not None:
             report.notes.append(self.complaint)
@@ -515,7 +517,7 @@ def evaluate(
     suffix: str | None = None,
     max_failed: float = 0.1,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     record: str | Path | None = None,
 ) -> Report:
     """Asks every question under every policy, and reports accuracy, tokens and time.
@@ -536,7 +538,7 @@ def evaluate(
         max_failed: the share of a question's traces that may fail, in [0, 1). With more of them
             the question is not saved, and is asked again when the run is carried on.
         overwrite: starts the run file anew, and the recording with it.
-        progress: told how it goes.
+        progress: told how it goes; True for bars on standard error.
         record: a trace file (`.parquet`, `.arrow` or `.feather`) for all traces of the only policy,
             or of the only offline one. Until every question is finished it is `RECORD.part`, which
             `read_traces` reads as well. Must be on from the first question, and needs `out`.
@@ -570,7 +572,8 @@ def evaluate(
         record=record,
     )
     try:
-        evaluation.run(engine, concurrency=concurrency, progress=progress)
+        with watched(progress) as told:
+            evaluation.run(engine, concurrency=concurrency, progress=told)
         evaluation.seal()
     finally:
         evaluation.close()
@@ -660,17 +663,25 @@ def _named(policies: Sequence[str] | Mapping[str, Policy]) -> dict[str, Policy]:
 def _record(
     label: str, question: Question, result: Result, started: float, ended: float, math: bool
 ) -> dict[str, Any]:
-    """A finished question as plain JSON values, its traces and its answer marked right or wrong."""
+    """A finished question as plain JSON values, its traces and its answer marked right or wrong.
+
+    None where nothing is known to compare with.
+    """
     answers = {trace.answer for trace in result.traces if trace.answer is not None}
-    right = marks(sorted(answers), question.answer, math=math)
+    gold = question.answer
+    right = {} if gold is None else marks(sorted(answers), gold, math=math)
+
+    def mark(answer: str | None) -> bool | None:
+        return None if gold is None else answer is not None and right[answer]
+
     summary = result.summary()
     for trace in summary["traces"]:
-        trace["correct"] = right.get(trace["answer"], False)
+        trace["correct"] = mark(trace["answer"])
     return {
         "policy": label,
         "id": question.id,
         "gold": question.answer,
-        "correct": right.get(result.answer, False) if result.answer is not None else False,
+        "correct": mark(result.answer),
         "started": started,
         "ended": ended,
         "result": summary,

@@ -1,10 +1,12 @@
-"""Questions with the answers that are right, and files of them."""
+"""Questions, with the answers that are right where those are known, and files of them."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,43 +22,84 @@ class Question:
 
     id: str
     question: str | list[dict[str, Any]]
-    answer: str
+    answer: str | None = None
+    """None where it is not known: the question is answered, and not marked."""
 
 
 def load_questions(path: str | Path) -> list[Question]:
-    """Reads a file of questions, one JSON object a line.
+    """Reads a file of questions: one JSON object a line, a JSON array of them, or Parquet.
 
     `{"id": "q1", "question": "1+1=?", "answer": "2"}`: the question is a string or a list of chat
-    messages, the answer a string or a number; without an id the line's number is taken.
+    messages, the answer a string or a number, or not there; without an id the line's number is
+    taken, from 1. Parquet, told by its content, has these as columns, and needs pyarrow. `-` is
+    stdin.
 
     Raises:
         InvalidInput: a line is broken; the message names the file, the line and what is wrong.
+        MissingExtra: it is Parquet, and pyarrow is not installed.
     """
-    path = Path(path).expanduser()
+    return _read(path)[0]
+
+
+def _read(path: str | Path) -> tuple[list[Question], str]:
+    """The questions of a file, and its SHA-256."""
+    name = "-" if str(path) == "-" else str(Path(path).expanduser())
     try:
-        text = path.read_text(encoding="utf-8")
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        raise InvalidInput(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path}: not UTF-8: {error}") from error
+        raise InvalidInput(f"{name}: cannot be read: {error.strerror or error}") from error
     questions: list[Question] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InvalidInput(f"{place}: not JSON: {error}") from error
-        question = _question(value, str(number), place)
+    seen: dict[str, str] = {}
+    for at, number, value in _values(content, name):
+        question = _question(value, str(number), f"{name}, {at} {number}")
         if question.id in seen:
-            raise InvalidInput(f"{place}: id {question.id!r} is taken by line {seen[question.id]}")
-        seen[question.id] = number
+            raise InvalidInput(
+                f"{name}, {at} {number}: id {question.id!r} is taken by {seen[question.id]}"
+            )
+        seen[question.id] = f"{at} {number}"
         questions.append(question)
     if not questions:
-        raise InvalidInput(f"{path}: there are no questions in it")
-    return questions
+        raise InvalidInput(f"{name}: there are no questions in it")
+    return questions, hashlib.sha256(content).hexdigest()
+
+
+def _values(content: bytes, name: str) -> Iterator[tuple[str, int, Any]]:
+    """What is in a file, each with what it is called there and its number, from 1."""
+    if content.startswith(b"PAR1"):
+        for row, value in enumerate(_rows(content, name), start=1):
+            yield "row", row, value
+        return
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{name}: not UTF-8: {error}") from error
+    with contextlib.suppress(ValueError):
+        if text.lstrip().startswith("[") and isinstance(whole := json.loads(text), list):
+            for place, value in enumerate(whole, start=1):
+                yield "entry", place, value
+            return
+    for line, part in enumerate(text.split("\n"), start=1):
+        if not part.strip():
+            continue
+        try:
+            value = json.loads(part)
+        except ValueError as error:
+            raise InvalidInput(f"{name}, line {line}: not JSON: {error}") from error
+        yield "line", line, value
+
+
+def _rows(content: bytes, name: str) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, without its nulls."""
+    from deepconf.traces._schema import arrow
+
+    pa = arrow()
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(pa.BufferReader(content)).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidInput(f"{name}: cannot be read as Parquet: {error}") from error
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 
 def posed(
@@ -120,8 +163,7 @@ def read_questions(
         InvalidInput: a question is broken, or an id is there twice.
     """
     if isinstance(questions, str | Path):
-        every = load_questions(questions)
-        return every, hashlib.sha256(Path(questions).expanduser().read_bytes()).hexdigest()
+        return _read(questions)
     every = [
         item if isinstance(item, Question) else _question(item, str(at), f"questions[{at}]")
         for at, item in enumerate(questions)
@@ -142,16 +184,15 @@ def _question(value: Any, default: str, place: str) -> Question:
         raise InvalidInput(
             f'{place}: must be an object, such as {{"question": ..., "answer": ...}}'
         )
-    for key in ("question", "answer"):
-        if key not in value:
-            raise InvalidInput(f"{place}: there is no {key!r}; the keys are {sorted(value)}")
-    name, question, answer = value.get("id", default), value["question"], value["answer"]
+    if "question" not in value:
+        raise InvalidInput(f"{place}: there is no 'question'; the keys are {sorted(value)}")
+    name, question, answer = value.get("id", default), value["question"], value.get("answer")
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise InvalidInput(f"{place}: id is {name!r}: must be a string or a whole number")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise InvalidInput(f"{place}: answer is {answer!r}: must be a string or a number")
     if not str(answer).strip():
-        raise InvalidInput(f"{place}: answer is empty: there must be one to compare with")
+        raise InvalidInput(f"{place}: answer is empty: leave it out where it is not known")
     if isinstance(question, list) and question:
         for message in question:
             if not (isinstance(message, Mapping) and "role" in message and "content" in message):
@@ -160,4 +201,4 @@ def _question(value: Any, default: str, place: str) -> Question:
                 )
     elif not isinstance(question, str) or not question.strip():
         raise InvalidInput(f"{place}: question is {question!r}: must be a string or chat messages")
-    return Question(str(name), question, str(answer))
+    return Question(str(name), question, None if answer is None else str(answer))

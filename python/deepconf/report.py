@@ -1,33 +1,20 @@
-"""What came of an evaluation: accuracy and tokens of every way to vote, as rows.
-
-Rows are reckoned from records, one a policy and question (see `deepconf.evaluate`). All that an
-offline policy generated is there, so each vote over it is exact: the same traces, weighed and
-filtered anew.
-"""
+"""What came of an evaluation, as rows: accuracy and tokens of every way to vote."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from deepconf._statistics import Difference, Estimate
 
-from deepconf._core import Policy, vote_many
-from deepconf._statistics import auroc
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-__all__ = ["KEEPS", "MEASURES", "Report", "Row", "auroc", "summarise"]
+__all__ = ["Report", "Row", "in_words"]
 
-Record = Mapping[str, Any]
-
-MEASURES = ("mean", "lowest_group", "bottom_group", "tail")
-"""The scores of a trace that a vote can weigh."""
-KEEPS = (1.0, 0.9, 0.1)
-"""The fractions of traces that a vote keeps."""
-_WHOLE = ("finished", "length")
-_COLUMNS = ("method", "accuracy", "tokens", "vs offline", "time")
+_COLUMNS = ("method", "accuracy", "tokens", "vs offline", "time", "against majority")
 
 
 @dataclass(frozen=True)
@@ -35,13 +22,14 @@ class Row:
     """One way to answer, over all questions."""
 
     method: str
-    """`pass@1`, `majority`, a measure and what is kept, or a policy's name."""
+    """`pass@1`, `majority`, a measure and what is kept, a policy's name, or `majority of 33`."""
     kind: str
-    """`trace` for one trace alone, `vote` for a vote over offline traces, `policy` for a run."""
+    """`trace` for one trace alone, `vote` for a vote over offline traces, `policy` for a run,
+    `majority` for a plain vote at the tokens of the policy above."""
     questions: int
     """How many questions it is over."""
     accuracy: float | None
-    """The fraction that is right; None without questions."""
+    """The fraction that is right; None without questions, or without answers to compare with."""
     tokens: float | None
     """Tokens generated for all of them."""
     against_offline: float | None
@@ -51,15 +39,23 @@ class Row:
     """How long a policy's questions took; None for a vote over traces that were there."""
     fallback: int
     """In how many questions the filter left too few ballots and was given up."""
+    error: float | None = None
+    """The standard error of the accuracy, over questions."""
+    against_majority: Difference | None = None
+    """Its accuracy minus that of a plain majority at the same tokens, on the same questions."""
+    same_as: str | None = None
+    """Another row that is right in the same questions at the same tokens, and so says the same."""
 
     def cells(self) -> tuple[str, ...]:
-        """As text: method, accuracy, tokens, tokens against offline, time."""
+        """As text: method, accuracy, tokens, against offline, time, against majority."""
+        found = self.against_majority
         return (
-            self.method,
-            "–" if self.accuracy is None else f"{self.accuracy:.1%}",
+            f"  {self.method}" if self.kind == "majority" else self.method,
+            "–" if self.accuracy is None else f"{self.accuracy:.1%}{_error(self.error)}",
             "–" if self.tokens is None else f"{self.tokens:,.0f}",
             "–" if self.against_offline is None else _signed(self.against_offline),
             "–" if self.seconds is None else f"{self.seconds:,.1f} s",
+            "–" if found is None else f"{found.lost} lost, {found.won} won, p = {found.p:.2g}",
         )
 
 
@@ -80,21 +76,57 @@ class Report:
     """Whether every policy has every question."""
     records: list[dict[str, Any]] = field(repr=False, compare=False)
     """What it was reckoned from, one a policy and question."""
+    auroc_within: dict[str, Estimate] = field(default_factory=dict)
+    """The same within questions, which is what a vote can use, with 95% intervals."""
+    answered: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By policy, how many of the traces that ran to their end have an answer, and of how many."""
+    closing: str = ""
+    """Whether confidence helped, in a sentence; empty where nothing tells."""
 
     columns = _COLUMNS
 
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<deepconf.Report {self.title}, {len(self.rows)} rows>"
+
+    def _repr_html_(self) -> str:
+        from deepconf import _html
+
+        return _html.of_report(self)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Accuracy against tokens, a point a row.
+
+        Args:
+            ax: axes of matplotlib to draw on; None for a new figure.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        from deepconf import _plots
+
+        return _plots.of_report(self, ax)
+
+    def shown(self) -> list[tuple[Row, bool]]:
+        """The rows that say something new, and whether a part of the table ends with each."""
+        rows = [row for row in self.rows if row.same_as is None]
+        parts = ["vote" if row.kind in ("trace", "vote") else "policy" for row in rows]
+        ends = [part != after for part, after in zip(parts, [*parts[1:], "policy"], strict=True)]
+        return list(zip(rows, ends, strict=True)) if rows else []
+
     def table(self) -> str:
-        """The rows, AUROCs and notes as plain text."""
-        lines = [self.title, ""]
-        cells = [_COLUMNS, *(row.cells() for row in self.rows)]
+        """The rows, AUROCs, notes and the closing sentence as plain text."""
+        shown = self.shown()
+        cells = [_COLUMNS, *(row.cells() for row, _ in shown)]
         widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS))]
-        kinds = ["", *(row.kind for row in self.rows)]
-        for place, line in enumerate(cells):
-            if place and kinds[place] != kinds[place - 1]:
-                lines.append("─" * (sum(widths) + 2 * len(widths) - 2))
-            first, *rest = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            lines.append("  ".join([first.strip().ljust(widths[0]), *rest]).rstrip())
-        lines += ["", *self.footnotes()]
+        rule = "─" * (sum(widths) + 2 * len(widths) - 2)
+        lines = [self.title, ""]
+        for line, ends in zip(cells, [True, *(ends for _, ends in shown)], strict=True):
+            rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+            lines.append("  ".join([line[0].ljust(widths[0]), *rest]).rstrip())
+            if ends:
+                lines.append(rule)
+        lines += ["", *self.footnotes(), self.closing]
         return "\n".join(lines).rstrip()
 
     @property
@@ -104,11 +136,30 @@ class Report:
         return f"{self.model}: {self.questions} question{plural}"
 
     def footnotes(self) -> list[str]:
-        """The AUROCs and the notes, a line each."""
+        """What the table leaves out, the AUROCs and the notes, a line each."""
         lines = []
+        same = defaultdict(list)
+        for row in self.rows:
+            if row.same_as is not None:
+                same[row.same_as].append(row.method)
+        for name, of in same.items():
+            lines.append(f"right in the same questions as {name}: {'; '.join(of)}")
+        if any(row.against_majority for row in self.rows):
+            lines.append(
+                "against majority: questions lost and won against the first traces of each, a head "
+                "one vote, at no more tokens"
+            )
         if self.auroc:
-            each = ", ".join(f"{_named(name)} {value:.3f}" for name, value in self.auroc.items())
-            lines.append(f"AUROC, right against wrong traces: {each}")
+            lines.append(
+                "AUROC, right against wrong traces, all and within questions: "
+                + ", ".join(
+                    f"{in_words(name)} {value:.3f} and {_within(self.auroc_within.get(name))}"
+                    for name, value in self.auroc.items()
+                )
+            )
+        if any(found < of for found, of in self.answered.values()):
+            each = ", ".join(f"{name} {n:,} of {of:,}" for name, (n, of) in self.answered.items())
+            lines.append(f"traces with an answer: {each}")
         return lines + [f"note: {note}" for note in self.notes]
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,247 +170,28 @@ class Report:
             "complete": self.complete,
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "auroc": dict(self.auroc),
+            "auroc_within": {k: dataclasses.asdict(v) for k, v in self.auroc_within.items()},
+            "answered": {name: list(counts) for name, counts in self.answered.items()},
             "notes": list(self.notes),
+            "closing": self.closing,
         }
-
-
-def summarise(
-    model: str,
-    questions: Sequence[str],
-    policies: Mapping[str, Policy],
-    records: Iterable[Record],
-) -> Report:
-    """The report of these records.
-
-    Args:
-        model: its name, for the title.
-        questions: the ids of all questions; records of others are left out.
-        policies: by label; records of others are left out.
-        records: one a policy and question.
-    """
-    found: dict[str, dict[str, dict[str, Any]]] = {label: {} for label in policies}
-    for record in records:
-        if record["policy"] in found:
-            found[record["policy"]].setdefault(record["id"], dict(record))
-    by_policy = {
-        label: {name: of[name] for name in questions if name in of} for label, of in found.items()
-    }
-    # All traces of the budget, each to its end: what votes are taken over, and compared with.
-    whole = (k for k, p in policies.items() if p.mode == "offline" and p.stop == "budget")
-    reference = next((label for label in whole if by_policy[label]), None)
-    rows: list[Row] = []
-    measured: dict[str, float] = {}
-    if reference is not None:
-        traces = _Traces(list(by_policy[reference].values()), policies[reference])
-        rows += traces.rows()
-        measured = traces.auroc()
-    offline = by_policy[reference] if reference is not None else {}
-    rows += [_policy_row(label, by_policy[label], offline) for label in policies]
-    complete = all(len(of) == len(questions) for of in by_policy.values())
-    return Report(
-        model=model,
-        questions=len(questions),
-        rows=rows,
-        auroc=measured,
-        notes=_notes(rows, by_policy, len(questions), reference),
-        complete=complete,
-        records=[record for of in by_policy.values() for record in of.values()],
-    )
-
-
-class _Traces:
-    """The traces of an offline run, as columns."""
-
-    def __init__(self, records: list[dict[str, Any]], policy: Policy) -> None:
-        self.policy = policy
-        self.records = records
-        # One that failed is no trace of the model's: it counts neither as wrong nor as short.
-        traces = [
-            (at, trace)
-            for at, record in enumerate(records)
-            for trace in _traces(record)
-            if trace["status"] != "failed"
-        ]
-        self.question = np.array([at for at, _ in traces], np.int64)
-        self.right = np.array([bool(trace["correct"]) for _, trace in traces], np.bool_)
-        self.scores: dict[str, NDArray[np.float64]] = {
-            name: np.array([_score(trace, name) for _, trace in traces], np.float64)
-            for name in MEASURES
-        }
-        # As the controller has it: one that was cut at the length limit may vote, offline.
-        self.answers = [
-            trace["answer"] if trace["num_tokens"] and trace["status"] in _WHOLE else None
-            for _, trace in traces
-        ]
-        self.truth = [{t["answer"] for t in _traces(record) if t["correct"]} for record in records]
-        self.tokens = float(sum(record["result"]["tokens"]["generated"] for record in records))
-
-    def rows(self) -> list[Row]:
-        sizes = np.bincount(self.question, minlength=len(self.records))
-        hits = np.bincount(self.question, weights=self.right, minlength=len(self.records))
-        alone = sum(
-            (record["result"]["tokens"]["generated"] - _lost_tokens(record)) / size
-            for record, size in zip(self.records, sizes, strict=True)
-        )
-        one = self._row("pass@1", "trace", float(np.mean(hits / sizes)), float(alone), 0)
-        rows = [one, self._vote("majority", None, 1.0)]
-        for name in MEASURES:
-            weights = np.clip(self.scores[name], 0.0, self.policy.max_weight)
-            for keep in KEEPS:
-                kept = "all" if keep == 1.0 else f"top {keep:.0%}"
-                rows.append(self._vote(f"{_named(name)}, {kept}", weights, keep, self.scores[name]))
-        return rows
-
-    def auroc(self) -> dict[str, float]:
-        values = {name: auroc(self.scores[name], self.right) for name in MEASURES}
-        return {name: value for name, value in values.items() if not np.isnan(value)}
-
-    def _vote(
-        self,
-        method: str,
-        weights: NDArray[np.float64] | None,
-        keep: float,
-        scores: NDArray[np.float64] | None = None,
-    ) -> Row:
-        votes = vote_many(
-            self.question.tolist(),
-            self.answers,
-            weights,
-            keep,
-            scores if keep < 1.0 else None,
-            min_ballots=self.policy.min_ballots,
-        )
-        winners = dict(zip(votes.questions, votes.answers, strict=True))
-        right = [winners.get(at) in self.truth[at] for at in range(len(self.records))]
-        fallback = int(votes.fallback.sum()) if keep < 1.0 else 0
-        return self._row(method, "vote", float(np.mean(right)), self.tokens, fallback)
-
-    def _row(self, method: str, kind: str, accuracy: float, tokens: float, fallback: int) -> Row:
-        against = tokens / self.tokens - 1.0 if self.tokens else None
-        return Row(method, kind, len(self.records), accuracy, tokens, against, None, fallback)
-
-
-def _policy_row(label: str, of: Mapping[str, Record], offline: Mapping[str, Record]) -> Row:
-    if not of:
-        return Row(label, "policy", 0, None, None, None, None, 0)
-    # Where traces failed, tokens are missing that nobody saved.
-    both = [
-        name
-        for name in of
-        if name in offline and not _failed(of[name]) and not _failed(offline[name])
-    ]
-    base = sum(offline[name]["result"]["tokens"]["generated"] for name in both)
-    tokens = sum(of[name]["result"]["tokens"]["generated"] for name in both)
-    return Row(
-        method=label,
-        kind="policy",
-        questions=len(of),
-        accuracy=float(np.mean([bool(record["correct"]) for record in of.values()])),
-        tokens=float(sum(record["result"]["tokens"]["generated"] for record in of.values())),
-        against_offline=tokens / base - 1.0 if base else None,
-        seconds=_busy([(record["started"], record["ended"]) for record in of.values()]),
-        fallback=sum(bool(record["result"]["fallback"]) for record in of.values()),
-    )
-
-
-def _busy(intervals: list[tuple[float, float]]) -> float:
-    """How long at least one interval was running: what overlaps counts once, pauses not at all."""
-    total, end = 0.0, float("-inf")
-    for start, stop in sorted(intervals):
-        total += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return total
-
-
-def _notes(
-    rows: list[Row],
-    by_policy: Mapping[str, Mapping[str, Record]],
-    asked: int,
-    reference: str | None,
-) -> list[str]:
-    notes = []
-    if reference is None:
-        notes.append(
-            "no offline policy has finished a question: pass@1, votes, AUROC and savings need "
-            "traces that all ran to their end, so they are left out"
-        )
-    notes += [
-        f"{label}: {len(of)} of {asked} questions finished, its row is over those"
-        for label, of in by_policy.items()
-        if len(of) < asked
-    ]
-    for label, of in by_policy.items():
-        failed = [count for record in of.values() if (count := _failed(record))]
-        if failed:
-            notes.append(
-                f"{label}: {sum(failed)} {'trace' if sum(failed) == 1 else 'traces'} failed, in "
-                f"{len(failed)} of {len(of)} questions, whose tokens are compared with nothing"
-            )
-    for label, of in by_policy.items():
-        silent = sum(_silent(record) for record in of.values())
-        if silent:
-            notes.append(
-                f"{label}: in {silent} of {len(of)} questions no trace had an answer: does the "
-                f"prompt ask for one in the form that is looked for? (suffix=, --suffix)"
-            )
-    given_up = [f"{row.method}: {row.fallback}/{row.questions}" for row in rows if row.fallback]
-    if given_up:
-        notes.append(
-            "the filter left too few ballots and was given up in some questions: "
-            + "; ".join(given_up)
-        )
-    for label, of in by_policy.items():
-        unarmed = [why for record in of.values() if (why := record["result"]["unarmed"])]
-        if unarmed:
-            notes.append(
-                f"{label}: in {len(unarmed)} of {len(of)} questions the signal never armed: "
-                f"{unarmed[0]}"
-            )
-        others = [first for record in of.values() if (first := _other_warning(record))]
-        if others:
-            notes.append(
-                f"{label}: {len(others)} of {len(of)} questions came with a warning, the first: "
-                f"{others[0]}"
-            )
-    return notes
-
-
-def _traces(record: Record) -> list[dict[str, Any]]:
-    traces: list[dict[str, Any]] = record["result"]["traces"]
-    return traces
-
-
-def _other_warning(record: Record) -> str | None:
-    """The first warning that no other note is about."""
-    result = record["result"]
-    told = {result["unarmed"]}
-    for warning in result.get("warnings", ()):
-        about_failed = _failed(record) and "traces failed" in warning
-        if warning not in told and not about_failed and not _silent(record):
-            return str(warning)
-    return None
-
-
-def _silent(record: Record) -> bool:
-    return all(trace["answer"] is None for trace in _traces(record))
-
-
-def _failed(record: Record) -> int:
-    return sum(trace["status"] == "failed" for trace in _traces(record))
-
-
-def _lost_tokens(record: Record) -> int:
-    return sum(trace["num_tokens"] for trace in _traces(record) if trace["status"] == "failed")
-
-
-def _score(trace: Mapping[str, Any], measure: str) -> float:
-    value = trace[measure]
-    return float("nan") if value is None else float(value)
 
 
 def _signed(fraction: float) -> str:
     return f"{fraction:+.1%}" if fraction else "0.0%"
 
 
-def _named(measure: str) -> str:
+def _error(error: float | None) -> str:
+    return "" if error is None else f" ± {100 * error:.1f}"
+
+
+def _within(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    ends = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.value:.3f}{ends}"
+
+
+def in_words(measure: str) -> str:
+    """`lowest group`."""
     return measure.replace("_", " ")

@@ -14,8 +14,12 @@ from deepconf.errors import InvalidInput
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from matplotlib.axes import Axes
 
-__all__ = ["Result", "Timing", "Tokens", "Trace"]
+__all__ = ["MEASURES", "Result", "Timing", "Tokens", "Trace"]
+
+MEASURES = ("mean", "lowest_group", "bottom_group", "tail")
+"""The scores of a trace that a vote can weigh."""
 
 # Texts that become Arrow's at a time.
 _PIECE = 16
@@ -25,49 +29,66 @@ Question = str | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One trace of a result."""
+    """One trace of a result.
+
+    Attributes:
+        trace: its number, in launch order.
+        seed: the seed it was sampled with; None where the engine drew for itself.
+        status: how it ended: `finished` by itself, `length` at the limit of tokens, `stopped` where
+            its confidence fell below the threshold, `aborted` since the answer was known or the run
+            was cut short, `failed`.
+        answer: what it answers; one string for all that are equivalent.
+        text: what was generated, as far as it got.
+        num_tokens: tokens generated, those after a stop included.
+        confidence: token confidences, float32 `[num_tokens]`, nats.
+        scores: scores, up to the token that asked for a stop.
+        stop_token: the token whose group fell below the threshold, counted from 0.
+        voted: whether its answer counted.
+        error: what went wrong with it, if anything did.
+        finish_order: how many traces of the run had ended before it.
+    """
 
     trace: int
-    """Its number, in launch order."""
     seed: int | None
-    """The seed it was sampled with; None where the engine drew for itself."""
     status: str
-    """`finished`, `length`, `stopped`, `aborted` or `failed`."""
     answer: str | None
-    """What it answers; one string for all that are equivalent."""
     text: str
-    """What was generated, as far as it got."""
     num_tokens: int
-    """Tokens generated, those after a stop included."""
     confidence: NDArray[np.float32]
-    """Token confidences, float32 `[num_tokens]`, nats."""
     scores: TraceScores
-    """Scores, up to the token that asked for a stop."""
     stop_token: int | None
-    """The token whose group fell below the threshold, counted from 0."""
     voted: bool
-    """Whether its answer counted."""
     error: str | None
-    """What went wrong with it, if anything did."""
     finish_order: int | None = None
-    """How many traces of the run had ended before it."""
+
+    def __repr__(self) -> str:
+        """One line, without the text and the confidences."""
+        return (
+            f"<deepconf.Trace {self.trace}: {self.status}, {self.answer!r}, {self.num_tokens} "
+            f"tokens, lowest group {self.scores.lowest_group:.4g}"
+            f"{', voted' if self.voted else ''}>"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a run generated, and an estimate of what it saved."""
+    """What a run generated, and an estimate of what it saved.
+
+    Attributes:
+        generated: every token of every trace, those after stops and in aborted traces included.
+        warmup: those of the warmup traces.
+        after_stop: those that came after the decision to stop their trace.
+        baseline: estimated tokens without stops; None when nothing tells how long a whole trace is,
+            and where a trace failed or the run was cut short: what was not generated then is no
+            saving.
+        compared_with: what the baseline is, in words.
+    """
 
     generated: int
-    """Every token of every trace, those after stops and in aborted traces included."""
     warmup: int
-    """Those of the warmup traces."""
     after_stop: int
-    """Those that came after the decision to stop their trace."""
     baseline: float | None
-    """Estimated tokens without stops; None when nothing tells how long a whole trace is, and where
-    a trace failed or the run was cut short: what was not generated then is no saving."""
     compared_with: str
-    """What the baseline is, in words."""
 
     @property
     def saved(self) -> float | None:
@@ -77,14 +98,17 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time of a run went, in seconds."""
+    """Where the time of a run went, in seconds.
+
+    Attributes:
+        warmup: until the threshold was known; 0 offline.
+        sampling: from then until the answer was known.
+        drain: until the last aborted trace had ended.
+    """
 
     warmup: float
-    """Until the threshold was known; 0 offline."""
     sampling: float
-    """From then until the answer was known."""
     drain: float
-    """Until the last aborted trace had ended."""
 
     @property
     def total(self) -> float:
@@ -94,29 +118,38 @@ class Timing:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one question."""
+    """What came of one question.
+
+    Attributes:
+        question: as it was asked.
+        answer: the answer that won; None when no trace voted.
+        vote: the vote: ballots, share, number of voters, whether the filter was given up.
+        threshold: the threshold in force, nats; None when there was none.
+        reason: why it ended: `consensus`, `certain`, `budget`, `cancelled` or `engine_died`.
+        unarmed: why the signal could not have stopped anything; None if it could, or was not given
+            time.
+        traces: every trace, in launch order.
+        tokens: what was generated and saved.
+        timing: where the time went.
+        policy: the settings.
+        model: its name or folder.
+        warnings: what was not as it should be; each is warned of as well.
+        metadata: how the traces came to be, as the schema of a trace file says it.
+    """
 
     question: Question
     answer: str | None
-    """The answer that won; None when no trace voted."""
     vote: Vote
-    """The vote: ballots, share, number of voters, whether the filter was given up."""
     threshold: float | None
-    """The threshold in force, nats; None when there was none."""
     reason: str
-    """Why it ended: `consensus`, `certain`, `budget`, `cancelled` or `engine_died`."""
     unarmed: str | None
-    """Why the signal could not have stopped anything; None if it could, or was not given time."""
     traces: list[Trace]
-    """Every trace, in launch order."""
     tokens: Tokens
     timing: Timing
     policy: Policy
     model: str
     warnings: tuple[str, ...] = ()
-    """What was not as it should be; each is warned of as well."""
     metadata: dict[str, str] = field(default_factory=dict)
-    """How the traces came to be, as the schema of a trace file says it."""
 
     def __repr__(self) -> str:
         """One line."""
@@ -125,6 +158,28 @@ class Result:
             f"traces voted, share {self.vote.share:.2f}, {self.tokens.generated} tokens, "
             f"{self.reason}>"
         )
+
+    def _repr_html_(self) -> str:
+        from deepconf import _html
+
+        return _html.of_result(self)
+
+    def plot(self, axes: Sequence[Axes] | None = None) -> NDArray[Any]:
+        """Group confidence along the traces, with threshold and stops; and the ballots.
+
+        Args:
+            axes: two axes of matplotlib to draw on; None for a new figure.
+
+        Returns:
+            The two axes, as `matplotlib.pyplot.subplots` gives them.
+
+        Raises:
+            InvalidInput: there are more axes than two, or fewer.
+            MissingExtra: matplotlib is not installed.
+        """
+        from deepconf import _plots
+
+        return _plots.of_result(self, axes)
 
     def summary(self) -> dict[str, Any]:
         """Everything but texts and token confidences, as plain JSON values."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deepconf._progress import Told, bar
 from deepconf.batch._ballots import Ballots, vote_schema
 from deepconf.batch._in_force import (
     SCORING,
@@ -44,14 +45,13 @@ __all__ = [
     "InForce",
     "Scored",
     "Voted",
+    "only",
     "score_traces",
     "scoring_settings",
     "vote_traces",
     "voting_settings",
 ]
 
-Progress = Callable[[int, "int | None"], None]
-"""Told how many traces are done, and of how many, if that is known."""
 
 # Tokens that all threads together have in hand.
 _TOKENS = 8_000_000
@@ -96,7 +96,7 @@ def score_traces(
     *,
     threads: int | None = None,
     overwrite: bool = True,
-    progress: Progress | None = None,
+    progress: Told | bool | None = None,
     **settings: Any,
 ) -> Scored:
     """Scores recorded traces, and writes a row a trace: all columns but the confidences.
@@ -111,7 +111,8 @@ def score_traces(
         out: where to write, `.parquet`, `.arrow` or `.feather`.
         threads: how many decode and score; None for one a core, 16 at the most.
         overwrite: whether a file that is there may be replaced.
-        progress: is told how many traces are done, and of how many.
+        progress: is told how many traces are done, and of how many, 0 where that is not known;
+            True for a bar.
         settings: `window`, `tail`, `bottom` and `decimals`, as `score` has them; by default as in
             the file's metadata, and where that says nothing as in `Policy`.
 
@@ -120,7 +121,7 @@ def score_traces(
             confidence that is not finite; a column that has the name of a score.
         TraceFileError: a file cannot be read or written, or is no trace file.
     """
-    _only(settings, SCORING)
+    only(settings, SCORING)
     threads = cores() if threads is None else threads
     reader = _opened(source, None, threads)
     not_a_source(out, reader)
@@ -134,9 +135,12 @@ def score_traces(
         "format": "deepconf-scores/1",
         "scores": in_force.settings,
     }
-    with TraceWriter(out, schema=schema, settings=metadata, overwrite=overwrite) as writer:
+    with (
+        bar(progress, "scoring traces") as tell,
+        TraceWriter(out, schema=schema, settings=metadata, overwrite=overwrite) as writer,
+    ):
         batches = reader.map(lambda batch: scored(batch, schema, policy, threads), threads=threads)
-        for table in _gathered(_watched(batches, reader.num_rows, progress)):
+        for table in _gathered(_watched(batches, reader.num_rows, tell)):
             tokens += int(np.sum(table["num_tokens"].to_numpy(), dtype=np.int64))
             writer.write(table)
     return Scored(writer.path, writer.num_rows, tokens, in_force)
@@ -149,7 +153,12 @@ def _opened(source: Any, columns: list[str] | None, threads: int) -> TraceReader
     return read_traces(source, columns=columns, batch_tokens=tokens)
 
 
-def _only(given: Mapping[str, Any], names: tuple[str, ...]) -> None:
+def only(given: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    """Refuses settings that have another name than these.
+
+    Raises:
+        InvalidInput: there is one.
+    """
     for name in given:
         if name not in names:
             raise InvalidInput(f"unknown setting {name!r}: the settings are {', '.join(names)}")
@@ -170,14 +179,14 @@ def not_a_source(out: str | os.PathLike[str], reader: TraceReader) -> None:
 
 
 def _watched(
-    batches: Iterator[pa.RecordBatch], total: int | None, progress: Progress | None
+    batches: Iterator[pa.RecordBatch], total: int | None, tell: Told | None
 ) -> Iterator[pa.RecordBatch]:
     done = 0
     for batch in batches:
         yield batch
         done += batch.num_rows
-        if progress is not None:
-            progress(done, total)
+        if tell is not None:
+            tell(done, total or 0)
 
 
 def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -205,7 +214,7 @@ def vote_traces(
     *,
     threads: int | None = None,
     overwrite: bool = True,
-    progress: Progress | None = None,
+    progress: Told | bool | None = None,
     **settings: Any,
 ) -> Voted:
     """Lets recorded traces vote, and writes a row a question.
@@ -222,7 +231,8 @@ def vote_traces(
         out: where to write, `.parquet`, `.arrow` or `.feather`.
         threads: how many decode and score; None for one a core, 16 at the most.
         overwrite: whether a file that is there may be replaced.
-        progress: is told how many traces are done, and of how many.
+        progress: is told how many traces are done, and of how many, 0 where that is not known;
+            True for a bar.
         settings: `measure`, `weight`, `keep`, `min_ballots`, `max_weight` and `percentile_over`, as
             `Policy` has them, and those of `score_traces`; by default as in the file's metadata,
             and where that says nothing as in `Policy.offline()`.
@@ -233,7 +243,7 @@ def vote_traces(
             weighed; traces that were scored with other settings.
         TraceFileError: a file cannot be read or written, or is no trace file.
     """
-    _only(settings, (*VOTING, *SCORING))
+    only(settings, (*VOTING, *SCORING))
     threads = cores() if threads is None else threads
     names = ["question_id", "trace", "answer", "status", "num_tokens"]
     reader = _opened(source, names, threads)
@@ -254,10 +264,13 @@ def vote_traces(
     reader = reader.select(names)
     schema = vote_schema()
     metadata = {**reader.settings, "format": "deepconf-votes/1", "vote": in_force.settings}
-    with TraceWriter(out, schema=schema, settings=metadata, overwrite=overwrite) as writer:
+    with (
+        bar(progress, "reading traces") as tell,
+        TraceWriter(out, schema=schema, settings=metadata, overwrite=overwrite) as writer,
+    ):
         ballots = Ballots(in_force.policy, needed, scored=have_scores)
         batches = reader.map(lambda batch: ballots.small(batch, threads), threads=threads)
-        for batch in _watched(batches, reader.num_rows, progress):
+        for batch in _watched(batches, reader.num_rows, tell):
             ballots.add(batch)
         table = ballots.table(schema)
         writer.write(table)

@@ -9,7 +9,7 @@ import numpy as np
 from deepconf._core import Policy, Scores, score
 from deepconf.batch._in_force import SCORING
 from deepconf.errors import InvalidInput
-from deepconf.report import MEASURES
+from deepconf.result import MEASURES
 from deepconf.traces._schema import arrow
 
 if TYPE_CHECKING:

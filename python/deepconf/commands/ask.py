@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
 import warnings
@@ -69,7 +70,7 @@ def think(
 
     with own_stdout() as stdout:
         out, err = _render.console(stdout), _render.console(sys.stderr)
-        setup = Setup.make(err, options, [] if policy is None else [policy])
+        setup = Setup.make(options, [] if policy is None else [policy])
         extractor(options.answer)  # Says at once what is wrong with it.
         prompt = posed(question, system=options.system, suffix=options.suffix)
         if save is not None:
@@ -134,7 +135,8 @@ def evaluate(
         Path,
         typer.Argument(
             help='A file of questions, {"question": ..., "answer": ...} on each line, with an "id" '
-            "or without; a question is a string or a list of chat messages.",
+            "or without, and without an answer where none is known; a question is a string or a "
+            "list of chat messages. Also a JSON array, Parquet, or - for stdin.",
             show_default=False,
         ),
     ],
@@ -183,10 +185,11 @@ def evaluate(
 
     with own_stdout() as stdout, contextlib.ExitStack() as stack:
         console, err = _render.console(stdout), _render.console(sys.stderr)
-        setup = Setup.make(err, options, policy)
+        setup = Setup.make(options, policy)
         if concurrency < 1:
             raise InvalidInput(f"--concurrency {concurrency}: must be at least 1")
-        target = out or Path("runs") / f"{_stem(options.model)}-{questions.stem}.jsonl"
+        stem = "stdin" if str(questions) == "-" else questions.stem
+        target = out or Path("runs") / f"{_stem(options.model)}-{stem}.jsonl"
         evaluation = Evaluation(
             questions,
             setup.policies,
@@ -235,15 +238,8 @@ def _seal(err: Console, evaluation: Evaluation) -> None:
     recording = evaluation.recording
     if recording is None:
         return
-    with _render.Watch(err, "questions") as watch:
-
-        def progress(done: int, total: int) -> None:
-            if done == 0:
-                watch.policy(f"writing {recording.path.name}", done, total)
-            else:
-                watch.question({})
-
-        evaluation.seal(progress)
+    with _render.Bars(err, "questions") as bars:
+        evaluation.seal(functools.partial(bars.tell, f"writing {recording.path.name}"))
     if recording.questions:
         where, count = recording.where, len(recording.questions)
         err.print(f"{where}: the traces of {count} questions", soft_wrap=True)
@@ -256,8 +252,11 @@ def _replay(console: Console, err: Console, evaluation: Evaluation) -> None:
 
     assert evaluation.recording is not None  # There is one where all is recorded.
     live = {p: policy for p, policy in evaluation.policies.items() if p != evaluation.recorded}
+    records = evaluation.report().records
+    if any(record["correct"] is None for record in records):
+        return  # A replay would then count what agrees with the majority.
     try:
-        found = beside(evaluation.recording.path, live, evaluation.report().records)
+        found = beside(evaluation.recording.path, live, records)
     except InvalidInput as error:
         err.print(f"note: nothing is replayed: {error}", soft_wrap=True)
         return

@@ -69,12 +69,12 @@ def score_command(
         console, err = _render.console(stdout), _render.console(sys.stderr)
         reader = read_traces(traces)
         err.print(f"settings: {scoring_settings(reader, settings)}", soft_wrap=True)
-        with _render.stages(err) as tell:
+        with _render.Bars(err) as bars:
             done = score_traces(
                 reader,
                 out,
                 threads=threads,
-                progress=lambda done, total: tell("scoring traces", done, total or 0),
+                progress=lambda done, total: bars.tell("scoring traces", done, total or 0),
                 **settings,
             )
         if as_json:
@@ -149,12 +149,12 @@ def vote_command(
         console, err = _render.console(stdout), _render.console(sys.stderr)
         reader = read_traces(traces, columns=["question_id"])
         err.print(f"settings: {voting_settings(reader, settings)}", soft_wrap=True)
-        with _render.stages(err) as tell:
+        with _render.Bars(err) as bars:
             done = vote_traces(
                 reader,
                 out,
                 threads=threads,
-                progress=lambda done, total: tell("reading traces", done, total or 0),
+                progress=lambda done, total: bars.tell("reading traces", done, total or 0),
                 **settings,
             )
         if as_json:

@@ -36,13 +36,13 @@ def diagnose(
 
     with own_stdout() as stdout:
         out, err = _render.console(stdout), _render.console(sys.stderr)
-        with _render.stages(err) as tell:
+        with _render.Bars(err) as bars:
             found = look(
                 traces,
                 window=window,
                 tail=tail,
                 bottom=bottom,
-                progress=functools.partial(tell, "scoring traces"),
+                progress=functools.partial(bars.tell, "scoring traces"),
             )
         if as_json:
             print_json(stdout, found.to_dict())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepconf import _settings
+from deepconf import _layers, _settings
 from deepconf._core import Policy
 from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
@@ -79,18 +80,20 @@ def replay(
         reader = read_traces(traces)
         if out is not None:
             not_a_source(out, reader)
-        defaults = _settings.fitted(sized(reader), file.policy, explicit)
-        policies = laid(_settings.build(policy, defaults, {}, explicit, file.policies), **axes)
+        defaults = _settings.fitted(sized(reader), file.policy)
+        bases = _layers.build(policy, defaults, {}, explicit, file.policies, file.origin)
+        policies = laid(bases, **axes)
         check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
-        with _render.stages(err) as tell:
-            pool = Pool.read(reader, policies, progress=lambda *at: tell("reading traces", *at))
+        with _render.Bars(err) as bars:
+            reading = functools.partial(bars.tell, "reading traces")
+            pool = Pool.read(reader, policies, progress=reading)
             played = pool.replay(
                 repeats=repeats or None,
                 seed=seed,
                 lag=lag,
                 short_pools=short_pools,  # type: ignore[arg-type]
                 most_runs=most_runs,
-                progress=lambda *at: tell("replaying questions", *at),
+                progress=functools.partial(bars.tell, "replaying questions"),
             )
         summary = played.summary()
         if as_json:

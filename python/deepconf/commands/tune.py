@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deepconf import _settings
+from deepconf import _layers, _settings
 from deepconf._core import Policy
 from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
@@ -87,10 +87,10 @@ def tune(
         if settings is None and out is not None and out.expanduser().is_file():
             settings = out
         file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
-        defaults = _settings.fitted(sized(read_traces(traces)), file.policy, explicit)
-        bases = _settings.build(policy, defaults, {}, explicit, file.policies)
+        defaults = _settings.fitted(sized(read_traces(traces)), file.policy)
+        bases = _layers.build(policy, defaults, {}, explicit, file.policies, file.origin)
         candidates = laid(bases, **axes)
-        with _render.stages(err) as tell:
+        with _render.Bars(err) as bars:
             found = choose(
                 traces,
                 candidates,
@@ -104,7 +104,7 @@ def tune(
                 short_pools=short_pools,  # type: ignore[arg-type]
                 out=out,
                 name=name,
-                progress=tell,
+                progress=bars.tell,
             )
         if as_json:
             print_json(stdout, found.to_dict())

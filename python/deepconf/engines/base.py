@@ -187,6 +187,11 @@ def as_messages(question: str | Sequence[Mapping[str, Any]]) -> list[dict[str, A
         raise InvalidType(f"the question is a {kind}: must be a string or chat messages")
     if not question:
         raise InvalidInput("the question has no messages: must have at least one")
+    if all(isinstance(message, str) for message in question):
+        raise InvalidInput(
+            f"the question is {len(question)} strings: must be one, or chat messages; several "
+            "questions are asked one by one, or at once by asyncio.gather of arun"
+        )
     messages: list[dict[str, Any]] = []
     for place, message in enumerate(question):
         if not (isinstance(message, Mapping) and "role" in message and "content" in message):

@@ -17,13 +17,13 @@ import warnings
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import dict_confidences, flat_confidences
+from deepconf.engines._checks import check_hub, checked_model, main_guard, refuse_children
 from deepconf.engines._guardian import Guardian
 from deepconf.engines.base import ENGINE_THREADS, Chunk, Signal, as_messages, result_of
 from deepconf.errors import (
@@ -92,6 +92,16 @@ _FREE = frozenset(
 # How many aborted requests that nobody asked about are remembered.
 _REMEMBERED = 100_000
 
+# What is set before vLLM is imported: its log is no result, and what torch and vLLM warn of when
+# there is no GPU is nothing that anybody could change.
+_QUIET = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-all",  # Errors only, of its Python part.
+    "PYTHONWARNINGS": "ignore::FutureWarning:vllm.triton_utils.dispatcher",
+}
+
 # Seconds for vLLM's processes to end. Its own 5 are what their children may take in turn.
 _GRACE = 15.0
 
@@ -131,7 +141,8 @@ class VLLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **engine_args: Any,
     ) -> None:
-        self.model = _checked_model(model)
+        refuse_children()
+        self.model = checked_model(model)
         self._chat_kwargs = dict(chat_template_kwargs or {})
         self._sampling = dict(sampling or {})
         _check_names(self._sampling)
@@ -151,6 +162,7 @@ class VLLM:
             )
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtra("vllm", "vllm")
+        check_hub(self.model)
         self._llm: Any = None
         self._closing = False
         self._pending: set[Future[Any]] = set()
@@ -185,13 +197,15 @@ class VLLM:
             future.cancel()
 
     async def _start(self, engine_args: dict[str, Any]) -> None:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         _check_sampling(self._sampling)
+        _check_engine_args(engine_args)
         defaults: dict[str, Any] = {"disable_log_stats": True}
         if current_platform.is_cpu():
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -207,7 +221,9 @@ class VLLM:
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"vLLM does not take these engine arguments: {error}") from error
         except Exception as error:
-            raise EngineError(f"vLLM does not start {self.model!r}: {_reason(error)}") from error
+            raise EngineError(
+                f"vLLM does not start {self.model!r}: {_reason(error)}{main_guard()}"
+            ) from error
         # What the first request would wait for, so that an abort right behind it would miss it.
         await self._llm.get_supported_tasks()
         self._tokenizer = self._llm.get_tokenizer()
@@ -604,22 +620,6 @@ def _confidences(logprobs: Any, signal: Signal) -> NDArray[np.float32]:
     return flat_confidences(entries, ends, ranks, signal.top_logprobs or None, returned, floor)
 
 
-def _checked_model(model: str | os.PathLike[str]) -> str:
-    """The model's name, once it is clear that it exists where a folder is meant."""
-    name = os.fspath(model)
-    if not name.strip():
-        raise InvalidInput(f"model={name!r}: there is no such folder")
-    path = Path(name).expanduser()
-    if path.is_dir() and not any((path / f).is_file() for f in ("config.json", "params.json")):
-        raise InvalidInput(f"model={name!r}: the folder has no config.json, so it is no model")
-    if path.exists():
-        return str(path)
-    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if "://" not in name and (looks_like_path or not isinstance(model, str)):
-        raise InvalidInput(f"model={name!r}: there is no such folder")
-    return name
-
-
 def settings_of(
     *,
     sampling: Mapping[str, Any] | None = None,
@@ -728,6 +728,20 @@ def _check_names(sampling: Mapping[str, Any]) -> None:
         raise InvalidInput(f"sampling[{name!r}] cannot be set: {_OWNED[name]}")
 
 
+def _check_engine_args(given: Mapping[str, Any]) -> None:
+    """Says of sampling parameters where they go."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    engine = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    for name in given.keys() & set(SamplingParams.__struct_fields__) - engine:
+        value = given[name]
+        raise InvalidInput(
+            f"{name}={value!r} is no engine argument but a sampling parameter: write "
+            f"VLLM(..., sampling=dict({name}={value!r}))"
+        )
+
+
 def _check_sampling(sampling: dict[str, Any], settings: Any = None, tokenizer: Any = None) -> None:
     """Names and ranges; with vLLM's settings, also whether they suit the model."""
     from vllm import SamplingParams
@@ -735,10 +749,9 @@ def _check_sampling(sampling: dict[str, Any], settings: Any = None, tokenizer: A
     fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
     known = fields - _OWNED.keys()
     for name in sampling.keys() - known:
-        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-        raise InvalidInput(
-            f"sampling[{name!r}] is no sampling parameter of vLLM; near it: {', '.join(near)}"
-        )
+        near = difflib.get_close_matches(name, known, n=3)
+        which = f"near it: {', '.join(near)}" if near else f"there are {', '.join(sorted(known))}"
+        raise InvalidInput(f"sampling[{name!r}] is no sampling parameter of vLLM; {which}")
     try:
         params = SamplingParams(**sampling)
         if settings is not None:

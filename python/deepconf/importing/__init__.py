@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deepconf._progress import Told, bar
 from deepconf.answers import AnswerBook, extractor, marks
 from deepconf.errors import InvalidInput, InvalidType, MissingExtra, RunWarning
 from deepconf.provenance import as_texts, versions
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
     from deepconf.importing._formats import Reader
     from deepconf.importing._json import Found
 
-__all__ = ["Import", "Summary", "import_traces"]
+__all__ = ["COLUMNS", "Import", "Summary", "import_traces", "table"]
 
 # A row group: so many tokens, traces or characters of text, whichever is reached first.
 _TOKENS = 4_000_000
 _TRACES = 4096
 _CHARACTERS = 64_000_000
 
-_COLUMNS = (
+COLUMNS = (
     "question_id",
     "trace",
     "answer",
@@ -46,6 +47,7 @@ _COLUMNS = (
     "error",
     "gold",
 )
+"""What an import knows of a trace, by the names of `traces.schema`."""
 
 
 def import_traces(
@@ -61,7 +63,7 @@ def import_traces(
     question_id: str | re.Pattern[str] | Callable[[Any], Any] | None = None,
     missing: Literal["error", "skip"] = "error",
     out: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Told | bool | None = None,
 ) -> pa.Table | Path:
     r"""Turns recorded responses into traces, one row each, in the columns of `traces.schema`.
 
@@ -104,7 +106,7 @@ def import_traces(
             out of the trace.
         out: a file to write, `.parquet`, `.arrow` or `.feather`, which is there only when it is
             whole; None for a table.
-        progress: is called with the bytes that are read, and all of them.
+        progress: is called with the bytes that are read, and all of them; True for a bar.
 
     Returns:
         A table, or the path of `out`.
@@ -115,19 +117,20 @@ def import_traces(
         InvalidType: an argument of the wrong type.
         MissingExtra: pyarrow or msgspec is not installed.
     """
-    job = Import(
-        format=format,
-        k=k,
-        entries=entries,
-        logprob_floor=logprob_floor,
-        answer=answer,
-        math=math,
-        gold=gold,
-        question_id=question_id,
-        missing=missing,
-        progress=progress,
-    )
-    found = job.table(source) if out is None else job.write(source, out)
+    with bar(progress, "importing bytes") as tell:
+        job = Import(
+            format=format,
+            k=k,
+            entries=entries,
+            logprob_floor=logprob_floor,
+            answer=answer,
+            math=math,
+            gold=gold,
+            question_id=question_id,
+            missing=missing,
+            progress=tell,
+        )
+        found = job.table(source) if out is None else job.write(source, out)
     for text in job.summary.notes():
         warnings.warn(text, RunWarning, stacklevel=2)
     return found
@@ -156,6 +159,8 @@ class Summary:
     """Traces that do not say how they ended."""
     unknown: dict[str, None] = field(default_factory=dict)
     """Questions that are not in `gold`."""
+    numbered: bool = True
+    """Whether no record says which question it answers, so that each is one of its own."""
 
     def notes(self) -> Iterator[str]:
         """What its reader must know."""
@@ -199,7 +204,7 @@ class Import:
     def __init__(
         self,
         *,
-        format: str = "auto",
+        format: str | tuple[str, ...] = "auto",
         k: int | None = None,
         entries: Literal["topk", "returned"] = "topk",
         logprob_floor: float | None = None,
@@ -208,11 +213,9 @@ class Import:
         gold: Any = None,
         question_id: Any = None,
         missing: Literal["error", "skip"] = "error",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Told | None = None,
     ) -> None:
-        for package in ("pyarrow", "msgspec"):
-            if importlib.util.find_spec(package) is None:
-                raise MissingExtra("import", package)
+        _need("msgspec")
         from deepconf.importing._question import namer
         from deepconf.importing._rows import Scorer
 
@@ -221,7 +224,7 @@ class Import:
         self._score = Scorer(k, entries, logprob_floor, missing)
         self._extract = extractor(answer)
         AnswerBook(math=math)  # Says at once what is wrong with it.
-        self._math = math
+        self.math = math
         self._gold = _right_answers(gold)
         self._namer = namer(question_id)
         self._named = question_id is not None
@@ -232,30 +235,28 @@ class Import:
 
     def table(self, source: Any) -> pa.Table:
         """The traces of a source."""
-        import pyarrow as pa
-
-        batches = list(_batches(self._rows(source)))
-        found = pa.Table.from_batches(batches)
-        return found.replace_schema_metadata(as_texts(self._settings()))
+        return table(self.rows(source), self.settings)
 
     def write(self, source: Any, out: str | os.PathLike[str]) -> Path:
         """Writes the traces of a source to a file."""
+        _need("pyarrow")
         from deepconf.traces import TraceWriter, spare_recordings, target
 
         spare_recordings(target(out))
-        rows = self._rows(source)
+        rows = self.rows(source)
         # The first traces tell k and the model; then a file that cannot be written is known early.
         head = []
         for row in rows:
             head.append(row)
             if self._score.k is not None or self._taken or len(head) == _TRACES:
                 break
-        with TraceWriter(out, schema=_columns(), settings=self._settings()) as writer:
+        with TraceWriter(out, schema=_columns(), settings=self.settings()) as writer:
             for batch in _batches(chain(head, rows)):
                 writer.write(batch)
         return Path(out).expanduser()
 
-    def _rows(self, source: Any) -> Iterator[dict[str, Any]]:
+    def rows(self, source: Any) -> Iterator[dict[str, Any]]:
+        """The traces of a source, one after the other, by the names of their columns."""
         from deepconf.importing._formats import Reader
 
         reader = Reader(source, self._format, self._namer, self._entries == "returned")
@@ -275,7 +276,8 @@ class Import:
                 ", ...: question_id says how a record's question is found"
             )
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """How the traces that were read came to be."""
         settings: dict[str, Any] = {
             "entries": "returned" if self._taken else self._entries,
             "versions": versions(),
@@ -288,6 +290,7 @@ class Import:
 
     def _question(self, found: Found, number: str, reader: Reader) -> str:
         if found.question is not None:
+            self.summary.numbered = False
             return found.question
         if not found.countable:
             raise InvalidInput(
@@ -371,7 +374,7 @@ class Import:
             reason = f"{type(error).__name__}: {error}"
             raise InvalidInput(f"{where}: the answer extractor raised {reason}") from error
         if answer is not None:
-            asked.book = asked.book or AnswerBook(math=self._math)
+            asked.book = asked.book or AnswerBook(math=self.math)
             answer = asked.book.canonical(answer)
         known = self._gold.get(question)
         right = tuple(found.gold) if known is None else (known,)
@@ -385,7 +388,7 @@ class Import:
             return None, right[0], False
         key = (answer, right)
         if key not in asked.marked:
-            asked.marked[key] = any(marks([answer], one, math=self._math)[answer] for one in right)
+            asked.marked[key] = any(marks([answer], one, math=self.math)[answer] for one in right)
         return answer, right[0], asked.marked[key]
 
 
@@ -398,7 +401,8 @@ def _right_answers(gold: Any) -> dict[str, str]:
                 f"gold is a {type(gold).__name__}: must be a mapping from question id to answer, "
                 "or a questions file"
             )
-        return {question.id: question.answer for question in read_questions(gold)[0]}
+        known = read_questions(gold)[0]
+        return {each.id: each.answer for each in known if each.answer is not None}
     found = {}
     for name, answer in gold.items():
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
@@ -409,6 +413,24 @@ def _right_answers(gold: Any) -> dict[str, str]:
     if not found:
         raise InvalidInput("gold: there is nothing in it")
     return found
+
+
+def _need(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra("import", package)
+
+
+def table(rows: Iterable[dict[str, Any]], settings: Callable[[], dict[str, Any]]) -> pa.Table:
+    """Rows of an import as a table of `traces.schema`; the settings are asked for behind the last.
+
+    Raises:
+        MissingExtra: pyarrow is not installed.
+    """
+    _need("pyarrow")
+    import pyarrow as pa
+
+    found = pa.Table.from_batches(list(_batches(rows)), _columns())
+    return found.replace_schema_metadata(as_texts(settings()))
 
 
 def _unicode(text: str) -> str:
@@ -425,7 +447,7 @@ def _columns() -> pa.Schema:
 
     from deepconf.traces import schema
 
-    return pa.schema([item for item in schema() if item.name in _COLUMNS])
+    return pa.schema([item for item in schema() if item.name in COLUMNS])
 
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
@@ -434,7 +456,7 @@ def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
     for row in rows:
         held.append(row)
         tokens += row["num_tokens"]
-        characters += len(row["text"])
+        characters += len(row["text"] or "")
         if tokens >= _TOKENS or len(held) >= _TRACES or characters >= _CHARACTERS:
             yield _batch(held)
             held, tokens, characters = [], 0, 0

@@ -44,7 +44,7 @@ class Reader:
 
     Args:
         source: a path, a glob, several of these; an object, or an iterable of objects.
-        form: one of `FORMATS`, or "auto".
+        form: one of `FORMATS`, several, or "auto".
         name: finds the question of a record.
         returned: whether sampled tokens that are not among the likeliest count.
 
@@ -53,10 +53,13 @@ class Reader:
         InvalidType: the source is none of these.
     """
 
-    def __init__(self, source: Any, form: str, name: Namer, returned: bool) -> None:
-        if form != "auto" and form not in FORMATS:
+    def __init__(
+        self, source: Any, form: str | tuple[str, ...], name: Namer, returned: bool
+    ) -> None:
+        if isinstance(form, str) and form != "auto" and form not in FORMATS:
             raise InvalidInput(f"format={form!r}: must be 'auto', {_quoted(FORMATS)}")
-        self._form = form
+        several = (form,) if isinstance(form, str) else form
+        self._forms: Iterable[str] = FORMATS if form == "auto" else several
         self._how = How(name, returned)
         self.files = _paths(source)
         self._objects = source if self.files is None else ()
@@ -171,6 +174,9 @@ class Reader:
     def _of_object(self, item: Any, place: str, default: str | None = None) -> Iterator[Found]:
         if isinstance(item, str | os.PathLike):
             raise InvalidType(f"{place}: is a path; pass paths as a list")
+        if isinstance(item, msgspec.Raw):
+            yield from self._of_record(parsed(item, place), place, item)
+            return
         if _reference.is_output(item):
             self._expect("reference", place)
             yield from _reference.traces_of(item, place, default, self._how)
@@ -183,10 +189,10 @@ class Reader:
         yield from found_in(record, place, self._how, value=item)
 
     def _expect(self, form: str, place: str) -> None:
-        if self._form not in ("auto", form):
+        if form not in self._forms:
+            asked = " or ".join(map(repr, self._forms))
             raise InvalidInput(
-                f"{place}: format={self._form!r} was asked for, and this is {form!r}: "
-                f"{FORMATS[form]}"
+                f"{place}: format={asked} was asked for, and this is {form!r}: {FORMATS[form]}"
             )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepconf._core import Policy, Scores, score
 from deepconf.errors import InvalidInput
-from deepconf.report import MEASURES
+from deepconf.result import MEASURES
 
 if TYPE_CHECKING:
     import pyarrow as pa

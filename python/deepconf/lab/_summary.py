@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VARIANTS",
+    "Compared",
     "Equal",
     "MajorityRow",
     "PolicyRow",
     "Summary",
+    "closing",
     "difference_in_words",
     "equal_tokens",
     "points",
@@ -180,7 +183,7 @@ def summary(replay: Replay) -> Summary:
         for at, (label, policy) in enumerate(replay.policies.items())
     ]
     lines = [row for name in VARIANTS for row in _majority_rows(name, replay.frontier)]
-    return Summary(questions, repeats, replay.gold, rows, lines, _closing(rows, replay.gold))
+    return Summary(questions, repeats, replay.gold, rows, lines, closing(rows, replay.gold))
 
 
 def equal_tokens(frontier: Frontier, correct: Floats, tokens: Floats) -> list[dict[str, Equal]]:
@@ -205,8 +208,21 @@ def _majority_rows(name: str, frontier: Frontier) -> list[MajorityRow]:
     return [MajorityRow(name, budget, *of) for budget, *of in every]
 
 
-def _closing(rows: list[PolicyRow], gold: bool) -> str:
-    """Whether the best policy beats the better majority at its tokens."""
+class Compared(Protocol):
+    """A policy beside majority at the same tokens."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def accuracy(self) -> Estimate: ...
+    @property
+    def tokens(self) -> Estimate: ...
+    @property
+    def same_tokens(self) -> dict[str, Equal]: ...
+
+
+def closing(rows: Sequence[Compared], gold: bool) -> str:
+    """Whether the best policy beats the better majority at its tokens, in a sentence."""
     best = min(rows, key=lambda row: (-row.accuracy.value, row.tokens.value))
     name, equal = max(best.same_tokens.items(), key=lambda item: item[1].accuracy)
     found = equal.difference

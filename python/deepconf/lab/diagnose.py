@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import Policy
+from deepconf._progress import Told, bar
 from deepconf._settings import recorded
 from deepconf._statistics import Estimate, auroc, estimates, pairs_won, within
 from deepconf.lab._scored import Scored, read
@@ -165,7 +166,7 @@ def diagnose(
     tail: int | None = None,
     bottom: float | None = None,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Told | bool | None = None,
 ) -> Diagnosis:
     """What recorded traces say of confidence: does it tell right from wrong, and could it help?
 
@@ -178,7 +179,7 @@ def diagnose(
         bottom: the share of groups of the bottom-group confidence; by default the recording's,
             else 0.10.
         threads: by default all cores.
-        progress: called with traces read and, where known, in all (else 0).
+        progress: called with traces read and, where known, in all (else 0); True for a bar.
 
     Raises:
         InvalidInput: no trace ran to its end, one is there twice, a confidence is not finite, or an
@@ -194,7 +195,8 @@ def diagnose(
     settings |= {name: value for name, value in asked.items() if value is not None}
     # A policy knows how scores are taken by default, and checks what is asked for.
     measured = Policy.low(**{name: settings[name] for name in asked if name in settings})
-    scored = read(reader, measured, threads=threads, progress=progress)
+    with bar(progress, "reading traces") as tell:
+        scored = read(reader, measured, threads=threads, progress=tell)
     known = scored.correct >= 0
     separation, pooled, ranked = {}, {}, {}
     for name, values in scored.scores.items() if known.any() else ():

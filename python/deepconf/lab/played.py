@@ -14,6 +14,7 @@ from deepconf._core import Policy
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from matplotlib.axes import Axes
 
     from deepconf.lab._summary import Summary
 
@@ -81,6 +82,24 @@ class Replay:
         """One line."""
         shape = f"{len(self.policies)} policies, {len(self.questions)} questions"
         return f"<deepconf.Replay: {shape}, {self.repeats} repeats>"
+
+    def _repr_html_(self) -> str:
+        from deepconf import _html
+
+        return _html.of_replay(self)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Accuracy against tokens a question: policies, beside plain majority at every budget.
+
+        Args:
+            ax: axes of matplotlib to draw on; None for a new figure.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        from deepconf import _plots
+
+        return _plots.of_replay(self, ax)
 
     def summary(self) -> Summary:
         """The figures: each policy's, paired differences, and majority at the same tokens."""

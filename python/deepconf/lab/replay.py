@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf import _settings
+from deepconf import _layers, _settings
 from deepconf._core import Policy, ReplayPool
+from deepconf._progress import Told, bar
 from deepconf.errors import InvalidInput, InvalidType
 from deepconf.lab._draws import draws as _draws
 from deepconf.lab._reading import Recorded, read, sized
 from deepconf.lab.played import RUN_COLUMNS, Frontier, Replay
 
-__all__ = ["Pool", "grid", "replay"]
+__all__ = ["Pool", "grid", "plain", "replay"]
 
 ShortPools = Literal["error", "resample", "skip"]
-Progress = Callable[[int, int], None]
 
 MOST_POLICIES = 100_000
 """No grid has more."""
@@ -124,7 +124,7 @@ class Pool:
         traces: Any,
         policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str,
         *,
-        progress: Progress | None = None,
+        progress: Told | bool | None = None,
     ) -> Pool:
         """Reads traces for policies: one pass over the tokens, streaming, on all cores.
 
@@ -133,7 +133,7 @@ class Pool:
             policies: policies by label, or names of presets. A preset takes from the file how it
                 was measured (k, entries, window, tail, bottom) and its budget, where it says none
                 the fewest traces of a question, and warms up with a quarter of a budget below 64.
-            progress: called with traces read and, where known, in all (else 0).
+            progress: called with traces read and, where known, in all (else 0); True for a bar.
 
         Raises:
             InvalidInput: the traces are not complete, have other k or entries than a policy, or
@@ -147,7 +147,8 @@ class Pool:
         settings = sized(reader)
         chosen = _chosen(policies, settings)
         pool = ReplayPool(list(chosen.values()))
-        return cls(chosen, read(reader, pool, settings, progress))
+        with bar(progress, "reading traces") as tell:
+            return cls(chosen, read(reader, pool, settings, tell))
 
     @property
     def questions(self) -> list[str]:
@@ -183,7 +184,7 @@ class Pool:
         lag: int = 0,
         short_pools: ShortPools = "error",
         most_runs: int = MOST_RUNS,
-        progress: Progress | None = None,
+        progress: Told | bool | None = None,
     ) -> Replay:
         """Replays policies; as `deepconf.replay`, without reading anything.
 
@@ -208,10 +209,11 @@ class Pool:
         frontier = _frontier_policies(policies, most)
         check_runs(policies, len(questions), repeats, most_runs)
         runs = _Runs(self._recorded, policies, frontier, most, repeats, seed, lag)
-        for done, question in enumerate(questions, 1):
-            runs.add(question)
-            if progress is not None:
-                progress(done, len(questions))
+        with bar(progress, "replaying questions") as tell:
+            for done, question in enumerate(questions, 1):
+                runs.add(question)
+                if tell is not None:
+                    tell(done, len(questions))
         return runs.replay(
             questions,
             {
@@ -267,7 +269,7 @@ def replay(
     lag: int = 0,
     short_pools: ShortPools = "error",
     most_runs: int = MOST_RUNS,
-    progress: Progress | None = None,
+    progress: Told | bool | None = None,
 ) -> Replay:
     """What policies would have done with recorded traces, and plain voting beside them.
 
@@ -285,7 +287,7 @@ def replay(
         short_pools: where a question has fewer traces than a budget: "error"; "resample" to draw
             those beyond with replacement; "skip" to leave the question out for all policies.
         most_runs: more runs are refused before anything begins.
-        progress: called with questions replayed and in all.
+        progress: called with questions replayed and in all; True for a bar.
 
     Raises:
         InvalidInput: as `Pool.read`; too many runs, or a budget above the traces of a question.
@@ -295,7 +297,11 @@ def replay(
     if isinstance(policies, Mapping):  # Before hours are spent on reading.
         _check(repeats, seed, lag, short_pools, most_runs)
         check_runs(policies, 1, repeats, most_runs)
-    pool = traces if isinstance(traces, Pool) else Pool.read(traces, policies)
+    pool = (
+        traces
+        if isinstance(traces, Pool)
+        else Pool.read(traces, policies, progress=progress is True)
+    )
     return pool.replay(
         policies,
         repeats=repeats,
@@ -330,7 +336,8 @@ def _chosen(
 
 def _policy(label: str, policy: Policy | str, settings: Mapping[str, Any]) -> Policy:
     if isinstance(policy, str):
-        return _settings.build([policy], _settings.fitted(settings, {}, {}), {}, {})[policy]
+        Policy.preset(policy)  # Says which there are.
+        return _layers.build([policy], _settings.fitted(settings, {}), {}, {})[policy]
     if not isinstance(policy, Policy):
         raise InvalidType(f"policies[{label!r}] is a {type(policy).__name__}: must be a Policy")
     for name, of_policy in (("k", policy.top_logprobs), ("entries", policy.entries)):
@@ -379,20 +386,32 @@ def _frontier_policies(policies: Mapping[str, Policy], most: int) -> dict[str, l
     """Plain voting at every budget up to the largest: of all traces, and until they agree."""
     budgets = {budget for budget in _BUDGETS if budget < most}
     budgets |= {policy.budget for policy in policies.values()}
-    first = next(iter(policies.values()))
     online = next((p for p in policies.values() if p.mode == "online"), Policy.low())
-    plain = first.replace(
-        mode="offline", warmup=0, budget=most, keep=1.0, weight="majority", max_weight=None,
-        measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
+    return plain(next(iter(policies.values())), online, sorted(budgets))
+
+
+def plain(policy: Policy, online: Policy, budgets: Iterable[int]) -> dict[str, list[Policy]]:
+    """Plain voting at each of some budgets, by the names that a frontier has for it.
+
+    Args:
+        policy: what scores as it does.
+        online: says what a consensus is, and by its warmup how many traces are in flight and vote
+            at least.
+        budgets: at least one.
+    """
+    budgets = list(budgets)
+    first_ones = online.warmup
+    voting = policy.replace(
+        mode="offline", warmup=0, budget=max(budgets), keep=1.0, weight="majority",
+        max_weight=None, measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
         consensus=online.consensus,
     )  # fmt: skip
-    first_ones = online.warmup
-    agreeing = plain.replace(stop="consensus", concurrency=plain.concurrency or first_ones)
+    agreeing = voting.replace(stop="consensus", concurrency=voting.concurrency or first_ones)
     return {
-        "majority": [plain.replace(budget=budget) for budget in sorted(budgets)],
+        "majority": [voting.replace(budget=budget) for budget in budgets],
         "consensus": [
             agreeing.replace(budget=budget, min_ballots=min(budget, first_ones))
-            for budget in sorted(budgets)
+            for budget in budgets
         ],
     }
 

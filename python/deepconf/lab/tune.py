@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deepconf import _settings
 from deepconf._core import Policy
+from deepconf._progress import Stages, Told, bars
 from deepconf._statistics import (
     Difference,
     Estimate,
@@ -141,7 +142,7 @@ def tune(
     out: str | os.PathLike[str] | None = None,
     name: str = "tuned",
     diagnosis: Diagnosis | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Stages | bool | None = None,
 ) -> Tuning:
     """Chooses a policy on recorded traces, and says what it is worth beside plain majority.
 
@@ -170,7 +171,7 @@ def tune(
         out: a settings file to write the policy to, for `think` and `eval`.
         name: what the policy is called there.
         diagnosis: of these traces; by default it is made where they can be read twice.
-        progress: of the replay.
+        progress: called with what is done, how many are, and of how many; True for bars.
 
     Raises:
         InvalidInput: the goal means nothing, there is no candidate, or fewer than two questions.
@@ -184,42 +185,44 @@ def tune(
     if out is not None:
         _settings.check_target(Path(out), name)
 
-    def watch(what: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else functools.partial(progress, what)
+    with bars(progress) as tell:
 
-    if isinstance(traces, Replay):
-        played = traces
-    else:
-        pool = traces
-        if not isinstance(traces, Pool):
-            if isinstance(policies, Mapping):
-                _check_size(len(policies), repeats)
-            pool = Pool.read(traces, policies or (), progress=watch("reading traces"))
-        played = replay(
-            pool,
-            pool.policies if policies is None else policies,
-            repeats=repeats,
-            seed=seed,
-            lag=lag,
-            short_pools=short_pools,
-            progress=watch("replaying questions"),
-        )
+        def watch(what: str) -> Told | None:
+            return None if tell is None else functools.partial(tell, what)
 
-    def separation(policy: Policy) -> Estimate | None:
-        found = diagnosis
-        if found is None and played.gold and _readable(traces):
-            found = diagnose(
-                traces,
-                window=policy.window,
-                tail=policy.tail,
-                bottom=policy.bottom,
-                progress=watch("scoring traces"),
+        if isinstance(traces, Replay):
+            played = traces
+        else:
+            pool = traces
+            if not isinstance(traces, Pool):
+                if isinstance(policies, Mapping):
+                    _check_size(len(policies), repeats)
+                pool = Pool.read(traces, policies or (), progress=watch("reading traces"))
+            played = replay(
+                pool,
+                pool.policies if policies is None else policies,
+                repeats=repeats,
+                seed=seed,
+                lag=lag,
+                short_pools=short_pools,
+                progress=watch("replaying questions"),
             )
-        lowest = None if found is None else found.separation.get("lowest_group")
-        return None if lowest is None else lowest.within
 
-    task = _Task(goal.strip(), conditions, objective, folds, seed)
-    found = _tuned(played, task, separation)
+        def separation(policy: Policy) -> Estimate | None:
+            found = diagnosis
+            if found is None and played.gold and _readable(traces):
+                found = diagnose(
+                    traces,
+                    window=policy.window,
+                    tail=policy.tail,
+                    bottom=policy.bottom,
+                    progress=watch("scoring traces"),
+                )
+            lowest = None if found is None else found.separation.get("lowest_group")
+            return None if lowest is None else lowest.within
+
+        task = _Task(goal.strip(), conditions, objective, folds, seed)
+        found = _tuned(played, task, separation)
     if out is not None:
         found.save(out, name)
     return found

@@ -9,6 +9,7 @@ mod batch_scorer;
 mod controller;
 mod convert;
 mod error;
+mod frame;
 mod locked;
 mod logprobs;
 mod outcome;

@@ -51,6 +51,33 @@ fn checked(py: Python<'_>, confidences: Vec<f32>) -> PyResult<Bound<'_, PyArray1
     Ok(confidences.into_pyarray(py))
 }
 
+/// What servers write for tokens that a mask has ruled out; nothing sampled is that unlikely.
+const MASKED: f64 = -9999.0;
+/// Log-probabilities in float32 or less may come out a rounding above 0.
+const ROUNDING: f64 = 1e-3;
+
+/// The confidence of a token whose entries stand most likely first.
+///
+/// Numbers that are no log-probabilities are refused; those that are not finite show in what comes out.
+fn confidence_of(counted: &[f64], floor: Option<f64>, position: usize) -> PyResult<f32> {
+    let (Some(&first), Some(&last)) = (counted.first(), counted.last()) else {
+        return Ok(f32::NAN);
+    };
+    if first > ROUNDING && first.is_finite() {
+        return Err(invalid_input(format!(
+            "logprobs at position {position} has the entry {first}: log-probabilities are at most 0; \
+             these may be probabilities or logits, which no logprob_floor mends"
+        )));
+    }
+    if floor.is_none() && last <= MASKED && last.is_finite() {
+        return Err(invalid_input(format!(
+            "logprobs at position {position} has the entry {last}, which is what servers report of \
+             masked tokens: set logprob_floor, for instance to -100"
+        )));
+    }
+    Ok(confidence(counted, floor))
+}
+
 /// Token confidences of vLLM's flat log-probabilities.
 ///
 /// A row is the sampled token, then the k most likely: k + 1 entries. Where vLLM has merged chunks that
@@ -136,7 +163,7 @@ pub fn flat_confidences<'py>(
         let counted = &mut values[if outside { start } else { end - k }..end];
         // Most likely first, whatever form the row came in: one order of additions.
         counted.sort_by(|a, b| b.total_cmp(a));
-        confidences.push(confidence(counted, floor));
+        confidences.push(confidence_of(counted, floor, row)?);
     }
     checked(logprobs.py(), confidences)
 }
@@ -145,7 +172,7 @@ pub fn flat_confidences<'py>(
 ///
 /// Args:
 ///     rows: n dicts from token id to an object with a `logprob`, nats.
-///     k: how many of the most likely tokens count, at least 2; None for the shortest row's length.
+///     k: how many of the most likely tokens count, at least 2; None for as many as every row has.
 ///     returned: whether to take every entry instead.
 ///     floor: raises smaller log-probabilities to this.
 ///
@@ -177,7 +204,7 @@ pub fn dict_confidences<'py>(
         }
         table.ends.push(table.entries.len());
     }
-    table.confidences(py, &rules)
+    table.confidences(py, 1, &rules)
 }
 
 /// Token confidences of OpenAI-style log-probabilities, as JSON is parsed or as client objects.
@@ -186,7 +213,7 @@ pub fn dict_confidences<'py>(
 ///     logprobs: of chat completions, with `content`: n entries with `token`, `logprob` and
 ///         `top_logprobs`, a list of such entries. Or of completions, with `top_logprobs`: n dicts
 ///         from token to log-probability.
-///     k: how many of the most likely tokens count, at least 2; None for the shortest row's length.
+///     k: how many of the most likely tokens count, at least 2; None for as many as every row has.
 ///     returned: whether to take every entry instead, the sampled token's too.
 ///     floor: raises smaller log-probabilities to this.
 ///
@@ -203,7 +230,9 @@ pub fn openai_confidences<'py>(
     let rules = Rules::read(k, &returned, floor)?;
     let py = logprobs.py();
     let mut table = Table::default();
+    let mut spare = 1;
     if let Some(content) = field(logprobs, intern!(py, "content"))? {
+        spare = usize::from(rules.returned);
         for (position, entry) in content.try_iter()?.enumerate() {
             let (entry, wrong) = (entry?, |what: &str| wrong_entry(position, what));
             let top = field(&entry, intern!(py, "top_logprobs"))?
@@ -242,7 +271,7 @@ pub fn openai_confidences<'py>(
              logprobs=True and top_logprobs=20 for chat, or logprobs=20",
         ));
     }
-    table.confidences(py, &rules)
+    table.confidences(py, spare, &rules)
 }
 
 fn wrong_entry(position: usize, what: &str) -> PyErr {
@@ -282,10 +311,12 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Of the `k` most likely, or of all that were returned.
+    /// Of the `k` most likely, or of all that were returned. Without a `k`, rows may have `spare` entries
+    /// more than the shortest.
     fn confidences<'py>(
         self,
         py: Python<'py>,
+        spare: usize,
         rules: &Rules,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let &Rules { k, returned, floor } = rules;
@@ -297,6 +328,17 @@ impl Table {
         if k.is_none() && shortest == 1 {
             return Err(one_is_too_few(position, shortest));
         }
+        // The entry that some may have more is that of the sampled token.
+        let longer = |&(_, end): &(usize, &[usize])| end[1] - end[0] > shortest + spare;
+        if k.is_none()
+            && let Some((other, end)) = ends.windows(2).enumerate().find(longer)
+        {
+            return Err(invalid_input(format!(
+                "logprobs at position {position} has {shortest} entries, and at position {other} {}: \
+                 how many are to count, k={shortest} or less?",
+                end[1] - end[0]
+            )));
+        }
         let k = k.unwrap_or(shortest).max(2);
         if shortest < k {
             return Err(invalid_input(format!(
@@ -304,10 +346,11 @@ impl Table {
             )));
         }
         let mut confidences = Vec::with_capacity(ends.len() - 1);
-        for end in ends.windows(2) {
+        for (position, end) in ends.windows(2).enumerate() {
             let row = &mut entries[end[0]..end[1]];
             row.sort_by(|a, b| b.total_cmp(a));
-            confidences.push(confidence(if returned { row } else { &row[..k] }, floor));
+            let counted = if returned { row } else { &row[..k] };
+            confidences.push(confidence_of(counted, floor, position)?);
         }
         checked(py, confidences)
     }

@@ -146,24 +146,27 @@ impl Call<'_> {
         let mut arrays = Vec::new();
         let items = traces.try_iter().map_err(|_| {
             let kind = traces.get_type();
-            invalid_type(format!(
+            let error = invalid_type(format!(
                 "traces is a {kind}: must be a list of 1-D arrays, (values, offsets), a 2-D array or an \
                  Arrow list array"
-            ))
+            ));
+            told(traces, traces, error)
         })?;
         for (trace, item) in items.enumerate() {
-            let array = convert::array(&item?, "token confidences").map_err(|error| {
+            let item = item?;
+            let array = convert::array(&item, "token confidences").map_err(|error| {
                 let message = format!("trace {trace}, {}", error.value(py));
-                PyErr::from_type(error.get_type(py), message)
+                told(traces, &item, PyErr::from_type(error.get_type(py), message))
             })?;
             if array.ndim() != 1 {
                 let hint =
                     if array.ndim() == 0 { " (for a single trace, pass [trace])" } else { "" };
-                return Err(invalid_input(format!(
+                let error = invalid_input(format!(
                     "trace {trace} has shape {:?}: must be a one-dimensional array of token \
                      confidences{hint}",
                     array.shape()
-                )));
+                ));
+                return Err(told(traces, &item, error));
             }
             let numbers = Floats::flat(&array, "it").map_err(|_| {
                 invalid_type(format!(
@@ -197,5 +200,15 @@ impl Call<'_> {
             .collect::<PyResult<_>>()?;
         let slices: Vec<&[f64]> = wide.iter().map(AsRef::as_ref).collect();
         self.slices(&slices)
+    }
+}
+
+/// An error that says what to call instead, where these are no confidences but outputs, or a file.
+fn told(traces: &Bound<'_, PyAny>, item: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
+    let hint = traces.py().import("deepconf._hints");
+    let hint = hint.and_then(|hints| hints.call_method1("instead_of_score", (traces, item)));
+    match hint.and_then(|hint| hint.extract::<Option<String>>()) {
+        Ok(Some(hint)) => invalid_type(hint),
+        _ => error,
     }
 }

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyTuple};
 
 use crate::convert::{check_lengths, exactly, whole};
+use crate::frame::made;
 use crate::trace_scores::TraceScores;
 
 /// The scores of many traces, an array each. A trace without tokens has NaN everywhere.
@@ -83,8 +84,28 @@ impl Scores {
         PyTuple::new(slf.py(), columns.collect::<PyResult<Vec<_>>>()?)
     }
 
-    fn __repr__(&self, py: Python<'_>) -> String {
-        format!("<deepconf.Scores of {} traces>", self.__len__(py))
+    /// An Arrow table, a row a trace, with the attributes as columns.
+    ///
+    /// Raises:
+    ///     MissingExtra: pyarrow is not installed.
+    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_arrow")
+    }
+
+    /// The same as a data frame of pandas.
+    ///
+    /// Raises:
+    ///     MissingExtra: pandas is not installed.
+    fn to_pandas<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_pandas")
+    }
+
+    fn __repr__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "text")
+    }
+
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "html")
     }
 }
 

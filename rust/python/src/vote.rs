@@ -3,9 +3,10 @@
 use deepconf_core::vote::{self as core, Rules};
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyIterator, PyTuple};
 
 use crate::convert::{self, Column, Given, maybe, number, truth, whole};
+use crate::frame::made;
 use crate::pool::Threads;
 
 /// The outcome of a vote.
@@ -93,6 +94,32 @@ impl Vote {
         PyTuple::new(slf.py(), parts.collect::<PyResult<Vec<_>>>()?)
     }
 
+    /// The ballots in turn, the heaviest first: named tuples of answer, weight, voters and share.
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyIterator>> {
+        made(slf, "rows")?.try_iter()
+    }
+
+    /// An Arrow table, a row a ballot: `answer`, `weight`, `voters`, `share`.
+    ///
+    /// Raises:
+    ///     InvalidType: the answers have no common type.
+    ///     MissingExtra: pyarrow is not installed.
+    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_arrow")
+    }
+
+    /// The same as a data frame of pandas.
+    ///
+    /// Raises:
+    ///     MissingExtra: pandas is not installed.
+    fn to_pandas<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_pandas")
+    }
+
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "html")
+    }
+
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let Self { share, num_voters, fallback, .. } = self;
         let answer = self.answer.bind(py).repr()?;
@@ -133,6 +160,17 @@ impl<'py> Wanted<'py> {
     }
 }
 
+/// The answers as they are given; or where `math` says how they are compared, one name for all that are
+/// the same within a question.
+pub fn compared<'py>(
+    answers: &Bound<'py, PyAny>,
+    math: Option<&Bound<'py, PyAny>>,
+    questions: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let Some(math) = math else { return Ok(answers.clone()) };
+    answers.py().import("deepconf.answers")?.call_method1("named", (answers, math, questions))
+}
+
 /// Filters and votes on one question.
 ///
 /// A trace votes when it has an answer and its score reaches the linearly interpolated percentile
@@ -148,6 +186,8 @@ impl<'py> Wanted<'py> {
 ///     scores: `[traces]` float, what `keep` filters on; the weights when None. NaN for a trace
 ///         without tokens.
 ///     min_ballots: with fewer voters left the filter is given up, and `fallback` says so.
+///     math: None counts equal values as one answer. Else answers are strings and those that are the same
+///         share a ballot, as in `DeepThink`, which has "auto"; see `answers.AnswerBook`.
 ///
 /// Returns:
 ///     `Vote`.
@@ -160,8 +200,9 @@ impl<'py> Wanted<'py> {
 #[pyo3(
     signature = (
         answers, weights=None, keep=Given::default(), scores=None, *, min_ballots=Given::default(),
+        math=None,
     ),
-    text_signature = "(answers, weights=None, keep=1.0, scores=None, *, min_ballots=1)",
+    text_signature = "(answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, math=None)",
 )]
 pub fn vote<'py>(
     answers: &Bound<'py, PyAny>,
@@ -169,10 +210,11 @@ pub fn vote<'py>(
     keep: Given<'py>,
     scores: Option<&Bound<'py, PyAny>>,
     min_ballots: Given<'py>,
+    math: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Vote> {
     let py = answers.py();
     let wanted = Wanted::read(weights, &keep, scores, &min_ballots)?;
-    let answers = Column::read(answers, "answers")?;
+    let answers = Column::read(&compared(answers, math, None)?, "answers")?;
     let (rules, keys) = (wanted.rules()?, answers.keys()?);
     let vote = Threads::ALL.run(py, keys.rows(), || core::vote_column(&*keys, &rules))?;
     Vote::new(py, &vote, vote.ballots.iter().map(|ballot| answers.value(py, ballot.first)))

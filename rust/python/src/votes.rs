@@ -3,12 +3,13 @@
 use deepconf_core::vote as core;
 use numpy::PyArray1;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyIterator, PyList, PyTuple};
 
 use crate::convert::{Column, Given, check_lengths, exactly, object};
 use crate::error::invalid_input;
+use crate::frame::made;
 use crate::pool::Threads;
-use crate::vote::Wanted;
+use crate::vote::{Wanted, compared};
 
 /// The outcome of many votes, one entry a question.
 #[pyclass(frozen, module = "deepconf")]
@@ -65,8 +66,34 @@ impl Votes {
         self.questions.bind(py).as_any().len().unwrap_or_default()
     }
 
-    fn __repr__(&self, py: Python<'_>) -> String {
-        format!("<deepconf.Votes on {} questions>", self.__len__(py))
+    /// The questions in turn: named tuples of question_id, answer, share, num_voters and fallback.
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyIterator>> {
+        made(slf, "rows")?.try_iter()
+    }
+
+    /// An Arrow table, a row a question: `question_id`, `answer`, `share`, `num_voters`, `fallback`.
+    ///
+    /// Raises:
+    ///     InvalidType: the questions, or the answers, have no common type.
+    ///     MissingExtra: pyarrow is not installed.
+    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_arrow")
+    }
+
+    /// The same as a data frame of pandas.
+    ///
+    /// Raises:
+    ///     MissingExtra: pandas is not installed.
+    fn to_pandas<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "to_pandas")
+    }
+
+    fn __repr__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "text")
+    }
+
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        made(slf, "html")
     }
 }
 
@@ -81,6 +108,7 @@ impl Votes {
 ///     keep: as in `vote`, within each question.
 ///     scores: `[rows]` float, as in `vote`.
 ///     min_ballots: as in `vote`.
+///     math: as in `vote`, within each question.
 ///     threads: how many to use; None for all cores. The result does not depend on it.
 ///
 /// Returns:
@@ -92,10 +120,11 @@ impl Votes {
 #[pyo3(
     signature = (
         questions, answers, weights=None, keep=Given::default(), scores=None, *,
-        min_ballots=Given::default(), threads=None,
+        min_ballots=Given::default(), math=None, threads=None,
     ),
-    text_signature = "(questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, threads=None)",
+    text_signature = "(questions, answers, weights=None, keep=1.0, scores=None, *, min_ballots=1, math=None, threads=None)",
 )]
+#[allow(clippy::too_many_arguments)] // One for each of Python's.
 pub fn vote_many<'py>(
     questions: &Bound<'py, PyAny>,
     answers: &Bound<'py, PyAny>,
@@ -103,11 +132,13 @@ pub fn vote_many<'py>(
     keep: Given<'py>,
     scores: Option<&Bound<'py, PyAny>>,
     min_ballots: Given<'py>,
+    math: Option<&Bound<'py, PyAny>>,
     threads: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Votes> {
     let py = questions.py();
     let threads = Threads::read(threads)?;
     let wanted = Wanted::read(weights, &keep, scores, &min_ballots)?;
+    let answers = &compared(answers, math, Some(questions))?;
     let questions = Column::read(questions, "questions")?;
     if let Some(row) = questions.first_missing() {
         return Err(invalid_input(format!("questions[{row}] is None: every row needs a question")));
