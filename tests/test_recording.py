@@ -261,7 +261,8 @@ def test_what_is_written_is_not_kept(tmp_path: Path) -> None:
             progress=live,
         )
     assert not live.kept
-    assert pa.total_allocated_bytes() == before
+    gc.collect()  # The report has been reckoned from tables of its own.
+    assert pa.total_allocated_bytes() <= before  # Other tests may have left some to be freed.
 
 
 # ---- carrying on --------------------------------------------------------------------------------
