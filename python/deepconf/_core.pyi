@@ -13,6 +13,7 @@ from typing import (
 )
 
 import numpy as np
+from deepconf.errors import DeepConfError
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self, Unpack, disjoint_base
 
@@ -33,6 +34,7 @@ __all__ = [
     "flat_confidences",
     "logits_confidence",
     "openai_confidences",
+    "row_confidences",
     "score",
     "token_confidence",
     "token_entropy",
@@ -129,6 +131,12 @@ def flat_confidences(
     ranks: list[int | None],
     k: SupportsIndex | None = None,
     returned: bool = False,
+    floor: SupportsFloat | None = None,
+) -> NDArray[np.float32]: ...
+def row_confidences(
+    logprobs: NDArray[np.float32],
+    k: SupportsIndex,
+    ranks: ArrayLike | None = None,
     floor: SupportsFloat | None = None,
 ) -> NDArray[np.float32]: ...
 def dict_confidences(
@@ -427,6 +435,9 @@ class Controller:
     def start(self) -> list[Action]: ...
     def launched(self, trace: SupportsIndex) -> None: ...
     def tokens(self, trace: SupportsIndex, confidences: ArrayLike) -> Action.Stop | None: ...
+    def step(
+        self, traces: ArrayLike, confidences: ArrayLike
+    ) -> tuple[list[Action.Stop], dict[int, DeepConfError]]: ...
     def scored(
         self,
         trace: SupportsIndex,

@@ -81,6 +81,15 @@ pub enum Action {
     Answer(Box<Outcome>),
 }
 
+/// What came of one step of all traces.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stepped {
+    /// The traces to stop, as [`Action::Stop`], in the order of their tokens.
+    pub stops: Vec<Action>,
+    /// The traces whose tokens could not be taken, in that order, and why.
+    pub errors: Vec<(u32, Error)>,
+}
+
 /// How a trace ended, as the server tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
@@ -342,6 +351,38 @@ impl Controller {
             entry.status = Status::Stopping;
             Action::Stop { trace, token: seen + at as u64 }
         }))
+    }
+
+    /// New tokens of many traces were scored: token i is of `traces[i]`, in nats.
+    ///
+    /// What stands together of one trace is one event, as [`tokens`](Self::tokens) has it; a trace may
+    /// occur more than once. What is wrong with one trace costs no other: its error is told, and what
+    /// follows of it in this step is left out, since whoever drives gives it up.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when there are not as many of each; nothing is then added.
+    pub fn step(&mut self, traces: &[u32], confidences: &[f32]) -> Result<Stepped> {
+        if traces.len() != confidences.len() {
+            return Err(Error::Length {
+                left: "traces",
+                left_len: traces.len(),
+                right: "confidences",
+                right_len: confidences.len(),
+            });
+        }
+        let mut stepped = Stepped::default();
+        let mut rest = confidences;
+        for part in traces.chunk_by(|a, b| a == b) {
+            let (trace, new) = (part[0], rest.split_off(..part.len()).unwrap_or_default());
+            if stepped.errors.iter().any(|&(lost, _)| lost == trace) {
+                continue;
+            }
+            match self.tokens(trace, new) {
+                Ok(stop) => stepped.stops.extend(stop),
+                Err(error) => stepped.errors.push((trace, error)),
+            }
+        }
+        Ok(stepped)
     }
 
     /// What a trace that is scored elsewhere has come to, in place of its [`tokens`](Self::tokens).

@@ -5,9 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use deepconf_core::controller::{self, Finish};
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyDict, PyString};
 
-use crate::convert::{Floats, whole};
+use crate::convert::{Floats, integers, whole};
 use crate::error::{invalid_input, raise};
 use crate::policy::Policy;
 use crate::trace::TraceScores;
@@ -115,6 +115,15 @@ fn number(trace: &Bound<'_, PyAny>) -> PyResult<u32> {
     trace.extract().or_else(|_| whole(trace, "trace"))
 }
 
+/// Token confidences as float32.
+fn single<'py>(confidences: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArray1<'py, f32>> {
+    match Floats::one(confidences, "confidences")? {
+        Floats::Single(values) => Ok(values),
+        Floats::Half(values) => Ok(values.call_method1("astype", ("float32",))?.extract()?),
+        Floats::Double(values) => Ok(values.call_method1("astype", ("float32",))?.extract()?),
+    }
+}
+
 fn finish(finish: &str) -> PyResult<Finish> {
     match finish {
         "finished" => Ok(Finish::End),
@@ -179,14 +188,50 @@ impl Controller {
         confidences: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Action>> {
         let trace = number(trace)?;
-        let single: PyReadonlyArray1<'_, f32> = match Floats::one(confidences, "confidences")? {
-            Floats::Single(values) => values,
-            Floats::Half(values) => values.call_method1("astype", ("float32",))?.extract()?,
-            Floats::Double(values) => values.call_method1("astype", ("float32",))?.extract()?,
-        };
-        let new = single.as_slice()?;
+        let confidences = single(confidences)?;
+        let new = confidences.as_slice()?;
         let stop = self.lock().tokens(trace, new);
         stop.map_err(raise)?.map(|stop| action(py, stop)).transpose()
+    }
+
+    /// New tokens of many traces were scored: the same as a `tokens` for each trace, in one call.
+    ///
+    /// What is wrong with one trace, such as a NaN, costs no other: none of its tokens that stand
+    /// together there is added, and none that follows in this step.
+    ///
+    /// Args:
+    ///     traces: integers `[n]`, the trace of each token. A trace's own are in order, and those that
+    ///         stand together are one event.
+    ///     confidences: float32 `[n]`, nats.
+    ///
+    /// Returns:
+    ///     An `Action.Stop` for each trace of which a group fell below the threshold; and, by trace, the
+    ///     exceptions that `tokens` would have raised.
+    ///
+    /// Raises:
+    ///     InvalidInput: there are not as many of each.
+    fn step<'py>(
+        &self,
+        py: Python<'py>,
+        traces: &Bound<'py, PyAny>,
+        confidences: &Bound<'py, PyAny>,
+    ) -> PyResult<(Vec<Action>, Bound<'py, PyDict>)> {
+        let traces = integers(traces, "traces")?;
+        let numbers = traces.as_slice()?.iter().map(|&trace| {
+            u32::try_from(trace).map_err(|_| {
+                invalid_input(format!("traces holds {trace}: out of range, or negative"))
+            })
+        });
+        let numbers = numbers.collect::<PyResult<Vec<_>>>()?;
+        let confidences = single(confidences)?;
+        let new = confidences.as_slice()?;
+        let stepped = self.lock().step(&numbers, new);
+        let controller::Stepped { stops, errors } = stepped.map_err(raise)?;
+        let lost = PyDict::new(py);
+        for (trace, error) in errors {
+            lost.set_item(trace, raise(error))?;
+        }
+        Ok((stops.into_iter().map(|stop| action(py, stop)).collect::<PyResult<_>>()?, lost))
     }
 
     /// What a trace that is scored elsewhere has come to, in place of its `tokens`: by an engine that

@@ -25,7 +25,9 @@ mod _core {
     #[pymodule_export]
     use super::group::{BatchScorer, TraceScorer};
     #[pymodule_export]
-    use super::logprobs::{dict_confidences, flat_confidences, openai_confidences};
+    use super::logprobs::{
+        dict_confidences, flat_confidences, openai_confidences, row_confidences,
+    };
     #[pymodule_export]
     use super::policy::Policy;
     #[pymodule_export]
