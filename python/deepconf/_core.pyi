@@ -13,9 +13,10 @@ from typing import (
 )
 
 import numpy as np
-from deepconf.errors import DeepConfError
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self, Unpack, disjoint_base
+
+from deepconf.errors import DeepConfError
 
 __all__ = [
     "Action",

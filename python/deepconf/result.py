@@ -40,7 +40,7 @@ class Trace:
     num_tokens: int
     """Tokens generated, those after a stop included."""
     confidence: NDArray[np.float32]
-    """Token confidences, float32 `[num_tokens]`, nats."""
+    """Token confidences, float32 `[num_tokens]`, nats; empty where they are not kept."""
     scores: TraceScores
     """Scores, up to the token that asked for a stop."""
     stop_token: int | None
@@ -177,7 +177,8 @@ class Result:
             gold: the right answer, if known; goes into every row.
 
         Raises:
-            InvalidInput: `correct` has another length, or there are 2^31 tokens or more.
+            InvalidInput: `correct` has another length, there are 2^31 tokens or more, or the token
+                confidences were not kept.
             MissingExtra: pyarrow is not installed.
         """
         from deepconf.traces import schema
@@ -189,6 +190,10 @@ class Result:
         if correct is not None and len(correct) != len(traces):
             raise InvalidInput(
                 f"correct has {len(correct)} entries and there are {len(traces)} traces"
+            )
+        if any(len(trace.confidence) < trace.scores.num_tokens for trace in traces):
+            raise InvalidInput(
+                "the token confidences were not kept: set DeepThink(keep_confidence=True)"
             )
         table: dict[str, Any] = {
             "question_id": _strings([question_id] * len(traces)),
