@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import statistics
@@ -124,13 +125,13 @@ def main() -> None:
         for sequences in arguments.sequences:
             policy = deepconf.Policy.offline(budget=sequences, **shown)
             found: dict[str, list[dict[str, float]]] = {}
-            for name, way in ways(engine, policy).items():
-                way(questions[0], f"warm-{sequences}-{name}")
-                found[name] = []
+            if not report:
+                for name, way in ways(engine, policy).items():
+                    way(questions[0], f"warm-{name}")
             for at, question in enumerate(questions):
                 for name, way in ways(engine, policy).items():
-                    label = f"{sequences}-{name}-{at}"
-                    found[name].append(measured(lambda: way(question, label), core))  # noqa: B023
+                    work = functools.partial(way, question, f"{sequences}-{name}-{at}")
+                    found.setdefault(name, []).append(measured(work, core))
             assert len({one["tokens"] for each in found.values() for one in each}) == 1
             report[sequences] = {
                 name: {what: statistics.median(one[what] for one in each) for what in each[0]}

@@ -343,7 +343,7 @@ class Run:
         aborted = {
             self.request_id(trace): trace
             for trace in range(len(self.records))
-            if self.controller.status(trace) in ("stopped", "aborted")
+            if self.controller.status(trace) in ("stopped", "aborted", "failed")
         }
         if not aborted or self.death is not None:
             return {}

@@ -14,12 +14,14 @@ import contextlib
 import inspect
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from deepconf._core import row_confidences
 from deepconf.engines.base import Signal, Step, Take
+from deepconf.errors import InvalidInput
 
 __all__ = ["Request", "Steps", "misfits"]
 
@@ -55,6 +57,7 @@ class _Batch:
         self.rows: list[Any] = []
         self.ranks: list[Any] = []
         self.unscored: dict[int, int] = {}
+        self.failed: set[int] = set()
 
     def add(self, request: Request, tokens: Sequence[int], logprobs: Any) -> None:
         count = len(tokens)
@@ -77,7 +80,24 @@ class _Batch:
         k, floor = self.signal.top_logprobs, self.signal.logprob_floor
         ranks = np.concatenate(self.ranks) if self.ranks else None
         confidence = row_confidences(np.concatenate(self.rows), k, ranks, floor)
-        return Step([request.trace for request in self.requests], confidence, self.unscored)
+        sound = np.isfinite(confidence)
+        if not sound.all():
+            self._give_up({self.requests[token] for token in np.flatnonzero(~sound)})
+            sound = np.array([request.error is None for request in self.requests])
+            confidence = confidence[sound]
+        requests = self.requests if sound.all() else compress(self.requests, sound)
+        return Step([request.trace for request in requests], confidence, self.unscored)
+
+    def _give_up(self, requests: set[Request]) -> None:
+        """What these brought is counted, and cannot be scored."""
+        for request in requests:
+            count = self.requests.count(request)
+            self.unscored[request.trace] = self.unscored.get(request.trace, 0) + count
+            self.failed.add(request.trace)
+            request.error = InvalidInput(
+                f"log-probabilities of request {request.name} are not finite, at the latest at "
+                f"token {len(request.tokens)}: where masked tokens are -inf, set logprob_floor"
+            )
 
 
 class Steps:
@@ -211,17 +231,16 @@ class Steps:
         for batch in batches:
             requests = batch.requests
             try:
-                unwanted = batch.take(batch.step())
+                unwanted = set(batch.take(batch.step()))
             except Exception as error:  # vLLM's loop would end by it.
                 for request in requests:
                     request.error = request.error or error
-                yield [request.name for request in requests]
-            else:
-                if unwanted:
-                    traces = set(unwanted)
-                    yield [request.name for request in requests if request.trace in traces]
-            finally:
-                batch.clear()
+                unwanted = {request.trace for request in requests}
+            if unwanted or batch.failed:
+                unwanted |= batch.failed
+                names = (request.name for request in requests if request.trace in unwanted)
+                yield list(dict.fromkeys(names))
+            batch.clear()
 
 
 def _decode_arrays_at_once(core: Any) -> None:
