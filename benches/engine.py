@@ -65,7 +65,9 @@ async def generate(
     return sum(await asyncio.gather(*map(one, range(sequences))))
 
 
-def ways(engine: VLLM, policy: deepconf.Policy) -> dict[str, Callable[[str, str], int]]:
+def ways(
+    engine: VLLM, policy: deepconf.Policy, only: list[str]
+) -> dict[str, Callable[[str, str], int]]:
     """How the traces of a question can be had; each returns how many tokens there were."""
     k, sequences = policy.top_logprobs, policy.budget
 
@@ -79,7 +81,7 @@ def ways(engine: VLLM, policy: deepconf.Policy) -> dict[str, Callable[[str, str]
         return lambda question, _: think.run(question).tokens.generated
 
     flat = {"logprobs": k, "flat_logprobs": True, "detokenize": False}
-    return {
+    all_of_them = {
         "vLLM, final outputs": plain("FINAL_ONLY"),
         "vLLM, final outputs, no texts": plain("FINAL_ONLY", detokenize=False),
         "vLLM, deltas, no texts": plain("DELTA", detokenize=False),
@@ -87,6 +89,7 @@ def ways(engine: VLLM, policy: deepconf.Policy) -> dict[str, Callable[[str, str]
         "DeepThink, by the trace": through(Streaming(engine)),
         "DeepThink, by the step": through(engine),
     }
+    return {name: way for name, way in all_of_them.items() if any(part in name for part in only)}
 
 
 def measured(way: Callable[[], int], core: psutil.Process) -> dict[str, float]:
@@ -113,6 +116,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of names")
     arguments = parser.parse_args()
     settings = json.loads((TINY / "deepconf.json").read_text())
     lines = (TINY / "calibration.jsonl").read_text().splitlines()[: arguments.rounds]
@@ -126,10 +130,10 @@ def main() -> None:
             policy = deepconf.Policy.offline(budget=sequences, **shown)
             found: dict[str, list[dict[str, float]]] = {}
             if not report:
-                for name, way in ways(engine, policy).items():
+                for name, way in ways(engine, policy, arguments.only).items():
                     way(questions[0], f"warm-{name}")
             for at, question in enumerate(questions):
-                for name, way in ways(engine, policy).items():
+                for name, way in ways(engine, policy, arguments.only).items():
                     work = functools.partial(way, question, f"{sequences}-{name}-{at}")
                     found.setdefault(name, []).append(measured(work, core))
             assert len({one["tokens"] for each in found.values() for one in each}) == 1

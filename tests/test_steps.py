@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ pytest.importorskip("vllm", exc_type=ModuleNotFoundError)
 from deepconf import DeepThink, Policy, Result
 from deepconf._run import Run
 from deepconf.engines import VLLM, Signal, Step
-from deepconf.engines._steps import Steps, misfits
+from deepconf.engines._steps import Steps, _decode_arrays_at_once, misfits
 from deepconf.errors import EngineDied, EngineError, InvalidInput, RunWarning
 from pretended_core import PretendedLLM, output, pretended, rows, settle
-from vllm.v1.engine import output_processor
+from vllm.v1.engine import EngineCoreOutputs, output_processor
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import IterationStats
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 SIGNAL = Signal(2)
 
@@ -378,6 +380,24 @@ def test_thousands_of_questions_leave_nothing_behind() -> None:
 
 
 # ---- what is taken for granted of vLLM -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [3, 200])  # Small arrays come in the message, large ones beside.
+def test_arrays_decode_to_the_same(width: int) -> None:
+    encoder, decoder = MsgpackEncoder(), MsgpackDecoder(EngineCoreOutputs)
+    table = np.random.default_rng(0).normal(size=(2, width))
+    sent = EngineCoreOutputs(outputs=[output("r", "ab", table), output("s", "c")])
+    frames = [bytes(frame) for frame in encoder.encode(sent)]
+    plain = decoder.decode(frames).outputs
+    before = decoder.decoder
+    _decode_arrays_at_once(SimpleNamespace(decoder=decoder))
+    assert decoder.decoder is not before
+    found = decoder.decode(frames).outputs
+    assert found[1] == plain[1]
+    for one, other in zip(found[0].new_logprobs, plain[0].new_logprobs, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one is None or one.dtype == other.dtype
+    _decode_arrays_at_once(SimpleNamespace())  # One that is new to us is left in place.
 
 
 class Unlike(PretendedLLM):

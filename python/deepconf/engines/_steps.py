@@ -189,6 +189,7 @@ class Steps:
         engine_core_outputs: Sequence[Any],
         engine_core_timestamp: float | None = None,
         iteration_stats: Any = None,
+        *more: Any,
         **options: Any,
     ) -> Any:
         """In the place of vLLM's own."""
@@ -214,7 +215,7 @@ class Steps:
             elif stats is not None:
                 self._processor._update_stats_from_output(state, output, timestamp, stats)
         # Before ours, since it cuts off what follows a stop string.
-        processed = self._plain(theirs, timestamp, stats, **options)
+        processed = self._plain(theirs, timestamp, stats, *more, **options)
         for names in self._deliver(ours):
             self._remember(names)
             ended = self._processor.abort_requests(names, internal=False)
@@ -251,7 +252,7 @@ def _decode_arrays_at_once(core: Any) -> None:
     import msgspec
     from vllm.v1.engine import EngineCoreOutputs
 
-    decoder = getattr(core, "decoder", None)
+    decoder: Any = getattr(core, "decoder", None)
     plain = getattr(decoder, "dec_hook", None)
     extend = getattr(decoder, "ext_hook", None)
     known = isinstance(getattr(decoder, "decoder", None), msgspec.msgpack.Decoder)
