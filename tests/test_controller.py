@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 import oracle
 import pytest
 from deepconf import Action, Controller, Policy, score, vote
-from deepconf.errors import EventError, InvalidInput, InvalidType
+from deepconf.errors import DeepConfError, EventError, InvalidInput, InvalidType
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 POLICY = Policy.high(budget=8, warmup=4, window=2, keep=0.5, min_ballots=3)
 # Lowest groups 2, 3, 4 and 5: the median is 3.5.
@@ -279,3 +283,51 @@ def test_only_an_unnamed_trace_gets_an_answer_and_it_cannot_fail() -> None:
     controller.answered(0, None)
     with pytest.raises(EventError, match="the answer of trace 0, which is finished"):
         controller.answered(0, "7")
+
+
+# ---- a step of many traces -----------------------------------------------------------------------
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_step_is_its_tokens_one_event_at_a_time(data: st.DataObject) -> None:
+    whole, single = sampling(), sampling()
+    token = st.tuples(st.integers(3, 8), st.sampled_from([9.0, 5.0, 1.0, np.nan, 1e6]))
+    for entries in data.draw(st.lists(st.lists(token, max_size=12), max_size=6)):
+        entries.sort(key=lambda entry: entry[0])
+        stops: list[str] = []
+        errors: dict[int, str] = {}
+        for trace, group in itertools.groupby(entries, key=lambda entry: entry[0]):
+            try:
+                stop = single.tokens(trace, [confidence for _, confidence in group])
+            except DeepConfError as error:
+                errors[trace] = repr(error)
+            else:
+                stops += [] if stop is None else [repr(stop)]
+        told, wrong = whole.step(
+            np.array([trace for trace, _ in entries], np.int64),
+            np.array([confidence for _, confidence in entries], np.float32),
+        )
+        assert [repr(stop) for stop in told] == stops
+        assert {trace: repr(error) for trace, error in wrong.items()} == errors
+        assert str(whole) == str(single)
+        for trace in range(8):
+            assert oracle.fields(whole.scores(trace)) == oracle.fields(single.scores(trace))
+
+
+def test_a_step_names_what_is_wrong() -> None:
+    controller = sampling()
+    stops, errors = controller.step([4, 5, 5, 9], [1.0, 9.0, np.nan, 1.0])
+    assert stops == []
+    assert re.search("NaN at trace 5, position 1", str(errors[5]))
+    assert isinstance(errors[9], EventError)
+    assert controller.step([], []) == ([], {})
+    for wrong, says in [
+        (([4], [1.0, 2.0]), "traces has 1 entries and confidences has 2"),
+        (([-1], [1.0]), "traces holds -1"),
+        (([4], [[1.0]]), r"confidences has shape \[1, 1\]"),
+    ]:
+        with pytest.raises(InvalidInput, match=says):
+            controller.step(*wrong)
+    with pytest.raises(InvalidType, match="traces has dtype float64"):
+        controller.step([4.0], [1.0])

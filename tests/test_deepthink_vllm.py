@@ -159,6 +159,23 @@ def test_seeds_repeat_a_run_where_batches_are_the_same(tiny_engine: VLLM) -> Non
     assert len({trace.text for trace in one.traces}) == 5
 
 
+@pytest.mark.parametrize("sampling", [{}, {"stop": ["\\boxed"]}])
+def test_by_the_step_is_as_by_the_trace(
+    tiny_engine: VLLM, monkeypatch: pytest.MonkeyPatch, sampling: dict[str, Any]
+) -> None:
+    policy = Policy.offline(budget=4, concurrency=1, entries="returned", **SMALL)
+    think = DeepThink(tiny_engine, policy, sampling=sampling, answer=lambda _: "7")
+    step = think.run(QUESTIONS[1])
+    with monkeypatch.context() as patch:
+        patch.delattr(VLLM, "generate_into")
+        stream = think.run(QUESTIONS[1])
+    for one, other in zip(step.traces, stream.traces, strict=True):
+        assert one.status == other.status == "finished"
+        assert one.text == other.text != ""
+        assert ("boxed" in one.text) != bool(sampling)
+        np.testing.assert_array_equal(one.confidence, other.confidence)
+
+
 def test_a_window_larger_than_the_traces_is_said_loudly(tiny_engine: VLLM) -> None:
     policy = Policy.low(budget=4, warmup=3, stop="budget", **SMALL | {"window": 2_048})
     with pytest.warns(SignalNeverArmed, match="no trace reached the window of 2048 tokens"):
@@ -198,14 +215,14 @@ def test_ctrl_c_on_the_main_thread(tiny_engine: VLLM) -> None:
 def test_one_trace_that_fails_costs_no_other(
     tiny_engine: VLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = tiny_engine._llm.generate
+    add_request = tiny_engine._llm.add_request
 
-    def failing(prompt: Any, params: Any, request_id: str) -> Any:
+    async def failing(request_id: str, prompt: Any, params: Any) -> Any:
         if params.seed == 2:
             params.allowed_token_ids = [10_000]
-        return generate(prompt, params, request_id)
+        return await add_request(request_id, prompt, params)
 
-    monkeypatch.setattr(tiny_engine._llm, "generate", failing)
+    monkeypatch.setattr(tiny_engine._llm, "add_request", failing)
     with pytest.warns(RunWarning, match="1 of 5 traces failed, .*allowed_token_ids"):
         result = DeepThink(tiny_engine, Policy.offline(budget=5, **SMALL)).run(QUESTIONS[0])
     assert Counter(trace.status for trace in result.traces) == {"finished": 4, "failed": 1}

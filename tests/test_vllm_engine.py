@@ -31,7 +31,6 @@ from deepconf.errors import (
     InvalidInput,
     InvalidType,
     MissingExtra,
-    RunWarning,
 )
 
 QUESTION = json.loads((TINY / "questions.jsonl").read_text().splitlines()[0])["question"]
@@ -351,19 +350,13 @@ def test_tokens_that_come_after_an_abort_are_counted(
     assert set(late) <= set(names)
     assert 0 < sum(late.values()) == came["tokens"] - seen
     assert again == {}
-    assert not set(names) & {*tiny_engine._aborted.values(), *tiny_engine._late}
+    assert tiny_engine._steps is not None
+    assert not set(names) & {*tiny_engine._steps._aborted.values(), *tiny_engine._steps._late}
 
 
 def test_a_request_that_nobody_aborted_has_no_late_tokens(tiny_engine: VLLM) -> None:
     run(tiny_engine, name="whole")
     assert tiny_engine.submit(tiny_engine.late_tokens(["whole", "none"])).result(WAIT) == {}
-
-
-def test_a_vllm_that_is_not_as_expected_is_said(tiny_engine: VLLM) -> None:
-    engine = object.__new__(VLLM)
-    engine._llm = SimpleNamespace(output_processor=SimpleNamespace(request_states=[]))
-    with pytest.warns(RunWarning, match="after an abort are not counted"):
-        engine._count_late_tokens()
 
 
 # ---- a run's own sampling, and settings ----------------------------------------------------------

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self, Unpack, disjoint_base
 
 from deepconf._frames import Ballot, QuestionVote
+from deepconf.errors import DeepConfError
 
 __all__ = [
     "Action",
@@ -35,6 +36,7 @@ __all__ = [
     "flat_confidences",
     "logits_confidence",
     "openai_confidences",
+    "row_confidences",
     "score",
     "token_confidence",
     "token_entropy",
@@ -134,6 +136,12 @@ def flat_confidences(
     ranks: list[int | None],
     k: SupportsIndex | None = None,
     returned: bool = False,
+    floor: SupportsFloat | None = None,
+) -> NDArray[np.float32]: ...
+def row_confidences(
+    logprobs: NDArray[np.float32],
+    k: SupportsIndex,
+    ranks: ArrayLike | None = None,
     floor: SupportsFloat | None = None,
 ) -> NDArray[np.float32]: ...
 def dict_confidences(
@@ -452,6 +460,9 @@ class Controller:
     def start(self) -> list[Action]: ...
     def launched(self, trace: SupportsIndex) -> None: ...
     def tokens(self, trace: SupportsIndex, confidences: ArrayLike) -> Action.Stop | None: ...
+    def step(
+        self, traces: ArrayLike, confidences: ArrayLike
+    ) -> tuple[list[Action.Stop], dict[int, DeepConfError]]: ...
     def scored(
         self,
         trace: SupportsIndex,

@@ -13,7 +13,8 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -22,7 +23,14 @@ from numpy.typing import NDArray
 from deepconf._aside import Aside, TookTooLong
 from deepconf._core import Action, Controller, Outcome, Policy, TraceScores, score
 from deepconf.answers import AnswerBook
-from deepconf.engines.base import Chunk, Engine, Signal
+from deepconf.engines.base import (
+    Ending,
+    Engine,
+    Finish,
+    Signal,
+    Step,
+    generate_by_stream,
+)
 from deepconf.errors import (
     DeepConfError,
     DeepConfWarning,
@@ -37,8 +45,6 @@ from deepconf.result import Question, Result, Timing, Tokens, Trace
 __all__ = ["Run", "Task"]
 
 T = TypeVar("T")
-Finish = Literal["finished", "length", "aborted"]
-
 # Seconds. An answer found within these goes to the controller together with the trace's end.
 _SOON = 0.5
 # What the next answer may still take once the run is over, and what all of them may.
@@ -69,49 +75,40 @@ class Task:
     extract_limit: float
     math: Literal["auto"] | bool
     on_trace: Callable[[Trace], object] | None
+    keep_confidence: bool
     metadata: Mapping[str, str]
 
 
 class _Record:
-    """A trace as it comes in: 4 bytes of confidence a token, and its text."""
+    """A trace as it comes in: 4 bytes of confidence a token, and at last its text."""
 
     def __init__(self) -> None:
-        self._buffer = np.empty(64, np.float32)
-        self._scored = 0
-        self._text: list[str] = []
-        self.num_tokens = 0
+        self.growing = array("f")
+        self.unscored = 0  # Tokens that have no confidence.
+        self.text = ""
+        self.scores: TraceScores | None = None
         self.finish: Finish | None = None  # How it ended, if it did while the run went on.
         self.answer: str | None = None
         self.stop_token: int | None = None
         self.error: str | None = None
         self.finish_order: int | None = None
+        self._closed: tuple[int, NDArray[np.float32]] | None = None
 
-    def add(self, chunk: Chunk, *, scored: bool) -> None:
-        self.num_tokens += chunk.num_tokens
-        if chunk.text:
-            self._text.append(chunk.text)
-        if not scored:
-            return
-        end = self._scored + len(chunk.confidence)
-        if end > len(self._buffer):
-            grown = np.empty(max(end, 2 * len(self._buffer)), np.float32)
-            grown[: self._scored] = self._buffer[: self._scored]
-            self._buffer = grown
-        self._buffer[self._scored : end] = chunk.confidence
-        self._scored = end
-
-    def close(self, finish_order: int) -> None:
-        """Gives back what growing took in advance."""
-        self._buffer = self._buffer[: self._scored].copy()
+    def close(self, finish_order: int, scores: TraceScores, *, keep: bool) -> None:
+        """Nothing more comes; `keep` says whether the confidences are still wanted."""
+        self._closed = (self.num_tokens, self.confidence if keep else np.empty(0, np.float32))
+        self.growing = array("f")  # Had grown in advance.
         self.finish_order = finish_order
+        self.scores = scores
 
     @property
-    def text(self) -> str:
-        return "".join(self._text)
+    def num_tokens(self) -> int:
+        return len(self.growing) + self.unscored if self._closed is None else self._closed[0]
 
     @property
     def confidence(self) -> NDArray[np.float32]:
-        return self._buffer[: self._scored]
+        """A copy while it grows, since an array that is looked at cannot."""
+        return np.array(self.growing, np.float32) if self._closed is None else self._closed[1]
 
 
 class Run:
@@ -240,64 +237,67 @@ class Run:
         self.controller.launched(trace)
         try:
             too_late = self.controller.status(trace) == "aborting"
-            finish = "aborted" if too_late else await self.generate(trace, record)
+            ending = Ending("aborted", "") if too_late else await self.generate(trace)
         except (Exception, asyncio.CancelledError) as error:
             # Whatever an engine raises is its trace's failure, and no other's.
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
-            record.error = str(error) if isinstance(error, DeepConfError) else repr(error)
             if isinstance(error, EngineDied):
                 self.death = self.death or error
                 self.tell_ends()
                 self.obey(self.controller.engine_died())
             else:
                 await self.abort([trace])
-            record.close(next(self.ends))
-            self.obey(self.controller.failed(trace))
+            self.close(record)
+            self.fail(trace, error)
         else:
-            record.close(next(self.ends))
-            await self.end(trace, record, finish)
+            record.text = ending.text
+            self.close(record)
+            if record.error is None:
+                await self.end(trace, record, ending.finish_reason)
         self.report(trace)
 
-    async def generate(self, trace: int, record: _Record) -> Finish:
-        options = {} if self.task.sampling is None else {"sampling": self.task.sampling}
-        stream = self.engine.stream(
+    async def generate(self, trace: int) -> Ending:
+        engine, sampling = self.engine, self.task.sampling
+        generate = getattr(engine, "generate_into", functools.partial(generate_by_stream, engine))
+        ending: Ending = await generate(
+            self.take,
             self.prompt,
+            trace=trace,
             request_id=self.request_id(trace),
             seed=None if self.policy.seed is None else self.policy.seed + trace,
             signal=self.task.signal,
-            **options,
+            **({} if sampling is None else {"sampling": sampling}),
         )
-        try:
-            async for chunk in stream:
-                await self.take(trace, record, chunk)
-                if chunk.finish_reason in ("finished", "length", "aborted"):
-                    return chunk.finish_reason
-                if chunk.finish_reason is not None:
-                    raise EngineError(
-                        f"finish_reason={chunk.finish_reason!r} of trace {trace}: must be "
-                        "'finished', 'length' or 'aborted'"
-                    )
-        finally:
-            if hasattr(stream, "aclose"):  # The engine is to be at rest when the run is over.
-                with contextlib.suppress(Exception):
-                    await stream.aclose()
-        raise EngineError(f"the engine ended trace {trace} without saying why")
+        return ending
 
-    async def take(self, trace: int, record: _Record, chunk: Chunk) -> None:
-        if not len(chunk.confidence):
-            record.add(chunk, scored=False)
-            return
-        try:
-            stop = self.controller.tokens(trace, chunk.confidence)
-        except DeepConfError:
-            record.add(chunk, scored=False)  # They were generated, and cannot be scored.
-            raise
-        record.add(chunk, scored=True)
-        if stop is not None:
-            record.stop_token = stop.token
-            if chunk.finish_reason is None:
-                await self.abort([trace])
+    def take(self, step: Step) -> Collection[int]:
+        """Takes in what a step generated; the traces that are to end now."""
+        records = self.records
+        stops, errors = self.controller.step(step.traces, step.confidence)
+        for trace, confidence in zip(step.traces, step.confidence.tolist(), strict=True):
+            if trace in errors:  # They were generated, and cannot be scored.
+                records[trace].unscored += 1
+            else:
+                records[trace].growing.append(confidence)
+        for trace, count in step.unscored.items():
+            records[trace].unscored += count
+        for stop in stops:
+            records[stop.trace].stop_token = stop.token
+        for trace, error in errors.items():
+            self.fail(trace, error)
+        return [stop.trace for stop in stops] + list(errors)
+
+    def fail(self, trace: int, error: BaseException) -> None:
+        """Gives a trace up, once."""
+        record = self.records[trace]
+        if record.error is None:
+            record.error = str(error) if isinstance(error, DeepConfError) else repr(error)
+            self.obey(self.controller.failed(trace))
+
+    def close(self, record: _Record) -> None:
+        keep = self.task.keep_confidence
+        record.close(next(self.ends), self.scores(record), keep=keep)
 
     async def end(self, trace: int, record: _Record, finish: Finish) -> None:
         """Reports the end: together with the answer if that is known soon, else ahead of it."""
@@ -343,7 +343,7 @@ class Run:
         aborted = {
             self.request_id(trace): trace
             for trace in range(len(self.records))
-            if self.controller.status(trace) in ("stopped", "aborted")
+            if self.controller.status(trace) in ("stopped", "aborted", "failed")
         }
         if not aborted or self.death is not None:
             return {}
@@ -471,8 +471,6 @@ class Run:
 
     def trace(self, trace: int, *, voted: bool = False, late: int = 0) -> Trace:
         record = self.records[trace]
-        confidence = record.confidence
-        end = None if record.stop_token is None else record.stop_token + 1
         return Trace(
             trace=trace,
             seed=None if self.policy.seed is None else self.policy.seed + trace,
@@ -480,8 +478,8 @@ class Run:
             answer=record.answer,
             text=record.text,
             num_tokens=record.num_tokens + late,
-            confidence=confidence,
-            scores=self.scores(confidence[:end]),
+            confidence=record.confidence,
+            scores=record.scores or self.scores(record),
             stop_token=record.stop_token,
             voted=voted,
             error=record.error,
@@ -498,8 +496,11 @@ class Run:
         asked = {"stopping": "stopped", "aborting": "aborted", "running": "aborted"}
         return asked.get(told or "", told or "failed")
 
-    def scores(self, confidence: NDArray[np.float32]) -> TraceScores:
+    def scores(self, record: _Record) -> TraceScores:
+        """Up to the token that asked for a stop."""
         policy = self.policy
+        end = None if record.stop_token is None else record.stop_token + 1
+        confidence = record.confidence[:end]
         scored = functools.partial(
             score,
             window=policy.window,

@@ -54,6 +54,8 @@ class DeepThink:
         on_trace: called with each `Trace` as it ends, one after the other, on a thread of its own.
             Whether it voted is not known yet.
         answer_limit: seconds that finding one answer may take.
+        keep_confidence: whether a result's traces keep their token confidences, 4 bytes a token.
+            Without, their scores are the same, and the result cannot be recorded or replayed.
 
     Raises:
         InvalidInput: the engine cannot give the log-probabilities that the policy asks for, or does
@@ -79,6 +81,7 @@ class DeepThink:
         sampling: Mapping[str, Any] | None = None,
         on_trace: Callable[[Trace], object] | None = None,
         answer_limit: float = 30.0,
+        keep_confidence: bool = True,
     ) -> None:
         if not hasattr(engine, "stream"):
             raise InvalidType(
@@ -107,6 +110,7 @@ class DeepThink:
             extract_limit=answer_limit,
             math=math,
             on_trace=on_trace,
+            keep_confidence=keep_confidence,
             metadata=trace_settings(engine.model, policy, _sampling(engine, sampling)),
         )
         AnswerBook(math=math)  # Says at once when math-verify is missing.

@@ -40,7 +40,7 @@ class Trace:
         answer: what it answers; one string for all that are equivalent.
         text: what was generated, as far as it got.
         num_tokens: tokens generated, those after a stop included.
-        confidence: token confidences, float32 `[num_tokens]`, nats.
+        confidence: token confidences, float32 `[num_tokens]`, nats; empty where they are not kept.
         scores: scores, up to the token that asked for a stop.
         stop_token: the token whose group fell below the threshold, counted from 0.
         voted: whether its answer counted.
@@ -232,7 +232,8 @@ class Result:
             gold: the right answer, if known; goes into every row.
 
         Raises:
-            InvalidInput: `correct` has another length, or there are 2^31 tokens or more.
+            InvalidInput: `correct` has another length, there are 2^31 tokens or more, or the token
+                confidences were not kept.
             MissingExtra: pyarrow is not installed.
         """
         from deepconf.traces import schema
@@ -244,6 +245,10 @@ class Result:
         if correct is not None and len(correct) != len(traces):
             raise InvalidInput(
                 f"correct has {len(correct)} entries and there are {len(traces)} traces"
+            )
+        if any(len(trace.confidence) < trace.scores.num_tokens for trace in traces):
+            raise InvalidInput(
+                "the token confidences were not kept: set DeepThink(keep_confidence=True)"
             )
         table: dict[str, Any] = {
             "question_id": _strings([question_id] * len(traces)),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -18,9 +19,15 @@ from deepconf.errors import EngineError, InvalidInput, InvalidType
 __all__ = [
     "ENGINE_THREADS",
     "Chunk",
+    "Ending",
     "Engine",
+    "Finish",
     "Signal",
+    "Step",
+    "SteppingEngine",
+    "Take",
     "as_messages",
+    "generate_by_stream",
     "result_of",
     "settings_of",
 ]
@@ -43,6 +50,9 @@ class Signal:
     """Raises smaller log-probabilities to this, nats."""
 
 
+Finish = Literal["finished", "length", "aborted"]
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """New tokens of one trace."""
@@ -53,8 +63,33 @@ class Chunk:
     """How many there are; more than `confidence` has where one came without log-probabilities."""
     text: str
     """Text to append. An engine that decodes at the end gives all of it in the last chunk."""
-    finish_reason: Literal["finished", "length", "aborted"] | None
+    finish_reason: Finish | None
     """Set on the last chunk only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of an engine generated, of the traces of one run."""
+
+    traces: Sequence[int]
+    """`[n]`, the trace of each token; a trace's own stand together and in order."""
+    confidence: NDArray[np.float32]
+    """Their token confidences, float32 `[n]`, nats."""
+    unscored: Mapping[int, int] = field(default_factory=dict)
+    """By trace, how many tokens more came without log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a trace ended."""
+
+    finish_reason: Finish
+    text: str
+    """All of it."""
+
+
+Take = Callable[[Step], Collection[int]]
+"""Takes a step in and says which of its traces are to be aborted."""
 
 
 class Engine(Protocol):
@@ -138,6 +173,75 @@ class Engine(Protocol):
     def __exit__(self, *_: object) -> None:
         """Closes it."""
         ...
+
+
+class SteppingEngine(Engine, Protocol):
+    """An engine that hands over whole steps, which costs less than a stream for each trace."""
+
+    async def generate_into(
+        self,
+        take: Take,
+        prompt: Any,
+        *,
+        trace: int,
+        request_id: str,
+        seed: int | None,
+        signal: Signal,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Ending:
+        """Generates one trace to its end, as `stream` does; its tokens go into `take`.
+
+        Those of all traces with an equal `take` that one step brings come in one call, on the event
+        loop; what it returns is aborted. No token of a trace comes after its end.
+
+        Args:
+            take: where the tokens go.
+            prompt: what `prepare` gave.
+            trace: what its tokens are marked with.
+            request_id: its name, for `abort`.
+            seed: what to sample with; None for the engine to draw for itself.
+            signal: what log-probabilities are wanted.
+            sampling: the run's parameters, over those of the engine.
+
+        Raises:
+            EngineDied: nothing can be generated any more, of this trace or any other.
+            Exception: anything else is this trace's failure, and no other's.
+        """
+        ...
+
+
+async def generate_by_stream(
+    engine: Engine, take: Take, prompt: Any, *, trace: int, request_id: str, **options: Any
+) -> Ending:
+    """`SteppingEngine.generate_into` of an engine that streams: every chunk is a step.
+
+    Raises:
+        EngineError: the stream ended without saying why.
+        Exception: whatever the engine raises.
+    """
+    texts: list[str] = []
+    stream = engine.stream(prompt, request_id=request_id, **options)
+    try:
+        async for chunk in stream:
+            scored, reason = len(chunk.confidence), chunk.finish_reason
+            texts.append(chunk.text)
+            unscored = {trace: chunk.num_tokens - scored} if chunk.num_tokens != scored else {}
+            unwanted = take(Step([trace] * scored, chunk.confidence, unscored))
+            if reason in ("finished", "length", "aborted"):
+                return Ending(reason, "".join(texts))
+            if reason is not None:
+                raise EngineError(
+                    f"finish_reason={reason!r} of trace {trace}: must be 'finished', 'length' or "
+                    "'aborted'"
+                )
+            if unwanted:
+                with contextlib.suppress(Exception):  # It then runs to its end.
+                    await engine.abort([request_id])
+    finally:
+        if hasattr(stream, "aclose"):  # The engine is to be at rest when the run is over.
+            with contextlib.suppress(Exception):
+                await stream.aclose()
+    raise EngineError(f"the engine ended trace {trace} without saying why")
 
 
 def settings_of(engine: Engine, sampling: Mapping[str, Any] | None) -> dict[str, Any]:

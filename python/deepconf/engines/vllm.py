@@ -1,4 +1,4 @@
-"""vLLM in process: one request a trace, flat raw log-probabilities, deltas as they come."""
+"""vLLM in process: one request a trace, raw log-probabilities, whole steps where it can be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import enum
+import functools
 import gc
 import importlib.util
 import os
@@ -25,8 +26,20 @@ from numpy.typing import NDArray
 from deepconf._core import dict_confidences, flat_confidences
 from deepconf.engines._checks import check_hub, checked_model, main_guard, refuse_children
 from deepconf.engines._guardian import Guardian
-from deepconf.engines.base import ENGINE_THREADS, Chunk, Signal, as_messages, result_of
+from deepconf.engines._steps import Request, Steps, misfits
+from deepconf.engines.base import (
+    ENGINE_THREADS,
+    Chunk,
+    Ending,
+    Finish,
+    Signal,
+    Take,
+    as_messages,
+    generate_by_stream,
+    result_of,
+)
 from deepconf.errors import (
+    DeepConfError,
     EngineDied,
     EngineError,
     InvalidInput,
@@ -49,12 +62,12 @@ _OWNED = {
     "prompt_logprob_token_ids": "the prompt has no confidence",
     "prompt_logprob_start": "the prompt has no confidence",
     "flat_logprobs": "always on",
-    "output_kind": "always deltas",
+    "output_kind": "a run follows its traces by itself",
     "detokenize": "texts are decoded once, at the end",
 }
 
 # "repetition" comes of `repetition_detection`: such a trace was cut short.
-_FINISH: dict[str, Literal["finished", "length", "aborted"]] = {
+_FINISH: dict[str, Finish] = {
     "stop": "finished",
     "length": "length",
     "repetition": "length",
@@ -89,8 +102,8 @@ _FREE = frozenset(
     """.split()  # noqa: SIM905 (a list of them would be a line each)
 )
 
-# How many aborted requests that nobody asked about are remembered.
-_REMEMBERED = 100_000
+# Tokens of a text that is decoded on another thread.
+_LONG = 4_096
 
 # What is set before vLLM is imported: its log is no result, and what torch and vLLM warn of when
 # there is no GPU is nothing that anybody could change.
@@ -166,8 +179,7 @@ class VLLM:
         self._llm: Any = None
         self._closing = False
         self._pending: set[Future[Any]] = set()
-        self._aborted: dict[str, str] = {}  # vLLM's own names of requests, and ours.
-        self._late: dict[str, int] = {}
+        self._steps: Steps | None = None
         self._frozen = False
         self._guardian = Guardian()
         self._loop = asyncio.new_event_loop()
@@ -232,33 +244,25 @@ class VLLM:
         defaults = {"max_tokens": None, **self._config.get_diff_sampling_param()}
         self._sampling = {**defaults, **self._sampling}
         _check_sampling(self._sampling, settings, self._tokenizer)
-        self._count_late_tokens()
+        self._take_steps()
         _freeze()
         self._frozen = True
 
-    def _count_late_tokens(self) -> None:
-        """Looks at what vLLM drops: tokens that come for a request that was aborted already."""
-        processor = self._llm.output_processor
-        try:
-            plain, running = processor.process_outputs, processor.request_states
-            if not isinstance(running, dict) or not isinstance(processor.external_req_ids, dict):
-                raise AttributeError("its requests are in no dict")
-        except AttributeError as error:
-            text = (
-                f"tokens that come after an abort are not counted: this vLLM is new to us, {error}"
-            )
-            warnings.warn(text, RunWarning, stacklevel=1)
+    def _take_steps(self) -> None:
+        """By the step where vLLM's inside is as it is known; else by its public interface."""
+        missing = misfits(self._llm)
+        if not missing:
+            self._steps = Steps(self._llm)
             return
+        import vllm
 
-        def process_outputs(outputs: Any, *args: Any, **options: Any) -> Any:
-            for output in outputs:
-                if output.request_id not in running:
-                    name = self._aborted.get(output.request_id)
-                    if name is not None:
-                        self._late[name] = self._late.get(name, 0) + len(output.new_token_ids)
-            return plain(outputs, *args, **options)
-
-        processor.process_outputs = process_outputs
+        warnings.warn(
+            f"vLLM {vllm.__version__} is new to us ({'; '.join(missing)}): traces are followed one "
+            "by one, which takes several times as much of this process, and tokens that come after "
+            "an abort are not counted",
+            RunWarning,
+            stacklevel=1,
+        )
 
     async def _stop(self) -> None:
         if self._llm is not None:
@@ -432,46 +436,89 @@ class VLLM:
         sampling: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Chunk]:
         """Generates one trace; see `Engine.stream`."""
-        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        llm, merged = self._alive(), {**self._sampling, **(sampling or {})}
+        params = self._params(merged, seed, signal, RequestOutputKind.DELTA)
+        tokens: list[int] = []
+        outputs = llm.generate(prompt, params, request_id)
+        async with self._failing(request_id), contextlib.aclosing(outputs):
+            async for output in outputs:  # Which is aborted where this stream is left.
+                delta = output.outputs[0]
+                reason = _finish(request_id, delta.finish_reason)
+                text = delta.text
+                if not params.detokenize:
+                    tokens.extend(delta.token_ids)
+                    stopped = delta.finish_reason == "stop"
+                    text = "" if reason is None else self._decode(tokens, stopped, merged)
+                yield Chunk(
+                    confidence=_confidences(delta.logprobs, signal),
+                    num_tokens=len(delta.token_ids),
+                    text=text,
+                    finish_reason=reason,
+                )
+
+    async def generate_into(
+        self,
+        take: Take,
+        prompt: Any,
+        *,
+        trace: int,
+        request_id: str,
+        seed: int | None,
+        signal: Signal,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Ending:
+        """Generates one trace by the step; see `SteppingEngine.generate_into`."""
+        from vllm.sampling_params import RequestOutputKind
+
+        options: dict[str, Any] = {"seed": seed, "signal": signal, "sampling": sampling}
+        if self._steps is None:
+            return await generate_by_stream(
+                self, take, prompt, trace=trace, request_id=request_id, **options
+            )
+        self._alive()
         merged = {**self._sampling, **(sampling or {})}
-        decodes_itself = bool(merged.get("stop"))
-        llm = self._alive()
+        params = self._params(merged, seed, signal, RequestOutputKind.FINAL_ONLY)
+        request = Request(request_id, trace, detokenized=params.detokenize)
+        async with self._failing(request_id):
+            await self._steps.generate(request, prompt, params, signal, take)
+            reason = _finish(request_id, request.finish_reason)
+            assert reason is not None, "it has ended"
+            if params.detokenize:
+                return Ending(reason, request.text)
+            decode = functools.partial(
+                self._decode, request.tokens, request.finish_reason == "stop", merged
+            )
+            if len(request.tokens) < _LONG:
+                return Ending(reason, decode())
+            return Ending(reason, await asyncio.to_thread(decode))
+
+    def _params(
+        self, sampling: Mapping[str, Any], seed: int | None, signal: Signal, kind: Any
+    ) -> Any:
+        from vllm import SamplingParams
+
         try:
-            params = SamplingParams(
-                **merged,
+            return SamplingParams(
+                **sampling,
                 n=1,
                 seed=seed,
                 logprobs=signal.top_logprobs,
                 flat_logprobs=True,
-                detokenize=decodes_itself,
-                output_kind=RequestOutputKind.DELTA,
+                detokenize=bool(sampling.get("stop")),
+                output_kind=kind,
             )
         except Exception as error:  # vLLM's own are no ValueError.
-            raise InvalidInput(f"sampling={merged}, seed={seed}: {_reason(error)}") from error
-        tokens: list[int] = []
-        outputs = llm.generate(prompt, params, request_id)
+            raise InvalidInput(f"sampling={sampling}, seed={seed}: {_reason(error)}") from error
+
+    @contextlib.asynccontextmanager
+    async def _failing(self, request_id: str) -> AsyncIterator[None]:
+        """What vLLM raises for a request, as errors of ours."""
+        llm = self._alive()
         try:
-            async with contextlib.aclosing(outputs):  # Which aborts, where this stream is left.
-                async for output in outputs:
-                    delta = output.outputs[0]
-                    reason = delta.finish_reason
-                    if reason is not None and reason not in _FINISH:
-                        raise EngineError(f"vLLM ended request {request_id} with {reason!r}")
-                    text = delta.text
-                    if not decodes_itself:
-                        tokens.extend(delta.token_ids)
-                        text = (
-                            "" if reason is None else self._decode(tokens, reason == "stop", merged)
-                        )
-                    yield Chunk(
-                        confidence=_confidences(delta.logprobs, signal),
-                        num_tokens=len(delta.token_ids),
-                        text=text,
-                        finish_reason=None if reason is None else _FINISH[reason],
-                    )
-        except (EngineError, InvalidInput, GeneratorExit, asyncio.CancelledError):
+            yield
+        except (DeepConfError, GeneratorExit, asyncio.CancelledError):
             raise
         except Exception as error:
             with contextlib.suppress(Exception):  # vLLM forgets it where sending it failed.
@@ -479,53 +526,27 @@ class VLLM:
             kind = EngineDied if self._llm is None or llm.errored else EngineError
             raise kind(f"vLLM failed on request {request_id}: {_reason(error)}") from error
 
-    def _decode(self, tokens: list[int], stopped: bool, sampling: Mapping[str, Any]) -> str:
+    def _decode(self, tokens: Sequence[int], stopped: bool, sampling: Mapping[str, Any]) -> str:
         """The text as vLLM would give it: without the token that stopped it."""
         if stopped and not sampling.get("include_stop_str_in_output"):
             tokens = tokens[:-1]
         skip = sampling.get("skip_special_tokens", True)
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=skip)
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip)
         return text
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """Ends these traces at once; nothing where the engine has died, and they with it."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        llm = self._llm
-        if llm is None:
-            return
-        names = llm.output_processor.external_req_ids
-        for request_id in request_ids:
-            for internal in names.get(request_id, ()):
-                self._aborted[internal] = request_id
-        while len(self._aborted) > _REMEMBERED:
-            self._late.pop(self._aborted.pop(next(iter(self._aborted))), None)
-        with contextlib.suppress(EngineDeadError):
-            await llm.abort(list(request_ids))
+        if self._llm is not None:
+            with contextlib.suppress(EngineDeadError):
+                await (self._steps or self._llm).abort(list(request_ids))
 
     async def late_tokens(self, request_ids: Sequence[str]) -> dict[str, int]:
-        """Tokens that reached this process after their abort; see `Engine.late_tokens`.
-
-        Gives each count once. What the engine core computed for a request and dropped itself,
-        the rest of a step at the most, is not seen here. Waits five seconds at the most.
-        """
-        llm = self._llm
-        if llm is not None and not llm.errored:
-            with contextlib.suppress(Exception):  # It died: there is nothing on its way.
-                await asyncio.wait_for(self._arrival(llm), timeout=5)
-        asked = set(request_ids)
-        late = {name: self._late.pop(name) for name in asked & self._late.keys()}
-        self._aborted = {name: ours for name, ours in self._aborted.items() if ours not in asked}
-        return late
-
-    async def _arrival(self, llm: Any) -> None:
-        """Returns when what the engine core had sent has been looked at."""
-        core = llm.engine_core
-        await core.get_supported_tasks_async()  # Its answer comes behind what was sent before it.
-        queue = getattr(core, "outputs_queue", None)
-        while queue is not None and not queue.empty():
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.005)  # For the parts in which a large step is looked at.
+        """Tokens that reached this process after their abort; see `Engine.late_tokens`."""
+        if self._llm is None or self._steps is None:
+            return {}
+        return await self._steps.late_tokens(request_ids)
 
     def close(self) -> None:
         """Stops the engine and its processes; may be called again.
@@ -618,6 +639,13 @@ def _confidences(logprobs: Any, signal: Signal) -> NDArray[np.float32]:
         return dict_confidences(logprobs, signal.top_logprobs or None, returned, floor)
     entries, ends, ranks = logprobs.logprobs, logprobs.end_indices, logprobs.ranks
     return flat_confidences(entries, ends, ranks, signal.top_logprobs or None, returned, floor)
+
+
+def _finish(request_id: str, reason: str | None) -> Finish | None:
+    """How vLLM says that it ended, in our words."""
+    if reason is not None and reason not in _FINISH:
+        raise EngineError(f"vLLM ended request {request_id} with {reason!r}")
+    return None if reason is None else _FINISH[reason]
 
 
 def settings_of(

@@ -56,7 +56,7 @@ mod state;
 
 use std::collections::HashMap;
 
-pub use action::{Action, Finish, Outcome, Reason, Status, Unarmed};
+pub use action::{Action, Finish, Outcome, Reason, Status, Stepped, Unarmed};
 pub use state::{Leader, Phase, State};
 
 use entry::{Entry, Scoring};
@@ -179,6 +179,38 @@ impl Controller {
             entry.status = Status::Stopping;
             Action::Stop { trace, token: seen + at as u64 }
         }))
+    }
+
+    /// New tokens of many traces were scored: token i is of `traces[i]`, in nats.
+    ///
+    /// What stands together of one trace is one event, as [`tokens`](Self::tokens) has it; a trace may
+    /// occur more than once. What is wrong with one trace costs no other: its error is told, and what
+    /// follows of it in this step is left out, since whoever drives gives it up.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when there are not as many of each; nothing is then added.
+    pub fn step(&mut self, traces: &[u32], confidences: &[f32]) -> Result<Stepped> {
+        if traces.len() != confidences.len() {
+            return Err(Error::Length {
+                left: "traces",
+                left_len: traces.len(),
+                right: "confidences",
+                right_len: confidences.len(),
+            });
+        }
+        let mut stepped = Stepped::default();
+        let mut rest = confidences;
+        for part in traces.chunk_by(|a, b| a == b) {
+            let (trace, new) = (part[0], rest.split_off(..part.len()).unwrap_or_default());
+            if stepped.errors.iter().any(|&(lost, _)| lost == trace) {
+                continue;
+            }
+            match self.tokens(trace, new) {
+                Ok(stop) => stepped.stops.extend(stop),
+                Err(error) => stepped.errors.push((trace, error)),
+            }
+        }
+        Ok(stepped)
     }
 
     /// What a trace that is scored elsewhere has come to, in place of its [`tokens`](Self::tokens).

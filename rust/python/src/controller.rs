@@ -3,9 +3,10 @@
 use deepconf_core::controller::{self, Finish};
 use deepconf_core::{Result, policy};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use crate::action::Action;
-use crate::convert::{Floats, maybe, object, text, whole};
+use crate::convert::{Floats, integers, maybe, object, text, whole};
 use crate::error::{invalid_input, raise};
 use crate::locked::Locked;
 use crate::outcome::Outcome;
@@ -104,6 +105,48 @@ impl Controller {
         let new = single.as_slice()?;
         let stop = self.controller.with_values(py, new.len(), |run| run.tokens(trace, new));
         stop.map_err(raise)?.map(|stop| Action::new(py, stop)).transpose()
+    }
+
+    /// New tokens of many traces were scored: the same as a `tokens` for each trace, in one call.
+    ///
+    /// What is wrong with one trace, such as a NaN, costs no other: none of its tokens that stand
+    /// together there is added, and none that follows in this step.
+    ///
+    /// Args:
+    ///     traces: integers `[n]`, the trace of each token. A trace's own are in order, and those that
+    ///         stand together are one event.
+    ///     confidences: float32 `[n]`, nats.
+    ///
+    /// Returns:
+    ///     An `Action.Stop` for each trace of which a group fell below the threshold; and, by trace, the
+    ///     exceptions that `tokens` would have raised.
+    ///
+    /// Raises:
+    ///     InvalidInput: there are not as many of each.
+    fn step<'py>(
+        &self,
+        py: Python<'py>,
+        traces: &Bound<'py, PyAny>,
+        confidences: &Bound<'py, PyAny>,
+    ) -> PyResult<(Vec<Action>, Bound<'py, PyDict>)> {
+        let traces = integers(traces, "traces")?;
+        let number = |(place, &trace): (usize, &i64)| {
+            u32::try_from(trace).map_err(|_| {
+                invalid_input(format!("traces[{place}]={trace}: must be the number of a trace"))
+            })
+        };
+        let traces = traces.as_slice()?.iter().enumerate().map(number);
+        let traces = traces.collect::<PyResult<Vec<_>>>()?;
+        let confidences = Floats::one(confidences, "confidences")?.single()?;
+        let new = confidences.as_slice()?;
+        let stepped = self.controller.with_values(py, new.len(), |run| run.step(&traces, new));
+        let stepped = stepped.map_err(raise)?;
+        let lost = PyDict::new(py);
+        for (trace, error) in stepped.errors {
+            lost.set_item(trace, raise(error))?;
+        }
+        let stops = stepped.stops.into_iter().map(|stop| Action::new(py, stop));
+        Ok((stops.collect::<PyResult<_>>()?, lost))
     }
 
     /// What a trace that is scored elsewhere has come to, in place of its `tokens`: by an engine that

@@ -35,7 +35,9 @@ mod _core {
     #[pymodule_export]
     use super::controller::Controller;
     #[pymodule_export]
-    use super::logprobs::{dict_confidences, flat_confidences, openai_confidences};
+    use super::logprobs::{
+        dict_confidences, flat_confidences, openai_confidences, row_confidences,
+    };
     #[pymodule_export]
     use super::outcome::Outcome;
     #[pymodule_export]

@@ -1,12 +1,12 @@
 //! Log-probabilities as vLLM and OpenAI-style servers return them, straight to token confidences.
 
 use deepconf_core::token::{ONE_IS_TOO_FEW, check_floor, check_k, confidence};
-use numpy::{IntoPyArray, PyArray1};
+use numpy::{IntoPyArray, PyArray1, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
-use crate::convert::{Given, integers, number, object, optional, truth, whole};
+use crate::convert::{self, Floats, Given, integers, number, object, optional, truth, whole};
 use crate::error::{invalid_input, invalid_type, raise};
 
 /// Which entries of a row count, as the arguments say.
@@ -166,6 +166,68 @@ pub fn flat_confidences<'py>(
         confidences.push(confidence_of(counted, floor, row)?);
     }
     checked(logprobs.py(), confidences)
+}
+
+/// Token confidences of a step of vLLM's engine core: rows of many requests, one after the other.
+///
+/// A row is the sampled token, then the most likely ones: k at least, more where another request in the
+/// batch asked for more. What is wrong with one request must cost no other, so a row with an entry that is
+/// not finite gives a confidence that is not, and no error.
+///
+/// Args:
+///     logprobs: float32 `[n, width]`, nats.
+///     k: how many of the most likely tokens count, at least 2.
+///     ranks: integers `[n]`, those of the sampled tokens, counted from 1, where a sampled token beyond
+///         rank k counts too; None where it does not.
+///     floor: raises smaller log-probabilities to this.
+///
+/// Returns:
+///     float32 `[n]`, nats.
+///
+/// Raises:
+///     InvalidInput: not a table, k < 2, fewer than k + 1 entries in a row, or not a rank a row.
+///     InvalidType: an argument of a wrong type.
+#[pyfunction]
+#[pyo3(signature = (logprobs, k, ranks=None, floor=None))]
+pub fn row_confidences<'py>(
+    logprobs: &Bound<'py, PyAny>,
+    k: &Bound<'py, PyAny>,
+    ranks: Option<&Bound<'py, PyAny>>,
+    floor: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let k: usize = whole(k, "k")?;
+    let floor = floor.map(|floor| number(floor, "floor")).transpose()?;
+    check_floor(floor).and(check_k("k", k)).map_err(raise)?;
+    let table = convert::array(logprobs, "logprobs")?;
+    let &[n, width] = table.shape() else {
+        let shape = table.shape();
+        return Err(invalid_input(format!("logprobs has shape {shape:?}: must be [n, width]")));
+    };
+    if width <= k {
+        return Err(invalid_input(format!(
+            "logprobs has shape [{n}, {width}]: must have the sampled token and the k={k} most likely \
+             in each row"
+        )));
+    }
+    let ranks = ranks.map(|ranks| integers(ranks, "ranks")).transpose()?;
+    let ranks = ranks.as_ref().map(|ranks| ranks.as_slice()).transpose()?;
+    if ranks.is_some_and(|ranks| ranks.len() != n) {
+        return Err(invalid_input(format!("ranks must have {n} entries, one for each row")));
+    }
+    let mut counted = Vec::with_capacity(k + 1);
+    let entries = Floats::flat(&table, "logprobs")?.single()?;
+    let rows = entries.as_slice()?.chunks_exact(width).enumerate();
+    let confidences: Vec<f32> = rows
+        .map(|(row, entries)| {
+            let outside = ranks.is_some_and(|ranks| ranks[row] > k as i64);
+            counted.clear();
+            counted.extend_from_slice(&entries[usize::from(!outside)..=k]);
+            // Most likely first, as everywhere.
+            counted.sort_by(|a, b| b.total_cmp(a));
+            confidence(&counted, floor)
+        })
+        .collect();
+    Ok(confidences.into_pyarray(logprobs.py()))
 }
 
 /// Token confidences of vLLM's dict log-probabilities.

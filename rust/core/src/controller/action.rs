@@ -1,5 +1,6 @@
 //! What a controller and its driver tell each other.
 
+use crate::error::Error;
 use crate::vote::Vote;
 
 /// What the driver is to do.
@@ -19,6 +20,16 @@ pub enum Action {
     Abort(Vec<u32>),
     /// The run is over.
     Answer(Box<Outcome>),
+}
+
+/// What came of one step of all traces.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Stepped {
+    /// The traces to stop, as [`Action::Stop`], in the order of their tokens.
+    pub stops: Vec<Action>,
+    /// The traces whose tokens could not be taken, in that order, and why.
+    pub errors: Vec<(u32, Error)>,
 }
 
 /// How a trace ended, as the server tells it.
