@@ -77,6 +77,10 @@ CALLS: dict[str, Call] = {
             "min_ballots": 1, "threads": 1,
         },
     ),
+    "row_confidences": (
+        lambda: _core.row_confidences,
+        {"logprobs": [[-1.0, -1.0, -2.0]], "k": 2, "ranks": [1], "floor": -9.0},
+    ),
     "flat_confidences": (
         lambda: _core.flat_confidences,
         {
@@ -116,6 +120,7 @@ CALLS: dict[str, Call] = {
     "Controller": (lambda: deepconf.Controller, {"policy": POLICY}),
     "Controller.launched": (lambda: started().launched, {"trace": 1}),
     "Controller.tokens": (lambda: started().tokens, {"trace": 0, "confidences": [1.0]}),
+    "Controller.step": (lambda: started().step, {"traces": [0], "confidences": [1.0]}),
     "Controller.scored": (
         lambda: started().scored,
         {"trace": 0, "scores": SCORES[0], "num_tokens": 3, "stop_token": None},

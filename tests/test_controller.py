@@ -324,7 +324,7 @@ def test_a_step_names_what_is_wrong() -> None:
     assert controller.step([], []) == ([], {})
     for wrong, says in [
         (([4], [1.0, 2.0]), "traces has 1 entries and confidences has 2"),
-        (([-1], [1.0]), "traces holds -1"),
+        (([-1], [1.0]), r"traces\[0\]=-1: must be the number of a trace"),
         (([4], [[1.0]]), r"confidences has shape \[1, 1\]"),
     ]:
         with pytest.raises(InvalidInput, match=says):

@@ -75,6 +75,7 @@ COMPUTES: dict[str, Callable[[], Any]] = {
     "logits_confidence": lambda: deepconf.logits_confidence(ROWS, 2).sum(),
     "vote": lambda: deepconf.vote(texts(), WEIGHTS, keep=0.5).answer,
     "vote_many": lambda: deepconf.vote_many(np.arange(LONG), texts(), WEIGHTS, 0.5).share.sum(),
+    "row_confidences": lambda: _core.row_confidences(np.full((LONG, 3), -1.0, np.float32), 2).sum(),
     "flat_confidences": lambda: _core.flat_confidences(*FLAT).sum(),
     "dict_confidences": lambda: _core.dict_confidences([{0: Likely, 1: Likely}] * LONG).sum(),
     "openai_confidences": lambda: _core.openai_confidences(
