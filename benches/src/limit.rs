@@ -10,17 +10,24 @@ pub struct Memory<T> {
     at: AtomicUsize,
 }
 
-impl<T> Memory<T> {
+impl<T: Copy> Memory<T> {
     /// All of `values`, from the first on.
     #[must_use]
     pub fn new(values: Vec<T>) -> Self {
         Self { values, at: AtomicUsize::new(0) }
     }
 
-    /// How many values there are.
+    /// `values` as often as they go into so many bytes, and once at least: to be read whole, and to be the
+    /// same each time.
     #[must_use]
-    pub fn size(&self) -> usize {
-        self.values.len()
+    pub fn repeated(values: &[T], bytes: usize) -> Self {
+        Self::new(values.repeat((bytes / size_of_val(values)).max(1)))
+    }
+
+    /// How many bytes there are.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.values.as_slice())
     }
 
     /// The next `n` values, which the longest time has passed for since they were read.

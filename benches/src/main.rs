@@ -32,8 +32,8 @@ struct Arguments {
     /// MiB that the limit, and what is compared with it, is read from: more than any cache holds.
     #[arg(long, default_value_t = 1_024)]
     memory: usize,
-    /// Only with this instruction set: baseline, avx2 or avx512. All that the CPU has by default, where
-    /// they are told apart.
+    /// Only with this instruction set: baseline, avx2 or avx512. By default token kernels take all that the
+    /// CPU has, one after the other, and all else the widest.
     #[arg(long)]
     level: Option<Level>,
     /// Only the sections whose title holds this.
@@ -46,12 +46,12 @@ type Section = (&'static str, fn(&mut Bench<'_>, &[f32]));
 const SECTIONS: [Section; 11] = [
     ("this machine", machine),
     ("all five scores, n = 32,768, w = 2,048", scores),
-    ("scores by length (w = 512)", by_length),
+    ("scores by length (w = 512 where none is given)", by_length),
     ("scores by window, bottom fraction and number of traces (n = 32,768)", by_setting),
     ("scores by type of float (n = 32,768, w = 2,048)", by_type),
     ("streaming", streaming),
-    ("token confidence, one core", tokens::confidence),
-    ("token entropy, one core", tokens::entropy),
+    ("token confidence, one core, of the limit on bytes read and written", tokens::confidence),
+    ("token entropy, one core, of the limit on bytes read and written", tokens::entropy),
     ("token confidence from logits, one core", tokens::logits),
     ("vote_many, weighted, keep 0.5", votes),
     ("a run of 128 traces of 16,384 tokens under `low`, one core", replays),
@@ -96,7 +96,8 @@ fn machine(bench: &mut Bench<'_>, data: &[f32]) {
     });
 }
 
-/// Scores `values` cut into traces of `length`, once checked and then measured.
+/// Scores `values` cut into traces of `length`, once checked and then measured, each time elsewhere in
+/// memory.
 fn score<T: Sample>(
     bench: &mut Bench<'_>,
     name: String,
@@ -105,7 +106,8 @@ fn score<T: Sample>(
     settings: Settings,
     threads: usize,
 ) {
-    let scorer = Scorer::new(settings).expect("the settings are sound");
+    let memory = Memory::repeated(values, bench.memory().bytes());
+    let scorer = Scorer::new(settings).expect("the settings are sound").at(bench.level());
     let offsets: Vec<usize> = (0..=values.len() / length).map(|i| i * length).collect();
     let scored = scorer.score_many(values, &offsets).expect("the traces are sound");
     let step = (scored.len() / 2).max(1);
@@ -115,7 +117,7 @@ fn score<T: Sample>(
     let n = scored.len() * length;
     let bytes = n * size_of::<T>();
     bench.row(Work { threads, ..work(name, "tokens", n, bytes) }, || {
-        let again = scorer.score_many(values, &offsets);
+        let again = scorer.score_many(memory.next(values.len()), &offsets);
         assert!(again.as_ref() == Ok(&scored), "the scores differ from run to run");
     });
 }
@@ -131,6 +133,10 @@ fn by_length(bench: &mut Bench<'_>, data: &[f32]) {
     let settings = Settings::default().window(512).tail(512);
     for length in [1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18] {
         score(bench, format!("n = {length}"), &data[..data.len() / 4], length, settings, 1);
+    }
+    for (length, window) in [(64, 16), (2_088, 2_048)] {
+        let (name, quarter) = (format!("n = {length}, w = {window}"), &data[..data.len() / 4]);
+        score(bench, name, quarter, length, Settings::default().window(window).tail(window), 1);
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Row {
     pub unit: &'static str,
     /// Items of a run.
     pub items: usize,
-    /// Bytes read in a run; 0 where that is not what bounds it.
+    /// Bytes read in a run, and written where scores are many; 0 where that is not what bounds it.
     pub bytes: usize,
     /// Threads used.
     pub threads: usize,
@@ -59,7 +59,7 @@ pub struct Work {
     pub unit: &'static str,
     /// Items of a run.
     pub items: usize,
-    /// Bytes read in a run; 0 where that is not what bounds it.
+    /// Bytes read in a run, and written where scores are many; 0 where that is not what bounds it.
     pub bytes: usize,
     /// Threads used.
     pub threads: usize,
@@ -82,6 +82,12 @@ impl<'a> Bench<'a> {
     #[must_use]
     pub fn levels(&self) -> Vec<Level> {
         self.levels.clone()
+    }
+
+    /// The one to measure at what is not compared.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.levels.last().copied().unwrap_or_else(Level::widest)
     }
 
     /// Begins a section.

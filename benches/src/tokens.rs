@@ -4,6 +4,7 @@ use std::hint::black_box;
 
 use deepconf_bench::limit::Memory;
 use deepconf_bench::{oracle, traces};
+use deepconf_core::Result;
 use deepconf_core::token::Table;
 
 use crate::measure::Bench;
@@ -17,14 +18,14 @@ const ENTRIES: usize = 1 << 23;
 const TABLES: usize = 4;
 
 pub fn confidence(bench: &mut Bench<'_>, _: &[f32]) {
-    by_k(bench, &[None, Some(-100.0)], oracle::check_confidences, |table, floor| {
-        table.confidence(floor).expect("finite")
+    by_k(bench, &[None, Some(-100.0)], oracle::check_confidences, |table, floor, scores| {
+        table.confidence_into(floor, scores)
     });
 }
 
 pub fn entropy(bench: &mut Bench<'_>, _: &[f32]) {
-    by_k(bench, &[None], oracle::check_entropies, |table, floor| {
-        table.entropy(floor).expect("finite")
+    by_k(bench, &[None], oracle::check_entropies, |table, floor, scores| {
+        table.entropy_into(floor, scores)
     });
 }
 
@@ -32,28 +33,31 @@ fn by_k(
     bench: &mut Bench<'_>,
     floors: &[Option<f64>],
     check: fn(&[f32], usize, &[f32]),
-    score: impl Fn(Table<'_, f32>, Option<f64>) -> Vec<f32> + Sync,
+    score: impl Fn(Table<'_, f32>, Option<f64>, &mut [f32]) -> Result<()> + Sync,
 ) {
-    let memory = repeated(&traces::logprobs(1 << 16, 20, 11), bench.memory().size());
+    let memory = Memory::repeated(&traces::logprobs(1 << 16, 20, 11), bench.memory().bytes());
+    let mut scores = vec![0.0; ENTRIES / KS[0]];
     for (k, &floor) in KS.into_iter().flat_map(|k| floors.iter().map(move |floor| (k, floor))) {
         let rows = ENTRIES / k;
+        let scores = &mut scores[..rows];
         for level in bench.levels() {
-            let scored = || {
+            let scored = |scores: &mut [f32]| {
                 let values = memory.next(rows * k);
-                (values, score(Table::new(values, k).expect("whole rows").at(level), floor))
+                let table = Table::new(values, k).expect("whole rows").at(level);
+                score(table, floor, black_box(scores)).expect("finite");
+                values
             };
-            let (values, scores) = scored();
-            check(values, k, &scores);
+            check(scored(scores), k, scores);
             let floor = if floor.is_some() { ", with a floor" } else { "" };
             let name = format!("k = {k}{floor}, {level}");
-            let work = work(name, "tokens", TABLES * rows, 4 * TABLES * rows * k);
-            bench.row(work, || (0..TABLES).for_each(|_| _ = black_box(scored())));
+            let work = work(name, "tokens", TABLES * rows, 4 * TABLES * rows * (k + 1));
+            bench.row(work, || (0..TABLES).for_each(|_| _ = scored(scores)));
         }
     }
 }
 
 pub fn logits(bench: &mut Bench<'_>, _: &[f32]) {
-    let memory = repeated(&traces::logits(1, 1 << 22, 17), bench.memory().size());
+    let memory = Memory::repeated(&traces::logits(1, 1 << 22, 17), bench.memory().bytes());
     for vocabulary in [32_000, 128_256, 256_000] {
         let rows = 4 * ENTRIES / vocabulary;
         for level in bench.levels() {
@@ -69,9 +73,4 @@ pub fn logits(bench: &mut Bench<'_>, _: &[f32]) {
             bench.row(work, || _ = black_box(scored()));
         }
     }
-}
-
-/// The same values over and over, at most `size` of them.
-fn repeated(values: &[f32], size: usize) -> Memory<f32> {
-    Memory::new(values.repeat(size / values.len()))
 }

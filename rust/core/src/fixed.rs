@@ -96,13 +96,8 @@ pub(crate) fn mean_narrow(sum: i64, count: u64) -> f64 {
     sum as f64 / count as f64 / SCALE
 }
 
-/// `x` rounded to `decimals` places, ties to even, as NumPy rounds.
-#[inline(always)]
-#[must_use]
-pub fn round_decimals(x: f64, decimals: u8) -> f64 {
-    let scale = 10_f64.powi(i32::from(decimals));
-    (x * scale).round_ties_even() / scale
-}
+/// 10⁰ to 10⁹, which are exact; of `powi` Rust leaves the precision open.
+const POWERS: [f64; 10] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
 
 /// How a confidence is rounded before it is quantised; known when a kernel is compiled.
 pub(crate) trait Rounding: Copy {
@@ -121,14 +116,22 @@ impl Rounding for Exact {
     }
 }
 
-/// To so many decimals.
+/// To so many decimals, ties to even, as NumPy rounds; holds their power of ten.
 #[derive(Clone, Copy)]
-pub(crate) struct Decimals(pub(crate) u8);
+pub(crate) struct Decimals(f64);
+
+impl Decimals {
+    /// Of settings that are checked: nine at the most.
+    #[inline(always)]
+    pub(crate) fn new(decimals: u8) -> Self {
+        Self(POWERS[usize::from(decimals)])
+    }
+}
 
 impl Rounding for Decimals {
     #[inline(always)]
     fn round(self, c: f64) -> f64 {
-        round_decimals(c, self.0)
+        (c * self.0).round_ties_even() / self.0
     }
 }
 

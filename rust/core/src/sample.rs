@@ -25,12 +25,6 @@ pub trait Native: Copy + PartialOrd {
     /// −∞.
     const LOWEST: Self;
 
-    /// ∞.
-    const HIGHEST: Self;
-
-    /// The nearest to a float64.
-    fn nearest(c: f64) -> Self;
-
     /// By how much this is above another, rounded to float32 once.
     fn above(self, other: Self) -> f32;
 
@@ -42,12 +36,6 @@ macro_rules! native {
     ($float:ty) => {
         impl Native for $float {
             const LOWEST: Self = <$float>::NEG_INFINITY;
-            const HIGHEST: Self = <$float>::INFINITY;
-
-            #[inline(always)]
-            fn nearest(c: f64) -> Self {
-                c as $float
-            }
 
             #[inline(always)]
             fn above(self, other: Self) -> f32 {

@@ -19,8 +19,9 @@
 //! are joined as `(0 + 2) + (1 + 3)`, and the mean is rounded to float32 once. Every path (dense
 //! tables, vLLM's flat lists, dicts) goes through this one definition.
 //!
-//! **Cost.** Confidence: one conversion and one addition an entry, whatever k; bound by memory. Entropy: an
-//! exponential an entry, of rows side by side. From logits: a maximum and an exponential an entry, in one
+//! **Cost.** Confidence: one conversion and one addition an entry, and a join of four lanes and four bytes
+//! written a row; bound by memory, which rows are fetched from ahead of their turn. Entropy: an exponential
+//! an entry, of rows side by side; bound by these. From logits: a maximum and an exponential an entry, in one
 //! pass over the row. All in vectors, and at every [`Level`] the same bits.
 
 use crate::error::{Error, Place, Result};
@@ -96,11 +97,22 @@ impl<'a, T: Sample> Table<'a, T> {
     /// # Errors
     /// [`Error::NotFinite`] naming row and column; [`Error::Setting`] when rows have one entry.
     pub fn confidence(&self, floor: Option<f64>) -> Result<Vec<f32>> {
+        self.fresh(|scores| self.confidence_into(floor, scores))
+    }
+
+    /// [`confidence`](Self::confidence) into `scores`, `[n]`: memory that was written before spares a page
+    /// fault every 1,024 rows.
+    ///
+    /// # Errors
+    /// As [`confidence`](Self::confidence); [`Error::Length`] unless there is a score for each row. After
+    /// an error `scores` hold anything.
+    pub fn confidence_into(&self, floor: Option<f64>, scores: &mut [f32]) -> Result<()> {
         check_k("k", self.k)?;
         check_floor(floor)?;
         let Self { k, level, .. } = *self;
-        self.fill(|values, scores| level.run(Confidences { values, k, floor, scores }))
-            .map_err(|row| self.blame(row, floor))
+        let score =
+            |values: &[T], scores: &mut [f32]| level.run(Confidences { values, k, floor, scores });
+        self.fill(scores, score, |row| self.blame(row, floor))
     }
 
     /// The entropy of each token, `[n]`, in nats (equation 1), renormalised over the k entries; accurate to
@@ -112,10 +124,19 @@ impl<'a, T: Sample> Table<'a, T> {
     /// # Errors
     /// [`Error::NotFinite`] naming row and column.
     pub fn entropy(&self, floor: Option<f64>) -> Result<Vec<f32>> {
+        self.fresh(|scores| self.entropy_into(floor, scores))
+    }
+
+    /// [`entropy`](Self::entropy) into `scores`, `[n]`.
+    ///
+    /// # Errors
+    /// As [`entropy`](Self::entropy) and [`confidence_into`](Self::confidence_into).
+    pub fn entropy_into(&self, floor: Option<f64>, scores: &mut [f32]) -> Result<()> {
         check_floor(floor)?;
         let Self { k, level, .. } = *self;
-        self.fill(|values, scores| level.run(Entropies { values, k, floor, scores }))
-            .map_err(|row| self.blame(row, floor))
+        let score =
+            |values: &[T], scores: &mut [f32]| level.run(Entropies { values, k, floor, scores });
+        self.fill(scores, score, |row| self.blame(row, floor))
     }
 
     /// The confidence of each token, `[n]`, in nats, from whole rows of logits, `[n, vocabulary]`.
@@ -127,6 +148,19 @@ impl<'a, T: Sample> Table<'a, T> {
     /// # Errors
     /// [`Error::NotFinite`] naming row and column; [`Error::Setting`] when `top` is not in 2..=k.
     pub fn logits_confidence(&self, top: usize, floor: Option<f64>) -> Result<Vec<f32>> {
+        self.fresh(|scores| self.logits_confidence_into(top, floor, scores))
+    }
+
+    /// [`logits_confidence`](Self::logits_confidence) into `scores`, `[n]`.
+    ///
+    /// # Errors
+    /// As [`logits_confidence`](Self::logits_confidence) and [`confidence_into`](Self::confidence_into).
+    pub fn logits_confidence_into(
+        &self,
+        top: usize,
+        floor: Option<f64>,
+        scores: &mut [f32],
+    ) -> Result<()> {
         check_k("k", top)?;
         if top > self.k {
             let expected = format!("must be between 2 and the {} logits of a row", self.k);
@@ -134,25 +168,42 @@ impl<'a, T: Sample> Table<'a, T> {
         }
         check_floor(floor)?;
         let Self { k, level, .. } = *self;
-        self.fill(|values, scores| level.run(Logits { values, k, top, floor, scores }))
-            .map_err(|row| self.blame_logits(row, floor))
+        let score =
+            |values: &[T], scores: &mut [f32]| level.run(Logits { values, k, top, floor, scores });
+        self.fill(scores, score, |row| self.blame_logits(row, floor))
+    }
+
+    /// What `into` makes of new memory.
+    fn fresh(&self, into: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<Vec<f32>> {
+        let mut scores = vec![0.0; self.values.len() / self.k];
+        into(&mut scores)?;
+        Ok(scores)
     }
 
     /// A score a row, from `score`, which is given some rows at a time and tells whether all of theirs are
-    /// finite; in parallel where there are many. The first row whose is not is the error.
+    /// finite; in parallel where there are many. The first row whose is not gets the `blame`.
     fn fill(
         &self,
+        scores: &mut [f32],
         score: impl Fn(&[T], &mut [f32]) -> bool + Sync,
-    ) -> std::result::Result<Vec<f32>, usize> {
-        let rows = (ENTRIES / self.k).max(1);
-        let mut scores = vec![0.0; self.values.len() / self.k];
-        let sound = parallel::fill(&mut scores, rows, |at, scores| {
+        blame: impl FnOnce(usize) -> Error,
+    ) -> Result<()> {
+        let (n, rows) = (self.values.len() / self.k, (ENTRIES / self.k).max(1));
+        if scores.len() != n {
+            return Err(Error::Length {
+                left: "scores",
+                left_len: scores.len(),
+                right: "rows",
+                right_len: n,
+            });
+        }
+        let sound = parallel::fill(scores, rows, |at, scores| {
             score(&self.values[at * rows * self.k..][..scores.len() * self.k], scores)
         });
         if sound {
-            return Ok(scores);
+            return Ok(());
         }
-        Err(scores.iter().position(|score| !score.is_finite()).unwrap_or_default())
+        Err(blame(scores.iter().position(|score| !score.is_finite()).unwrap_or_default()))
     }
 
     /// Why this row of log-probabilities has no finite score, as an error.

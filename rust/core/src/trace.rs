@@ -35,7 +35,7 @@ mod select;
 mod tokens;
 
 use crate::error::{Error, Place, Result};
-use crate::fixed;
+use crate::fixed::{self, Decimals, Rounding};
 
 pub(crate) use groups::{BLOCK, Groups};
 pub use scorer::Scorer;
@@ -140,7 +140,7 @@ impl Checked {
     /// One confidence as it enters the sums.
     #[inline(always)]
     pub(crate) fn round(&self, c: f64) -> f64 {
-        self.decimals.map_or(c, |decimals| fixed::round_decimals(c, decimals))
+        self.decimals.map_or(c, |decimals| Decimals::new(decimals).round(c))
     }
 
     /// The value of a complete group that adds up to `sum`, as the lowest.

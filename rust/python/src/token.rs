@@ -2,7 +2,7 @@
 
 use deepconf_core::Sample;
 use deepconf_core::token::Table;
-use numpy::{IntoPyArray, PyArray1, PyUntypedArrayMethods};
+use numpy::{PyArray1, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use crate::convert::{self, Floats, Given, number, whole, with_floats};
@@ -114,22 +114,27 @@ fn map<'py>(
         )));
     };
     let floats = Floats::flat(&array, name)?;
-    let scores = with_floats!(floats, values => rows(py, values, k, threads, of, floor))?;
-    Ok(scores.into_pyarray(py))
+    with_floats!(floats, values => rows(py, values, k, threads, of, floor))
 }
 
-fn rows<T: Sample>(
-    py: Python<'_>,
+/// Into memory of NumPy's, which comes in huge pages where there is much of it.
+fn rows<'py, T: Sample>(
+    py: Python<'py>,
     values: &[T],
     k: usize,
     threads: Threads,
     of: Of,
     floor: Option<f64>,
-) -> PyResult<Vec<f32>> {
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let table = Table::new(values, k).map_err(raise)?;
+    let array = PyArray1::zeros(py, values.len() / k, false);
+    let mut writable = array.readwrite();
+    let scores = writable.as_slice_mut()?;
     threads.run(py, values.len(), || match of {
-        Of::Confidence => table.confidence(floor),
-        Of::Entropy => table.entropy(floor),
-        Of::Logits(top) => table.logits_confidence(top, floor),
-    })
+        Of::Confidence => table.confidence_into(floor, scores),
+        Of::Entropy => table.entropy_into(floor, scores),
+        Of::Logits(top) => table.logits_confidence_into(top, floor, scores),
+    })?;
+    drop(writable);
+    Ok(array)
 }

@@ -3,15 +3,16 @@
 //! Short rows are transposed first, so that each lane has a row of its own and nothing is added up
 //! across lanes. Of a long row each lane takes every sixteenth entry, and the lanes are joined at its end.
 
+use super::rows::clip;
 use super::series::{exp, ln};
-use crate::sample::{Native, Sample};
+use crate::sample::Sample;
 use crate::simd::{Lanes, RUN, Work};
 
 /// Rows of more entries are no longer transposed, which would leave the first-level cache.
 const LONG: usize = 256;
 
-/// So many nats below the top, a probability adds nothing.
-const NOTHING: f32 = -87.0;
+/// Below any log-probability, and finite: adds nothing to mass and moment.
+const ABSENT: f64 = f64::MIN;
 
 /// Fills `scores` with the entropies of the rows of `k` in `values`; whether all are finite.
 pub(super) struct Entropies<'a, T> {
@@ -27,7 +28,7 @@ impl<T: Sample> Work for Entropies<'_, T> {
     #[inline(always)]
     fn call(self, _: impl Lanes) -> bool {
         let Self { values, k, floor, scores } = self;
-        let floor = T::Native::nearest(floor.unwrap_or(f64::NEG_INFINITY));
+        let floor = floor.unwrap_or(f64::NEG_INFINITY);
         if k > LONG {
             for (slot, row) in scores.iter_mut().zip(values.chunks_exact(k)) {
                 let (columns, rest) = row.as_chunks::<RUN>();
@@ -50,36 +51,32 @@ impl<T: Sample> Work for Entropies<'_, T> {
 }
 
 /// What the entropy of each lane follows from: with q = e^(l − top), H = ln Σq − Σ q·(l − top) / Σq.
-struct Spread<N> {
+struct Spread {
     /// The largest.
-    top: [N; RUN],
-    /// The smallest. −∞, a masked entry, is refused.
-    low: [N; RUN],
+    top: [f64; RUN],
     /// Σq.
     mass: [f64; RUN],
-    /// Σ q·(l − top).
+    /// Σ q·(l − top). A masked entry makes 0·(−∞), a NaN.
     moment: [f64; RUN],
 }
 
-impl<N: Native> Spread<N> {
+impl Spread {
     #[inline(always)]
-    fn of<T: Sample<Native = N>>(columns: &[[T; RUN]], rest: &[T], floor: N) -> Self {
-        let mut last = [N::LOWEST; RUN];
+    fn of<T: Sample>(columns: &[[T; RUN]], rest: &[T], floor: f64) -> Self {
+        let mut last = [ABSENT; RUN];
         for (last, l) in last.iter_mut().zip(rest) {
-            *last = raised(l.native(), floor);
+            *last = clip(l.wide(), floor);
         }
-        let mut low = last;
-        low[rest.len()..].fill(N::HIGHEST);
-        let mut spread = Self { top: last, low, mass: [0.0; RUN], moment: [0.0; RUN] };
+        let mut top = last;
         for column in columns {
-            for ((top, low), l) in spread.top.iter_mut().zip(&mut spread.low).zip(column) {
-                let l = raised(l.native(), floor);
+            for (top, l) in top.iter_mut().zip(column) {
+                let l = clip(l.wide(), floor);
                 *top = if l > *top { l } else { *top };
-                *low = if l < *low { l } else { *low };
             }
         }
+        let mut spread = Self { top, mass: [0.0; RUN], moment: [0.0; RUN] };
         for column in columns {
-            spread.add(column.map(|l| raised(l.native(), floor)));
+            spread.add(column.map(|l| clip(l.wide(), floor)));
         }
         if !rest.is_empty() {
             spread.add(last);
@@ -88,43 +85,30 @@ impl<N: Native> Spread<N> {
     }
 
     #[inline(always)]
-    fn add(&mut self, logs: [N; RUN]) {
-        let below: [f32; RUN] = std::array::from_fn(|i| logs[i].above(self.top[i]));
+    fn add(&mut self, logs: [f64; RUN]) {
+        let below: [f64; RUN] = std::array::from_fn(|i| logs[i] - self.top[i]);
         for ((mass, moment), below) in self.mass.iter_mut().zip(&mut self.moment).zip(below) {
-            let below = if below < NOTHING { NOTHING } else { below };
-            let q = exp(below);
-            *mass += f64::from(q);
-            *moment += f64::from(q * below);
+            let q = f64::from(exp(below as f32));
+            *mass += q;
+            *moment += q * below;
         }
     }
 
     #[inline(always)]
     fn entropies(&self) -> [f32; RUN] {
-        std::array::from_fn(|i| {
-            let entropy = (ln(self.mass[i]) - self.moment[i] / self.mass[i]) as f32;
-            if self.low[i] > N::LOWEST { entropy } else { f32::NAN }
-        })
+        std::array::from_fn(|i| (ln(self.mass[i]) - self.moment[i] / self.mass[i]) as f32)
     }
 
     /// The entropy of all lanes together.
     fn joined(&self) -> f32 {
-        if self.low.contains(&N::LOWEST) {
-            return f32::NAN;
-        }
-        let top = self.top.iter().map(|top| top.wide()).fold(f64::NEG_INFINITY, f64::max);
+        let top = self.top.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let (mut mass, mut moment) = (0.0, 0.0);
         for i in 0..RUN {
-            let below = self.top[i].wide() - top;
+            let below = self.top[i] - top;
             let part = below.exp();
             mass += part * self.mass[i];
             moment += part * (self.moment[i] + self.mass[i] * below);
         }
         (mass.ln() - moment / mass) as f32
     }
-}
-
-/// `l`, or the floor where that is above it; NaN stays NaN.
-#[inline(always)]
-fn raised<N: Native>(l: N, floor: N) -> N {
-    if l < floor { floor } else { l }
 }

@@ -279,3 +279,17 @@ fn edges() {
     let message = column.confidence(None).unwrap_err().to_string();
     assert!(message.starts_with("k=1: must be at least 2: minus the log-prob"), "{message}");
 }
+
+#[test]
+fn scores_go_into_as_many_places() {
+    let table = Table::new(&[-1.0_f32, -3.0, -2.0, -2.0], 2).unwrap();
+    let mut scores = [f32::NAN; 2];
+    table.confidence_into(None, &mut scores).unwrap();
+    assert_eq!(scores, [2.0, 2.0]);
+    table.entropy_into(None, &mut scores).unwrap();
+    assert_eq!(scores.to_vec(), table.entropy(None).unwrap());
+    table.logits_confidence_into(2, None, &mut scores).unwrap();
+    assert_eq!(scores.to_vec(), table.logits_confidence(2, None).unwrap());
+    let message = table.confidence_into(None, &mut [0.0; 3]).unwrap_err().to_string();
+    assert_eq!(message, "scores has 3 entries and rows has 2: they must be as many");
+}

@@ -112,7 +112,7 @@ impl Scorer {
             let scores = match settings.decimals {
                 None => self.level.run(Narrow { values, settings, scratch, rounding: Exact, lows }),
                 Some(decimals) => {
-                    let rounding = Decimals(decimals);
+                    let rounding = Decimals::new(decimals);
                     self.level.run(Narrow { values, settings, scratch, rounding, lows })
                 }
             };

@@ -15,7 +15,8 @@ pub fn sound(c: f64) -> bool {
 }
 
 pub fn round(value: f64, decimals: u8) -> f64 {
-    let scale = 10_f64.powi(decimals.into());
+    // Exact, as powers by `powi` need not be.
+    let scale = 10_u64.pow(decimals.into()) as f64;
     (value * scale).round_ties_even() / scale
 }
 
