@@ -126,7 +126,7 @@ mutants: $(CARGO_MUTANTS)
 	    $(if $(MUTANTS_SHARD),--shard $(MUTANTS_SHARD)) $(MUTANTS_FLAGS)
 
 # What interprets in minutes. Without rayon, whose queues Miri has its own opinion of.
-MIRI_TESTS ?= --test edges --test events --test fuzz --test vectors -- --skip one_giant_trace
+MIRI_TESTS ?= --test edges --test events --test fuzz --test vectors
 
 miri:
 	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "make miri wants nightly Rust with Miri:" \

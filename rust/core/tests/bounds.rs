@@ -4,6 +4,7 @@
 mod oracle;
 mod quanta;
 
+use deepconf_core::fixed::{FRACTION_BITS, quantise};
 use deepconf_core::token::Table;
 use deepconf_core::trace::{Scorer, Settings};
 use deepconf_core::vote::{Rules, vote};
@@ -94,6 +95,18 @@ fn values_around_the_limit_of_the_fast_way() {
             check(&[c], 1, 0.1);
             check(&[c; 300], 40, 0.1);
             check(&[c, 1.0, 1.0], 2, 1.0);
+        }
+    }
+}
+
+#[test]
+fn halves_of_a_quantum_go_to_the_even_one() {
+    // Up to 4,096 nats float64 has them, on both sides of the limit of the fast way.
+    for nats in [0, 1, 2_047, 2_048, 4_095] {
+        let even = nats << FRACTION_BITS;
+        for (halves, expected) in [(2 * even + 1, even), (2 * even + 3, even + 2)] {
+            let nats = halves as f64 / (1_u64 << (FRACTION_BITS + 1)) as f64;
+            assert_eq!((quantise(nats), quantise(-nats)), (expected, -expected), "{nats}");
         }
     }
 }

@@ -86,6 +86,7 @@ fn one_log_probability_a_token_is_no_confidence() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "is interpreted for minutes")]
 fn one_giant_trace() {
     let values: Vec<f32> =
         (0..3_000_000_u32).map(|i| if i == 2_345_678 { 0.0 } else { 10.0 }).collect();
@@ -207,6 +208,7 @@ fn wrong_settings_are_named() {
 
 /// With many bad traces it is the first that is named, however many threads there are.
 #[test]
+#[cfg_attr(miri, ignore = "threads are interpreted for minutes")]
 fn the_first_bad_trace_is_named() {
     let mut values = vec![1.0_f32; 4_000];
     let offsets: Vec<usize> = (0..=400).map(|trace| 10 * trace).collect();

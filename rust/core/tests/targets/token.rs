@@ -35,6 +35,12 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
         1 => check(&logs.iter().map(|&l| l as f32).collect::<Vec<_>>(), k, top, floor),
         _ => check(&logs.iter().map(|&l| f16::from_f64(l)).collect::<Vec<_>>(), k, top, floor),
     }
+    // Logits are known up to a number that is added to all: one that float32 has no room beside.
+    let offset = *u.choose(&[0.0, -1e4, 1e6, -3e7, 1e9])?;
+    let wide: Vec<f64> = logs.iter().map(|l| l + offset).collect();
+    check_logits(&wide, k, top, floor);
+    let single: Vec<f32> = wide.iter().map(|&l| l as f32).collect();
+    check_logits(&single, k, top, floor);
     Ok(())
 }
 
@@ -56,9 +62,15 @@ fn check<T: Sample>(values: &[T], k: usize, top: usize, floor: Option<f64>) {
     let ranks = k > 1;
     agree(table.confidence(floor).ok(), (ranks && sound).then(|| want(oracle::token_confidence)));
     agree(table.entropy(floor).ok(), sound.then(|| want(oracle::token_entropy)));
-    let logits = (2..=k).contains(&top).then(|| likeliest(&wide, k, top, floor)).flatten();
-    let logits = logits.map(|rows| rows.iter().map(|row| oracle::token_confidence(row)).collect());
-    agree(table.logits_confidence(top, floor).ok(), logits);
+    check_logits(values, k, top, floor);
+}
+
+fn check_logits<T: Sample>(values: &[T], k: usize, top: usize, floor: Option<f64>) {
+    let wide: Vec<f64> = values.iter().map(|l| l.wide()).collect();
+    let want = (2..=k).contains(&top).then(|| likeliest(&wide, k, top, floor)).flatten();
+    let want = want.map(|rows| rows.iter().map(|row| oracle::token_confidence(row)).collect());
+    let table = Table::new(values, k).unwrap();
+    agree(table.logits_confidence(top, floor).ok(), want);
 }
 
 /// The log-probabilities of the `top` likeliest of each row of logits; `None` where some are not sound.
