@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -316,6 +317,32 @@ def test_strings_whose_bytes_or_offsets_lie_are_refused(raw: bytes, data: st.Dat
         texts = [raw[a:b].decode() for a, b in pairwise(offsets)]
         assert found.num_voters == len(texts)
         assert set(found.ballots) == set(texts)
+
+
+@pytest.mark.parametrize(
+    ("length", "first", "buffer", "start", "text"),
+    [
+        (13, b"1234", 0, 1, "123456789abcd"),
+        (3, b"123", 0, 0, "123"),
+        (2, b"\xc3\xa9", 0, 0, "é"),
+        (3, b"1234", 0, 0, None),  # a byte after the text
+        (2, b"\xc3(", 0, 0, None),
+        (17, b"0123", 0, 0, None),
+        (13, b"4567", 0, 4, None),
+        (13, b"0123", 1, 0, None),
+        (13, b"1235", 0, 1, None),
+        (13, b"1234", 0, -1, None),
+        (-1, b"0123", 0, 0, None),
+    ],
+)
+def test_string_views_that_lie_are_refused(
+    length: int, first: bytes, buffer: int, start: int, text: str | None
+) -> None:
+    views = pa.py_buffer(struct.pack("<i4sii", length, first, buffer, start))
+    raw = pa.py_buffer(b"0123456789abcdef")
+    column = pa.Array.from_buffers(pa.string_view(), 1, [None, views, raw])
+    found = refused(lambda: deepconf.vote(column))
+    assert (None if found is None else set(found.ballots)) == (None if text is None else {text})
 
 
 # Votes

@@ -8,6 +8,7 @@ mod argument;
 mod arrays;
 mod column;
 mod lists;
+mod views;
 
 pub use argument::{Given, maybe, number, object, optional, text, truth, whole};
 pub use arrays::{Floats, array, check_lengths, contiguous, doubles, exactly, integers};

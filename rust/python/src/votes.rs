@@ -147,12 +147,10 @@ pub fn vote_many<'py>(
     let (rules, question_keys, answer_keys) = (wanted.rules()?, questions.keys()?, answers.keys()?);
     let work = || core::vote_columns(&*question_keys, &*answer_keys, &rules);
     let votes = threads.run(py, question_keys.rows(), work)?;
-    let values = votes.question_rows.iter().map(|&row| questions.value(py, row));
-    let winner = |row: &Option<usize>| row.map(|row| answers.value(py, row)).transpose();
-    let winners = votes.answer_rows.iter().map(winner);
+    let question_rows = votes.question_rows.iter().map(|&row| Some(row));
     Ok(Votes {
-        questions: PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.unbind(),
-        answers: PyList::new(py, winners.collect::<PyResult<Vec<_>>>()?)?.unbind(),
+        questions: questions.values(py, question_rows)?.unbind(),
+        answers: answers.values(py, votes.answer_rows.iter().copied())?.unbind(),
         share: PyArray1::from_vec(py, votes.share).unbind(),
         num_voters: PyArray1::from_iter(py, votes.num_voters.iter().map(|&n| n as i64)).unbind(),
         fallback: PyArray1::from_vec(py, votes.fallback).unbind(),

@@ -16,7 +16,7 @@ use numpy::{PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArra
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::pyclass::CompareOp;
-use pyo3::types::{PyInt, PyString};
+use pyo3::types::{PyInt, PyList, PyString};
 
 use self::chunks::{Chunks, Texts, integers};
 use self::objects::Objects;
@@ -132,6 +132,24 @@ impl<'py> Column<'py> {
             Self::Numbers(_, array) => array.get_item(row),
             Self::Objects(objects) => objects.value(row).into_bound_py_any(py),
         }
+    }
+
+    /// The values of rows that have one; `None` where there is no row.
+    pub fn values(
+        &self,
+        py: Python<'py>,
+        rows: impl ExactSizeIterator<Item = Option<usize>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        if let Self::Texts(chunks) = self {
+            // All are found before the first becomes an object, so that they wait for memory together.
+            let text = |row| {
+                let (chunk, at) = chunks.find(row);
+                chunk.text(at)
+            };
+            return PyList::new(py, rows.map(|row| row.map(text)).collect::<Vec<_>>());
+        }
+        let values = rows.map(|row| row.map(|row| self.value(py, row)).transpose());
+        PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)
     }
 
     /// The first row without a value.
