@@ -214,8 +214,18 @@ def _points(ax: Axes, points: Sequence[tuple[str, float, float, float | None]]) 
     for at, (name, tokens, accuracy, error) in enumerate(points):
         colour = _MANY[at] if few else _ORANGE
         label = _short(name) if few else None if at else f"{len(points)} policies"
-        style = {"markersize": 6 if few else 4, "capsize": 2, "alpha": 0.9, "linewidth": 1}
-        ax.errorbar(tokens, accuracy, error, fmt="D", color=colour, label=label, **style)
+        ax.errorbar(
+            tokens,
+            accuracy,
+            error,
+            fmt="D",
+            color=colour,
+            label=label,
+            markersize=6 if few else 4,
+            capsize=2,
+            alpha=0.9,
+            linewidth=1,
+        )
 
 
 def _tokens(ax: Axes, label: str) -> None:
@@ -236,7 +246,7 @@ def _short(text: str) -> str:
 def _axes(ax: Axes | None) -> Axes:
     if ax is not None:
         return ax
-    _, made = _pyplot().subplots(figsize=(7, 4.5), layout="constrained")
+    made: Axes = _pyplot().subplots(figsize=(7, 4.5), layout="constrained")[1]
     return made
 
 
