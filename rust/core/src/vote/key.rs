@@ -24,7 +24,10 @@ fn hasher() -> SeedableRandomState {
 /// assert_eq!(Key::text(buffer, 14..16), Key::text(b"42", 0..2));
 /// assert!(Key::text(buffer, 0..15).is_whole() && !Key::text(buffer, 0..16).is_whole());
 /// ```
+///
+/// Aligned as its halves are, so that beside a weight or a row nothing is padded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(packed(8))]
 pub struct Key(pub(super) u128);
 
 /// For each length, the bytes of a text that long, and its length where a key has it.
