@@ -31,13 +31,13 @@ help:
 
 # Times are those of a virtual machine with two cores.
 $(VENV)/.tools: requirements-dev.txt
-	@echo "set-up 1 of 3: Python packages, 300 MB, about half a minute"
+	@echo "set-up 1 of 3: Python packages, 300 MB, under a minute"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	@touch $@
 
 $(VENV)/.vllm: tools/install_vllm.py | $(VENV)/.tools
-	@echo "set-up 3 of 3: vLLM and torch, 3.6 GB, about three minutes"
+	@echo "set-up 3 of 3: vLLM and torch, 3.6 GB, about two minutes"
 	@$(BIN)/python tools/install_vllm.py
 	@touch $@
 
@@ -52,7 +52,7 @@ DEMO_QUESTIONS ?= 40
 
 demo: $(VENV)/.built $(VENV)/.vllm
 	@echo "demo 1 of 3: $(DEMO_QUESTIONS) questions under two policies on vLLM, about" \
-	    "$$((2 + $(DEMO_QUESTIONS) / 20)) minutes"
+	    "$$((1 + $(DEMO_QUESTIONS) / 30)) minutes"
 	$(BIN)/deepconf eval $(TINY)/questions.jsonl --model $(TINY)/model --limit $(DEMO_QUESTIONS) \
 	    --policy offline --policy low --out runs/demo.jsonl --record runs/demo.parquet
 	@echo "demo 2 of 3: thousands of runs replayed on the recorded traces, seconds"
