@@ -217,13 +217,22 @@ def test_reasoning_is_part_of_the_text(tmp_path: Path) -> None:
         table = import_traces([response(choice(likely(2), message=message))])
         assert column(table, "text") == ["since\n\\boxed{2}"]
     cut = {"content": None, "reasoning": "since"}
-    table = import_traces([response(choice(likely(2), message=cut, finish_reason="length"))])
+    with pytest.warns(RunWarning, match="no answer was found in 1 trace.*ends with 'since'"):
+        table = import_traces([response(choice(likely(2), message=cut, finish_reason="length"))])
     assert column(table, "text") == ["since"]
 
 
+def test_gold_without_ids_is_not_matched_by_a_number_that_counts_otherwise() -> None:
+    gold = [{"question": f"{n}?", "answer": "2"} for n in range(3)]
+    files = [batch(str(n), choice(likely(2), r"\boxed{2}")) for n in (1, 2)]
+    refused(files, "called by their number, '0' to '2'", "are called '1', '2'", gold=gold)
+    same = [batch(str(n), choice(likely(2), r"\boxed{2}")) for n in (0, 1)]
+    assert column(import_traces(same, gold=gold), "correct") == [True, True]
+
+
 def test_half_a_character_is_replaced_in_texts_and_refused_in_ids(tmp_path: Path) -> None:
-    table = import_traces([response(choice(likely(2), "a\ud83d"))])
-    assert column(table, "text") == ["a\ufffd"]
+    table = import_traces([response(choice(likely(2), r"\boxed{2}" + "\ud83d"))])
+    assert column(table, "text") == ["\\boxed{2}\ufffd"]
     refused([batch("q\ud83d", choice(likely(2)))], "no Unicode")
 
 

@@ -203,7 +203,7 @@ def test_an_unknown_setting_is_named() -> None:
 
 def test_where_no_answer_is_found_the_end_of_a_trace_is_shown() -> None:
     with pytest.warns(
-        RunWarning, match=r"no answer was found in 1 trace, by answer='boxed'.*is 4'"
+        RunWarning, match=r"no answer was found in 1 trace, the first of which ends with .*is 4'"
     ):
         traces = from_openai(response(choice(ROWS[0], "so it is 4")))
     assert traces.vote(weight="majority", keep=1.0).answer is None

@@ -101,7 +101,7 @@ def from_vllm(
         question_id=question_id,
         missing=missing,
     )
-    return _traces(job, outputs, "outputs", question_id, answer)
+    return _traces(job, outputs, "outputs", question_id)
 
 
 def from_openai(
@@ -153,7 +153,7 @@ def from_openai(
         question_id=question_id,
         missing=missing,
     )
-    return _traces(job, responses, "choices", question_id, answer)
+    return _traces(job, responses, "choices", question_id)
 
 
 class Traces:
@@ -399,17 +399,10 @@ _WHOLES = ("outputs", "choices", "response", "generated_text", "error")
 """Fields of which a record that stands alone has one."""
 
 
-def _traces(job: Import, source: Any, parts: str, question_id: Any, answer: Any) -> Traces:
+def _traces(job: Import, source: Any, parts: str, question_id: Any) -> Traces:
     rows = list(job.rows(_records(source, parts, question_id is not None)))
     job.summary.alone = False  # It is the vote that needs to know what they answer.
-    notes = list(job.summary.notes())
-    if not job.summary.answered and any(row["text"] for row in rows):
-        end = next(row["text"] for row in rows if row["text"])[-60:]
-        notes.append(
-            f"no answer was found in {_plural(len(rows), 'trace')}, by answer={answer!r}; the "
-            f"first ends with {end!r}"
-        )
-    for text in notes:
+    for text in job.summary.notes():
         warnings.warn(text, RunWarning, stacklevel=3)
     return Traces(rows, job.settings(), numbered=job.summary.numbered, math=job.math)
 
@@ -459,7 +452,7 @@ def _field(item: Any, name: str) -> Any:
 
 def _is_json(value: Any) -> bool:
     if isinstance(value, str):
-        return value.lstrip()[:1] in ("{", "[") and not os.path.exists(value[:4096])
+        return value.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and not os.path.exists(value[:4096])
     return isinstance(value, bytes | bytearray)
 
 
@@ -467,7 +460,8 @@ def _values(text: Any) -> Iterator[Any]:
     """JSON of one value, of a list of them, or of one a line, each still to be read."""
     import msgspec
 
-    raw = text.encode() if isinstance(text, str) else bytes(text)
+    raw = text.encode(errors="surrogatepass") if isinstance(text, str) else bytes(text)
+    raw = raw.removeprefix("\ufeff".encode())
     listed = raw.lstrip()[:1] == b"["
     try:
         kind: Any = list[msgspec.Raw] if listed else msgspec.Raw

@@ -53,26 +53,41 @@ class _Batch:
         self.clear()
 
     def clear(self) -> None:
-        self.requests: list[Request] = []  # One for each token.
+        self.members: dict[Request, None] = {}  # In order.
+        self.requests: list[Request] = []  # One for each token that has log-probabilities.
         self.rows: list[Any] = []
         self.ranks: list[Any] = []
         self.unscored: dict[int, int] = {}
         self.failed: set[int] = set()
 
     def add(self, request: Request, tokens: Sequence[int], logprobs: Any) -> None:
-        count = len(tokens)
+        self.members[request] = None
         request.tokens.extend(tokens)
+        count, width = len(tokens), self.signal.top_logprobs + 1
         if logprobs is None:
-            self.unscored[request.trace] = self.unscored.get(request.trace, 0) + count
+            self._leave(request, count)
             return
         rows = logprobs.logprobs
-        if len(rows) != count:  # What followed a stop string was cut off.
-            logprobs = logprobs.slice_request(0, count)
-            rows = logprobs.logprobs
+        if rows.shape[1] < width:
+            self._leave(request, count)
+            self.failed.add(request.trace)
+            request.error = InvalidInput(
+                f"logprobs has shape {rows.shape}: must have the sampled token and the "
+                f"k={width - 1} most likely in each row"
+            )
+            return
+        if rows.shape != (count, width):  # What followed a stop string was cut off.
+            rows = rows[:count, :width]
         self.rows.append(rows)
-        self.requests += [request] * count
+        self.requests += [request] * len(rows)
+        self._leave(request, count - len(rows))
         if self.signal.entries == "returned":
-            self.ranks.append(logprobs.sampled_token_ranks)
+            self.ranks.append(logprobs.sampled_token_ranks[: len(rows)])
+
+    def _leave(self, request: Request, count: int) -> None:
+        """Counts tokens that cannot be scored."""
+        if count:
+            self.unscored[request.trace] = self.unscored.get(request.trace, 0) + count
 
     def step(self) -> Step:
         if not self.rows:
@@ -91,8 +106,7 @@ class _Batch:
     def _give_up(self, requests: set[Request]) -> None:
         """What these brought is counted, and cannot be scored."""
         for request in requests:
-            count = self.requests.count(request)
-            self.unscored[request.trace] = self.unscored.get(request.trace, 0) + count
+            self._leave(request, self.requests.count(request))
             self.failed.add(request.trace)
             request.error = InvalidInput(
                 f"log-probabilities of request {request.name} are not finite, at the latest at "
@@ -230,7 +244,7 @@ class Steps:
                 request.batch.add(request, output.new_token_ids, logprobs)
                 batches.add(request.batch)
         for batch in batches:
-            requests = batch.requests
+            requests = batch.members
             try:
                 unwanted = set(batch.take(batch.step()))
             except Exception as error:  # vLLM's loop would end by it.
@@ -239,8 +253,7 @@ class Steps:
                 unwanted = {request.trace for request in requests}
             if unwanted or batch.failed:
                 unwanted |= batch.failed
-                names = (request.name for request in requests if request.trace in unwanted)
-                yield list(dict.fromkeys(names))
+                yield [request.name for request in requests if request.trace in unwanted]
             batch.clear()
 
 
@@ -311,6 +324,5 @@ def misfits(llm: Any) -> list[str]:
     fields = ("request_id", "new_token_ids", "new_logprobs", "finish_reason")
     expect("EngineCoreOutput", fields, EngineCoreOutput.__struct_fields__)
     expect("LogprobsLists", ("logprobs", "sampled_token_ranks"), LogprobsLists._fields)
-    expect("LogprobsLists", ("slice_request",), dir(LogprobsLists))
     expect("OutputProcessorOutput", ("reqs_to_abort",), OutputProcessorOutput.__annotations__)
     return found

@@ -161,9 +161,17 @@ class Summary:
     """Questions that are not in `gold`."""
     numbered: bool = True
     """Whether no record says which question it answers, so that each is one of its own."""
+    ending: str = ""
+    """How the first text ends."""
 
     def notes(self) -> Iterator[str]:
         """What its reader must know."""
+        if self.ending and not self.answered:
+            traces = f"{self.traces:,} trace" + ("" if self.traces == 1 else "s")
+            yield (
+                f"no answer was found in {traces}, the first of which ends with {self.ending!r}: "
+                "answer says how one is found, by default the last \\boxed{...}"
+            )
         if self.alone and self.traces > 1:
             yield (
                 f"each of the {self.questions:,} questions has one trace: where several answer one "
@@ -226,6 +234,7 @@ class Import:
         AnswerBook(math=math)  # Says at once what is wrong with it.
         self.math = math
         self._gold = _right_answers(gold)
+        self._first = None if isinstance(gold, Mapping) else _numbered(self._gold)
         self._namer = namer(question_id)
         self._named = question_id is not None
         self._progress = progress
@@ -268,12 +277,27 @@ class Import:
             self._progress(reader.done, reader.total)
         if not self.summary.traces:
             raise InvalidInput("source: there are no traces in it")
+        self._check_numbers()
         if self._gold and len(self.summary.unknown) == len(self._asked):
             ids, known = list(self._asked)[:3], list(self._gold)[:3]
             raise InvalidInput(
                 f"gold: none of the {len(self._asked)} questions is in it; they are called "
                 f"{', '.join(map(repr, ids))}, ..., and those of gold {', '.join(map(repr, known))}"
                 ", ...: question_id says how a record's question is found"
+            )
+
+    def _check_numbers(self) -> None:
+        """Questions without ids are matched by number: not where one side counts from another."""
+        first, asked = self._first, self._asked
+        if first is None or not all(map(str.isdecimal, asked)):
+            return
+        if self.summary.unknown or first not in asked:
+            last = list(self._gold)[-1]
+            raise InvalidInput(
+                f"gold: its questions have no ids and are called by their number, {first!r} to "
+                f"{last!r}; those of the traces are called {', '.join(map(repr, [*asked][:3]))}, "
+                "..., and may be numbered otherwise: give both ids (question_id says where a "
+                "record has its own), or pass gold as a mapping from question id to answer"
             )
 
     def settings(self) -> dict[str, Any]:
@@ -317,6 +341,7 @@ class Import:
         summary.tokens += len(confidence)
         summary.statuses[found.status] += 1
         summary.answered += answer is not None
+        summary.ending = summary.ending or _unicode(found.text or "")[-60:]
         summary.marked += correct is not None
         summary.correct += correct is True
         summary.open_ends += found.open_end
@@ -413,6 +438,13 @@ def _right_answers(gold: Any) -> dict[str, str]:
     if not found:
         raise InvalidInput("gold: there is nothing in it")
     return found
+
+
+def _numbered(gold: Mapping[str, str]) -> str | None:
+    """The first question, where all are called by their number."""
+    names = list(gold)
+    starts = ([str(n) for n in range(base, base + len(names))] for base in (0, 1))
+    return names[0] if names and names in starts else None
 
 
 def _need(package: str) -> None:

@@ -210,15 +210,16 @@ def _paths(source: Any) -> list[Path] | None:
             raise InvalidType(f"source holds paths, and a {type(item).__name__}: {item!r:.100}")
         path = Path(item).expanduser()
         matches = [path]
-        if not path.exists() and glob.has_magic(str(path)):
+        there = os.path.exists(path)  # Not so what is too long for a name.
+        if not there and not glob.has_magic(str(path)):
+            raise InvalidInput(f"{path!s:.200}: there is no such file")
+        if not there:
             matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
             if not matches:
-                raise InvalidInput(f"{path}: no file matches this")
+                raise InvalidInput(f"{path!s:.200}: no file matches this")
         for match in matches:
             if match.is_dir():
                 raise InvalidInput(f"{match}: is a folder; name its files, such as {match}/*.jsonl")
-            if not match.exists():
-                raise InvalidInput(f"{match}: there is no such file")
             if not match.is_file():  # Such as a pipe: the content is looked at more than once.
                 raise InvalidInput(f"{match}: is no plain file; save what it gives to one first")
             if found.setdefault(match.resolve(), match) is not match:
