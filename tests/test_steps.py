@@ -188,6 +188,19 @@ def test_a_token_without_logprobs_is_counted() -> None:
     assert ending.text == "abc"
 
 
+def test_tokens_that_came_without_their_logprobs_cost_no_other_request() -> None:
+    llm = PretendedLLM()
+
+    async def feed() -> None:
+        llm.outputs([output("r", "abc", rows(1.0, 2.0))])  # Three tokens, and two of them scored.
+        llm.outputs([output("r", "d", rows(1.0), end="LENGTH")])
+
+    steps, ending = collect(llm, pretended(llm), feed)
+    found = [(step.traces, step.confidence.tolist(), step.unscored) for step in steps]
+    assert found == [([3, 3], [1.0, 2.0], {3: 1}), ([3], [1.0], {})]
+    assert ending.text == "abcd"
+
+
 def test_statistics_are_vllms() -> None:
     counts = []
     for by_step in (True, False):
