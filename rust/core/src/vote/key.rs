@@ -27,7 +27,7 @@ fn hasher() -> SeedableRandomState {
 ///
 /// Aligned as its halves are, so that beside a weight or a row nothing is padded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(packed(8))]
+#[repr(Rust, packed(8))]
 pub struct Key(pub(super) u128);
 
 /// For each length, the bytes of a text that long, and its length where a key has it.
