@@ -1,5 +1,7 @@
 # make demo    record and answer 40 of the tiny reasoner's questions on vLLM, replay policies on them
 # make demo-full   the same with all 120
+# make train   a tiny reasoner anew: REASONER=tiny-equations (20 minutes on one core) or tiny-reasoner
+# make record  256 traces of each of that reasoner's 120 questions, on vLLM, to runs/
 # make test    every test, Rust and Python, those on a real vLLM engine included
 # make bench   speed, beside this machine's memory, NumPy, polars, the reference package and others
 # make lint    formatting, clippy, ruff, mypy, stubtest
@@ -24,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full test bench lint soak fuzz mutants miri test-aarch64 package build clean
+.PHONY: help demo demo-full train record test bench lint soak fuzz mutants miri test-aarch64 package build clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' $(MAKEFILE_LIST)
@@ -62,6 +64,16 @@ demo: $(VENV)/.built $(VENV)/.vllm
 
 demo-full:
 	$(MAKE) demo DEMO_QUESTIONS=120
+
+REASONER ?= tiny-equations
+
+train: $(VENV)/.vllm
+	$(BIN)/python examples/training/train.py examples/$(REASONER)
+	$(BIN)/python examples/training/questions.py check examples/$(REASONER)
+
+record: $(VENV)/.built $(VENV)/.vllm
+	$(BIN)/deepconf eval examples/$(REASONER)/questions.jsonl --model examples/$(REASONER)/model \
+	    --policy offline --budget 256 --out runs/$(REASONER).jsonl --record runs/$(REASONER).parquet
 
 test: $(VENV)/.built $(VENV)/.vllm
 	@mkdir -p target

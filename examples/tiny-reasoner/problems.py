@@ -9,34 +9,22 @@ product by place value, and keeps a running total::
     581*3=1500+240+3=1743 12198+1743=13941
     \boxed{13941}
 
-Every written solution is correct. Questions are split by a hash of their sorted terms, so no
-ordering of a held-out question can occur in training.
+Every written solution is correct. What runs this: `../training`.
 """
 
-import argparse
-import hashlib
-import json
 import random
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
-Split = Literal["train", "calibration", "test"]
+from task import EOS, UNK, Split, Training, split_of
+
 Term = tuple[int, int]
 
-FOLDER = Path(__file__).resolve().parent
-FILES: dict[Split, tuple[str, int]] = {
-    "calibration": ("calibration.jsonl", 60),
-    "test": ("questions.jsonl", 120),
-}
+VOCAB = [EOS, UNK, *"0123456789*+=? \n\\boxed{}"]
+# Stopped before the learning rate runs out: the model would become too good.
+TRAINING = Training(steps=5000, schedule=6000, positions=384)
 TRAIN_TERMS = (2, 6)
 QUESTION_TERMS = (4, 6)
-EOS = "<eos>"
-UNK = "<unk>"
-VOCAB = [EOS, UNK, *"0123456789*+=? \n\\boxed{}"]
-
-_BOXED = re.compile(r"\\boxed\{(\d+)\}")
+TERMS_A_BATCH = 72
 
 
 def canonical(terms: Sequence[Term]) -> str:
@@ -44,18 +32,25 @@ def canonical(terms: Sequence[Term]) -> str:
     return "+".join(f"{a}*{b}" for a, b in sorted(terms))
 
 
-def split_of(terms: Sequence[Term]) -> Split:
-    """The split a question belongs to, a fixed function of its terms."""
-    bucket = int.from_bytes(hashlib.sha256(canonical(terms).encode()).digest()[:4], "big") % 10
-    return "test" if bucket == 0 else "calibration" if bucket == 1 else "train"
-
-
 def draw(rng: random.Random, count: int, split: Split) -> list[Term]:
     """A random question with ``count`` different terms, from one split."""
     while True:
         terms = [(rng.randint(100, 999), rng.randint(2, 9)) for _ in range(count)]
-        if len(set(terms)) == count and split_of(terms) == split:
+        if len(set(terms)) == count and split_of(canonical(terms)) == split:
             return terms
+
+
+def rows(rng: random.Random) -> list[tuple[str, str]]:
+    """A batch, all of its questions with as many terms."""
+    count = rng.randint(*TRAIN_TERMS)
+    drawn = (draw(rng, count, "train") for _ in range(TERMS_A_BATCH // count))
+    return [(question(terms), solution(terms, rng)) for terms in drawn]
+
+
+def held_out(rng: random.Random, split: Split, index: int) -> list[Term]:
+    """Four, five and six terms in turn."""
+    low, high = QUESTION_TERMS
+    return draw(rng, low + index % (high - low + 1), split)
 
 
 def question(terms: Sequence[Term]) -> str:
@@ -67,6 +62,11 @@ def parse(text: str) -> list[Term]:
     """The terms of a question string."""
     pairs = (term.split("*") for term in text.removesuffix("=?").split("+"))
     return [(int(a), int(b)) for a, b in pairs]
+
+
+def answer(terms: Sequence[Term]) -> str:
+    """What belongs into the box."""
+    return str(sum(a * b for a, b in terms))
 
 
 def solution(terms: Sequence[Term], rng: random.Random) -> str:
@@ -81,63 +81,3 @@ def solution(terms: Sequence[Term], rng: random.Random) -> str:
         total += a * b
         lines.append(line)
     return "".join(lines) + f"\n\\boxed{{{total}}}"
-
-
-def answer_of(trace: str) -> str | None:
-    """The boxed answer of a trace, or None when it has none."""
-    found = _BOXED.findall(trace)
-    return found[-1] if found else None
-
-
-def write_questions(seed: int) -> None:
-    """Write the two held-out question files."""
-    for split, (name, count) in FILES.items():
-        rng = random.Random(f"{split}-{seed}")
-        rows: dict[str, str] = {}
-        low, high = QUESTION_TERMS
-        while len(rows) < count:
-            terms = draw(rng, low + len(rows) % (high - low + 1), split)
-            row = {
-                "id": f"{split}-{len(rows):03d}",
-                "question": question(terms),
-                "answer": str(sum(a * b for a, b in terms)),
-            }
-            rows.setdefault(canonical(terms), json.dumps(row))
-        (FOLDER / name).write_text("\n".join(rows.values()) + "\n")
-
-
-def load(split: Split) -> list[dict[str, str]]:
-    """The rows of one held-out question file."""
-    lines = (FOLDER / FILES[split][0]).read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def check() -> None:
-    """Verify answers, uniqueness, and that no shipped question is in the training split."""
-    seen: set[str] = set()
-    for split, (name, count) in FILES.items():
-        rows = load(split)
-        assert len(rows) == count, f"{name}: {len(rows)} rows, expected {count}"
-        for row in rows:
-            terms = parse(row["question"])
-            assert question(terms) == row["question"], f"{row['id']}: unreadable question"
-            assert split_of(terms) == split, f"{row['id']}: wrong split"
-            assert str(sum(a * b for a, b in terms)) == row["answer"], f"{row['id']}: answer"
-            assert canonical(terms) not in seen, f"{row['id']}: repeated question"
-            seen.add(canonical(terms))
-        print(f"{name}: {count} questions, all held out of training, answers correct")
-
-
-def main() -> None:
-    """Write the question files, or check those that are there."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("command", choices=["write", "check"])
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    if args.command == "write":
-        write_questions(args.seed)
-    check()
-
-
-if __name__ == "__main__":
-    main()

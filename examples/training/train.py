@@ -1,4 +1,9 @@
-"""Train the tiny reasoner from scratch on one CPU core and export it in Hugging Face format."""
+"""Train a tiny reasoner from scratch on one CPU core and export it in Hugging Face format.
+
+    python examples/training/train.py examples/tiny-reasoner
+
+What it learns is the folder's `problems.py`.
+"""
 
 import argparse
 import dataclasses
@@ -10,15 +15,13 @@ import time
 from pathlib import Path
 
 import torch
-from problems import EOS, FOLDER, TRAIN_TERMS, UNK, VOCAB, draw, question, solution
 from safetensors.torch import save_file
+from task import EOS, UNK, Task, load
 from torch import Tensor, nn
 from torch.nn import functional
 
-IDS = {token: i for i, token in enumerate(VOCAB)}
 IGNORE = -100
 WARMUP = 100
-SCHEDULE = 6000
 FLAT = 0.4
 
 
@@ -26,11 +29,12 @@ FLAT = 0.4
 class Shape:
     """Model size."""
 
+    vocabulary: int
+    positions: int
     layers: int = 4
     hidden: int = 128
     heads: int = 4
     mlp: int = 384
-    positions: int = 384
     theta: float = 10000.0
 
 
@@ -83,7 +87,7 @@ class Llama(nn.Module):
     def __init__(self, shape: Shape) -> None:
         """Create and initialise all weights."""
         super().__init__()
-        self.embed_tokens = nn.Embedding(len(VOCAB), shape.hidden)
+        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.hidden, eps=1e-6)
         half = torch.arange(0, shape.hidden // shape.heads, 2) / (shape.hidden // shape.heads)
@@ -104,32 +108,28 @@ class Llama(nn.Module):
         return functional.linear(self.norm(x), self.embed_tokens.weight)
 
 
-def batch_of(rng: random.Random, terms_per_batch: int) -> tuple[Tensor, Tensor]:
-    """Padded inputs and next-token targets; question and padding carry no loss."""
-    count = rng.randint(*TRAIN_TERMS)
-    rows = []
-    for _ in range(terms_per_batch // count):
-        terms = draw(rng, count, "train")
-        prompt = [IDS[c] for c in question(terms)]
-        worked = [IDS[c] for c in solution(terms, rng)] + [IDS[EOS]]
-        rows.append((prompt, worked))
-    longest = max(len(prompt) + len(worked) for prompt, worked in rows)
-    tokens = torch.full((len(rows), longest), IDS[EOS])
-    targets = torch.full((len(rows), longest), IGNORE)
-    for i, (prompt, worked) in enumerate(rows):
-        start, end = len(prompt), len(prompt) + len(worked)
-        tokens[i, :end] = torch.tensor(prompt + worked)
-        targets[i, start - 1 : end - 1] = torch.tensor(worked)
+def batch_of(
+    rows: list[tuple[str, str]], ids: dict[str, int], longest: int
+) -> tuple[Tensor, Tensor]:
+    """Padded inputs and next-token targets, cut at `longest`; only the solution carries loss."""
+    coded = [([ids[c] for c in asked], [ids[c] for c in worked]) for asked, worked in rows]
+    length = min(max(len(asked) + len(worked) + 1 for asked, worked in coded), longest)
+    tokens = torch.full((len(rows), length), ids[EOS])
+    targets = torch.full((len(rows), length), IGNORE)
+    for i, (asked, worked) in enumerate(coded):
+        row = torch.tensor([*asked, *worked, ids[EOS], IGNORE][: length + 1])
+        tokens[i, : len(row) - 1] = row[:-1]
+        targets[i, len(asked) - 1 : len(row) - 1] = row[len(asked) :]
     return tokens, targets
 
 
-def rate(step: int) -> float:
+def rate(step: int, schedule: int) -> float:
     """Learning rate, as a share of its peak: a short rise, a flat part, a linear fall to 2%."""
-    fallen = max(0.0, (min(step / SCHEDULE, 1.0) - FLAT) / (1.0 - FLAT))
+    fallen = max(0.0, (min(step / schedule, 1.0) - FLAT) / (1.0 - FLAT))
     return min(step / WARMUP, 1.0) * (1.0 - 0.98 * fallen)
 
 
-def export(model: Llama, shape: Shape, out: Path) -> None:
+def export(model: Llama, shape: Shape, ids: dict[str, int], out: Path) -> None:
     """Write a Hugging Face model folder, whole, then move it into place."""
     temp = out.with_name(out.name + ".tmp")
     shutil.rmtree(temp, ignore_errors=True)
@@ -137,7 +137,7 @@ def export(model: Llama, shape: Shape, out: Path) -> None:
     weights = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
     save_file(weights, temp / "model.safetensors", metadata={"format": "pt"})
     special = [
-        {"id": IDS[t], "content": t, "single_word": False, "lstrip": False, "rstrip": False}
+        {"id": ids[t], "content": t, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False, "special": True}
         for t in (EOS, UNK)
     ]
@@ -145,7 +145,7 @@ def export(model: Llama, shape: Shape, out: Path) -> None:
         "config.json": {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            "vocab_size": len(VOCAB),
+            "vocab_size": shape.vocabulary,
             "hidden_size": shape.hidden,
             "intermediate_size": shape.mlp,
             "num_hidden_layers": shape.layers,
@@ -160,11 +160,11 @@ def export(model: Llama, shape: Shape, out: Path) -> None:
             "attention_bias": False,
             "mlp_bias": False,
             "bos_token_id": None,
-            "eos_token_id": IDS[EOS],
-            "pad_token_id": IDS[EOS],
+            "eos_token_id": ids[EOS],
+            "pad_token_id": ids[EOS],
             "torch_dtype": "float32",
         },
-        "generation_config.json": {"eos_token_id": IDS[EOS], "pad_token_id": IDS[EOS]},
+        "generation_config.json": {"eos_token_id": ids[EOS], "pad_token_id": ids[EOS]},
         "tokenizer.json": {
             "version": "1.0",
             "truncation": None,
@@ -179,7 +179,7 @@ def export(model: Llama, shape: Shape, out: Path) -> None:
             },
             "post_processor": None,
             "decoder": {"type": "Fuse"},
-            "model": {"type": "WordLevel", "vocab": IDS, "unk_token": UNK},
+            "model": {"type": "WordLevel", "vocab": ids, "unk_token": UNK},
         },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -196,23 +196,27 @@ def export(model: Llama, shape: Shape, out: Path) -> None:
     temp.rename(out)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(task: Task, out: Path, lr: float, seed: int, steps: int, export_every: int) -> None:
     """Train, logging the loss, and export at intervals and at the end."""
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
-    shape = Shape()
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    ids = {token: i for i, token in enumerate(task.VOCAB)}
+    plan = task.TRAINING
+    shape = Shape(vocabulary=len(ids), positions=plan.positions)
     model = Llama(shape)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     start = time.perf_counter()
     logged = tokens_seen = 0.0
-    for step in range(1, args.steps + 1):
+    for step in range(1, steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * rate(step)
-        tokens, targets = batch_of(rng, args.terms)
+            group["lr"] = lr * rate(step, plan.schedule)
+        if step <= plan.begin_steps:
+            rows = [row for _ in range(plan.begin_batches) for row in task.rows(rng)]
+            tokens, targets = batch_of(rows, ids, plan.begin_tokens)
+        else:
+            tokens, targets = batch_of(task.rows(rng), ids, plan.positions)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(tokens)
         loss = functional.cross_entropy(
@@ -231,20 +235,23 @@ def train(args: argparse.Namespace) -> None:
                 flush=True,
             )
             logged = 0.0
-        if step % args.export_every == 0 or step == args.steps:
-            export(model, shape, args.out)
+        if step % export_every == 0 or step == steps:
+            export(model, shape, ids, out)
 
 
 def main() -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER / "model", help="model folder to write")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--terms", type=int, default=72, help="product terms in a batch")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the reasoner's folder")
+    parser.add_argument("--out", type=Path, help="model folder to write; default: FOLDER/model")
+    parser.add_argument("--steps", type=int, help="default: the task's")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export-every", type=int, default=1000, help="steps between exports")
-    train(parser.parse_args())
+    args = parser.parse_args()
+    task = load(args.folder)
+    out = args.out or args.folder / "model"
+    train(task, out, args.lr, args.seed, args.steps or task.TRAINING.steps, args.export_every)
 
 
 if __name__ == "__main__":
