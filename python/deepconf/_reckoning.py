@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -76,10 +77,12 @@ def summarise(
     ways: list[_Found] = []
     measured: dict[str, float] = {}
     inside: dict[str, Estimate] = {}
+    thumb = ""
     if reference is not None and known:
         traces = _Traces(known, policies[reference])
         ways += traces.rows(beside)
         measured, inside = traces.auroc()
+        thumb = traces.thumb(inside)
     for label in policies:
         ways += _policy_rows(label, by_policy[label], offline, beside)
     rows = _told_apart(ways, reference)
@@ -95,6 +98,7 @@ def summarise(
         auroc_within=inside,
         answered={label: answered(of) for label, of in by_policy.items() if of},
         closing=beside.closing() if beside is not None else "",
+        thumb=thumb,
     )
 
 
@@ -166,6 +170,22 @@ class _Traces:
         return (
             {name: pooled[name] for name in known},
             {name: found for name, found in inside.items() if not math.isnan(found.value)},
+        )
+
+    def thumb(self, inside: Mapping[str, Estimate]) -> str:
+        """The rule of thumb."""
+        from deepconf.lab._thumb import rule_of_thumb
+
+        plain, _ = self._vote(None, 1.0)
+        wrong: list[Counter[str]] = [Counter() for _ in self.records]
+        for at, answer, right in zip(self.question, self.answers, self.right, strict=True):
+            if answer is not None and not right:
+                wrong[at][answer] += 1
+        shares = [max(heads.values()) / heads.total() for heads in wrong if heads]
+        return rule_of_thumb(
+            1.0 - float(plain.mean()),
+            float(np.mean(shares)) if shares else None,
+            max((found.value for found in inside.values()), default=None),
         )
 
     def _vote(

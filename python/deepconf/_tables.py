@@ -199,6 +199,8 @@ def show_diagnosis(out: Console, found: Diagnosis) -> None:
     for name, text in lines:
         out.print(Text.assemble((f"{name:<10}", "dim"), text), soft_wrap=True)
     _say(out, found.closing, style="bold")
+    if found.thumb:
+        _say(out, found.thumb)
     _notes(out, found.notes)
 
 

@@ -82,6 +82,9 @@ class Report:
     """By policy, how many of the traces that ran to their end have an answer, and of how many."""
     closing: str = ""
     """Whether confidence helped, in a sentence; empty where nothing tells."""
+    thumb: str = ""
+    """The rule of thumb: is majority enough here, or may confidence gain answers? Empty without
+    known answers or an offline policy."""
 
     columns = _COLUMNS
 
@@ -157,6 +160,8 @@ class Report:
                     for name, value in self.auroc.items()
                 )
             )
+        if self.thumb:
+            lines.append(self.thumb)
         if any(found < of for found, of in self.answered.values()):
             each = ", ".join(f"{name} {n:,} of {of:,}" for name, (n, of) in self.answered.items())
             lines.append(f"traces with an answer: {each}")
@@ -174,6 +179,7 @@ class Report:
             "answered": {name: list(counts) for name, counts in self.answered.items()},
             "notes": list(self.notes),
             "closing": self.closing,
+            "thumb": self.thumb,
         }
 
 

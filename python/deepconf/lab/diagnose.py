@@ -15,6 +15,7 @@ from deepconf._progress import Told, bar
 from deepconf._settings import recorded
 from deepconf._statistics import Estimate, auroc, estimates, pairs_won, within
 from deepconf.lab._scored import Scored, read
+from deepconf.lab._thumb import rule_of_thumb
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,6 +108,9 @@ class Diagnosis:
     notes: list[str]
     closing: str
     """Whether confidence can help here, in a sentence."""
+    thumb: str = ""
+    """The rule of thumb: is majority enough, or may confidence gain answers? Empty without known
+    answers."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
@@ -221,6 +225,7 @@ def diagnose(
         answers=answers,
         notes=_notes(scored),
         closing=_closing(separation, answers, armed),
+        thumb=_thumb(separation, answers),
     )
 
 
@@ -355,6 +360,14 @@ def _notes(scored: Scored) -> list[str]:
             f"and no right candidate"
         )
     return notes
+
+
+def _thumb(separation: Mapping[str, Separation], answers: Answers) -> str:
+    if answers.majority is None:
+        return ""
+    inside = [found.within.value for found in separation.values() if found.within is not None]
+    missed = 1.0 - answers.majority.value
+    return rule_of_thumb(missed, answers.wrong_concentration, max(inside, default=None))
 
 
 def _closing(separation: Mapping[str, Separation], answers: Answers, armed: float) -> str:
