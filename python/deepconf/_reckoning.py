@@ -181,10 +181,11 @@ class _Traces:
         for at, answer, right in zip(self.question, self.answers, self.right, strict=True):
             if answer is not None and not right:
                 wrong[at][answer] += 1
-        shares = [max(heads.values()) / heads.total() for heads in wrong if heads]
+        pairs = sum(heads.total() * (heads.total() - 1) for heads in wrong)
+        agree = sum(n * (n - 1) for heads in wrong for n in heads.values())
         return rule_of_thumb(
             1.0 - float(plain.mean()),
-            float(np.mean(shares)) if shares else None,
+            agree / pairs if pairs else None,
             max((found.value for found in inside.values()), default=None),
         )
 

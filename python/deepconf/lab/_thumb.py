@@ -3,19 +3,20 @@
 A filter can only gain where the majority misses questions. It misses them where wrong traces agree;
 where they scatter, more traces are enough. And then confidence must tell right from wrong.
 
->>> print(rule_of_thumb(0.03, 0.41, 0.72))
-Rule of thumb: majority is enough. It misses 3% of the questions (10% would be worth it), and of \
-wrong traces the leading wrong answer has 41% (half would be agreement).
->>> print(rule_of_thumb(0.25, 0.7, 0.8))
-Rule of thumb: confidence may gain answers. The majority misses 25% of the questions, of wrong \
-traces the leading wrong answer has 70%, and the best score has an AUROC of 0.80 within questions.
+>>> print(rule_of_thumb(0.02, 0.17, 0.69))
+Rule of thumb: majority is enough. It misses 2% of the questions (10% would be worth it), and two \
+wrong traces of a question agree in 17% of cases (25% would be a shared trap).
+>>> print(rule_of_thumb(0.15, 0.39, 0.83))
+Rule of thumb: confidence may gain answers, or save tokens. The majority misses 15% of the \
+questions, two wrong traces of a question agree in 39% of cases, and the best score has an AUROC \
+of 0.83 within questions.
 """
 
 from __future__ import annotations
 
 __all__ = ["rule_of_thumb"]
 
-_MISSED, _SHARED, _TOLD = 0.10, 0.50, 0.65
+_MISSED, _SHARED, _TOLD = 0.10, 0.25, 0.65
 
 
 def rule_of_thumb(missed: float, shared: float | None, told: float | None) -> str:
@@ -23,18 +24,22 @@ def rule_of_thumb(missed: float, shared: float | None, told: float | None) -> st
 
     Args:
         missed: the share of questions in which the majority of all traces is wrong.
-        shared: the leading wrong answer's share of the wrong traces, a mean over questions that
-            have any; None where none has.
+        shared: how often two wrong traces of a question agree, over all such pairs; None where
+            there is no pair.
         told: the best score's AUROC within questions; None where there is nothing to tell apart.
     """
     if shared is None or told is None:
         return "Rule of thumb: majority is enough. No question has right traces beside wrong ones."
     figures = [
-        (missed >= _MISSED, f"misses {missed:.0%} of the questions", "10% would be worth it"),
+        (
+            missed >= _MISSED,
+            f"misses {missed:.0%} of the questions",
+            f"{_MISSED:.0%} would be worth it",
+        ),
         (
             shared >= _SHARED,
-            f"of wrong traces the leading wrong answer has {shared:.0%}",
-            "half would be agreement",
+            f"two wrong traces of a question agree in {shared:.0%} of cases",
+            f"{_SHARED:.0%} would be a shared trap",
         ),
         (
             told >= _TOLD,
@@ -46,7 +51,7 @@ def rule_of_thumb(missed: float, shared: float | None, told: float | None) -> st
     if not against:
         first, *others, last = (figure for _, figure, _ in figures)
         listed = f"{', '.join([first, *others])}, and {last}"
-        return f"Rule of thumb: confidence may gain answers. The majority {listed}."
+        return f"Rule of thumb: confidence may gain answers, or save tokens. The majority {listed}."
     if against[0].startswith("misses"):
         against[0] = f"It {against[0]}"
     else:

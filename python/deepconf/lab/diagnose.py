@@ -79,6 +79,8 @@ class Answers:
     """Those of them with a right answer among the candidates."""
     wrong_concentration: float | None = None
     """The share of the leading wrong answer among the wrong ones, over questions that have any."""
+    wrong_agreement: float | None = None
+    """How often two wrong traces of a question give the same answer, over all such pairs."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,8 @@ def _answers(scored: Scored) -> Answers:
     np.maximum.at(leading, of, wrong)
     all_wrong = np.bincount(of, weights=wrong, minlength=count)
     any_wrong = known & (all_wrong > 0)
+    pairs = int((all_wrong * (all_wrong - 1))[known].sum())
+    agree = int((wrong * (wrong - 1))[known[of]].sum())
     each = estimates(np.stack([alone, winner, reached])[:, known].astype(np.float64))
     return replace(
         found,
@@ -293,6 +297,7 @@ def _answers(scored: Scored) -> Answers:
         wrong_concentration=(
             float((leading[any_wrong] / all_wrong[any_wrong]).mean()) if any_wrong.any() else None
         ),
+        wrong_agreement=agree / pairs if pairs else None,
     )
 
 
@@ -367,7 +372,7 @@ def _thumb(separation: Mapping[str, Separation], answers: Answers) -> str:
         return ""
     inside = [found.within.value for found in separation.values() if found.within is not None]
     missed = 1.0 - answers.majority.value
-    return rule_of_thumb(missed, answers.wrong_concentration, max(inside, default=None))
+    return rule_of_thumb(missed, answers.wrong_agreement, max(inside, default=None))
 
 
 def _closing(separation: Mapping[str, Separation], answers: Answers, armed: float) -> str:
