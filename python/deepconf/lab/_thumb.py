@@ -5,7 +5,7 @@ where they scatter, more traces are enough. And then confidence must tell right 
 
 >>> print(rule_of_thumb(0.02, 0.17, 0.69))
 Rule of thumb: majority is enough. It misses 2% of the questions (10% would be worth it), and two \
-wrong traces of a question agree in 17% of cases (25% would be a shared trap).
+wrong traces of a question agree in 17% of cases (20% would be a shared trap).
 >>> print(rule_of_thumb(0.15, 0.39, 0.83))
 Rule of thumb: confidence may gain answers, or save tokens. The majority misses 15% of the \
 questions, two wrong traces of a question agree in 39% of cases, and the best score has an AUROC \
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 __all__ = ["rule_of_thumb"]
 
-_MISSED, _SHARED, _TOLD = 0.10, 0.25, 0.65
+_MISSED, _SHARED, _TOLD = 0.10, 0.20, 0.65
 
 
 def rule_of_thumb(missed: float, shared: float | None, told: float | None) -> str:
