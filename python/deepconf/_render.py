@@ -33,6 +33,7 @@ __all__ = [
     "console",
     "show_report",
     "show_result",
+    "show_settings",
     "show_warnings",
     "working",
 ]
@@ -41,6 +42,12 @@ WIDE = 240
 """Where lines need not fit a screen, those of a table stay whole."""
 _MOST_BALLOTS = 10
 _EVERY = 10.0  # Seconds between lines, where there is no bar.
+
+
+def show_settings(err: Console, in_words: str) -> None:
+    """Says which settings are in force, where any is not a preset's."""
+    if in_words:
+        err.print(f"settings: {in_words}", soft_wrap=True)
 
 
 def console(file: TextIO) -> Console:
