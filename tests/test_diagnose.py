@@ -162,10 +162,10 @@ def test_the_recording_says_how_scores_are_taken() -> None:
 def test_a_diagnosis_shows_itself_in_some_lines() -> None:
     found = looked(table(synthetic(30, 16)))
     lines = repr(found).splitlines()
-    assert len(lines) == 3
     assert lines[0] == "<deepconf.Diagnosis: 480 traces of 30 questions, window 6"
     assert lines[1].startswith("  AUROC within questions: mean 0.")
-    assert lines[2] == f"  {found.closing}>"
+    assert " ".join(line.strip() for line in lines[2:]) == f"{found.closing}>"
+    assert max(map(len, lines)) <= 101
 
 
 @pytest.mark.parametrize(

@@ -716,7 +716,8 @@ def test_a_summary_shows_itself_in_some_lines():
     summary = deepconf.replay(table(POOLS), many, repeats=2).summary()
     lines = repr(summary).splitlines()
     assert lines[0] == "<deepconf.Summary: 6 questions, 2 draws of each"
-    assert len(lines) == 11
-    assert lines[-2:] == ["  and 11 more", f"  {summary.closing}>"]
+    assert lines[9] == "  and 11 more"
+    assert " ".join(line.strip() for line in lines[10:]) == f"{summary.closing}>"
+    assert max(map(len, lines)) <= 101
     one = deepconf.replay(table({"q": POOLS["q0"]}), {"low": LOW}, repeats=1)
     assert repr(one) == "<deepconf.Replay: 1 policy, 1 question, 1 repeat>"

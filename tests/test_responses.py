@@ -350,7 +350,7 @@ def test_from_responses_to_a_verdict_without_files(tmp_path: Path) -> None:
     grid = deepconf.grid(pool.policies, keep=[0.1, 0.5])
     tuned = deepconf.tune(traces, grid, repeats=4)
     assert tuned.separation is not None  # It was scored too: traces can be read again.
-    assert tuned.closing in repr(tuned)
+    assert f"{tuned.closing}>" in " ".join(map(str.strip, repr(tuned).splitlines()))
 
 
 def test_data_frames_of_traces_are_taken_too() -> None:

@@ -6,7 +6,12 @@
 
 from __future__ import annotations
 
-__all__ = ["counted"]
+import textwrap
+from collections.abc import Iterable
+
+__all__ = ["counted", "in_lines"]
+
+_WIDTH = 100
 
 
 def counted(count: int, one: str, many: str = "") -> str:
@@ -18,3 +23,10 @@ def counted(count: int, one: str, many: str = "") -> str:
         many: what several are; by default with an s.
     """
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def in_lines(title: str, texts: Iterable[str]) -> str:
+    """What a result of several lines shows of itself: `<title`, then texts, wrapped and indented."""
+    indents = {"initial_indent": "  ", "subsequent_indent": "    "}
+    wrapped = [textwrap.fill(text, _WIDTH, **indents) for text in texts]
+    return "\n".join([f"<{title}", *wrapped]) + ">"

@@ -18,7 +18,7 @@ from deepconf._statistics import (
     paired,
     per_question,
 )
-from deepconf._words import counted
+from deepconf._words import counted, in_lines
 from deepconf.errors import InvalidInput
 from deepconf.lab._verdict import VARIANTS, closing, ratio
 
@@ -128,14 +128,14 @@ class Summary:
         """The first policies, a line each, and what it comes to."""
         what = "accuracy" if self.gold else "agreement"
         lines = [
-            f"  {row.label}: {what} {ratio(row.accuracy.value)}, {row.tokens.value:,.0f} tokens, "
+            f"{row.label}: {what} {ratio(row.accuracy.value)}, {row.tokens.value:,.0f} tokens, "
             f"{ratio(row.share)} of its budget's"
             for row in self.rows[:MOST_LINES]
         ]
         if len(self.rows) > MOST_LINES:
-            lines.append(f"  and {len(self.rows) - MOST_LINES:,} more")
+            lines.append(f"and {len(self.rows) - MOST_LINES:,} more")
         over = f"{counted(self.questions, 'question')}, {counted(self.repeats, 'draw')} of each"
-        return "\n".join([f"<deepconf.Summary: {over}", *lines, f"  {self.closing}>"])
+        return in_lines(f"deepconf.Summary: {over}", [*lines, self.closing])
 
     def table(self) -> list[dict[str, Any]]:
         """All rows as plain values, those of the frontier behind."""

@@ -15,7 +15,7 @@ from deepconf._core import Policy
 from deepconf._progress import Told, bar
 from deepconf._statistics import Estimate, auroc, estimates, pairs_won, within
 from deepconf._windows import fitting
-from deepconf._words import counted
+from deepconf._words import counted, in_lines
 from deepconf.lab._reading import sized
 from deepconf.lab._scored import Scored, read
 from deepconf.lab._verdict import gainable, is_blind, separated
@@ -120,10 +120,9 @@ class Diagnosis:
             for name, each in self.separation.items()
             if each.within is not None
         ]
-        lines = [f"<deepconf.Diagnosis: {of}, window {self.window}"]
-        if inside:
-            lines.append(f"AUROC within questions: {', '.join(inside)}")
-        return "\n  ".join([*lines, *self.notes, f"{self.closing}>"])
+        auroc = [f"AUROC within questions: {', '.join(inside)}"] if inside else []
+        title = f"deepconf.Diagnosis: {of}, window {self.window}"
+        return in_lines(title, [*auroc, *self.notes, self.closing])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""

@@ -23,7 +23,7 @@ from deepconf._statistics import (
     paired,
     per_question,
 )
-from deepconf._words import counted
+from deepconf._words import counted, in_lines
 from deepconf.errors import InvalidInput
 from deepconf.lab._goal import Condition, Metric, parse
 from deepconf.lab._summary import Equal, equal_tokens
@@ -106,7 +106,7 @@ class Tuning:
     def __repr__(self) -> str:
         """What is recommended."""
         over = f"{counted(self.questions, 'question')}, {counted(self.repeats, 'draw')} of each"
-        return "\n  ".join([f"<deepconf.Tuning: {over}", *self.notes, f"{self.closing}>"])
+        return in_lines(f"deepconf.Tuning: {over}", [*self.notes, self.closing])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
