@@ -171,10 +171,10 @@ def test_a_diagnosis_shows_itself_in_some_lines() -> None:
 @pytest.mark.parametrize(
     ("questions", "wrong", "within_reach", "says"),
     [
-        (40, 0, 0, "The majority misses no question, so there is no answer to gain."),
+        (40, 0, 0, "misses no question, so no vote could gain an answer."),
         (40, 3, 0, "misses 3 of 40 questions, of which none has a right answer among"),
-        (40, 3, 1, "of which 1 has a right answer among the candidates: even to gain all of that"),
-        (40, 9, 5, "of which 5 have a right answer among the candidates: even to gain all of that"),
+        (40, 3, 1, "of which 1 has a right answer among the candidates: a vote that gained all"),
+        (40, 9, 5, "of which 5 have a right answer among the candidates: a vote that gained all"),
         (40, 9, 6, "of which 6 have a right answer among the candidates: that much a vote could"),
         (1, 1, 1, "misses 1 of 1 question, of which 1 has"),
     ],

@@ -627,7 +627,7 @@ def test_the_command_line_replays_in_launch_order(tmp_path):
         (["--grid", "keep"], "must be NAME=VALUE,VALUE"),
         (["--grid", "windo=3"], "windo"),
         (["-p", "medium"], "medium"),
-        (["--set", "budget=99"], "short_pools='resample'"),
+        (["--set", "budget=99"], "--short-pools: 'resample'"),
         (["--most-runs", "5"], "narrow the grid"),
         (["--short-pools", "never"], "short_pools='never'"),
         (["-o", "rows.csv"], "must end in .parquet"),
@@ -688,9 +688,9 @@ def test_the_command_says_which_warmups_its_budgets_take(tmp_path):
     options = ["-p", "low", "--grid", "budget=4,8,16", "--window", "8"]
     rows, settings = shown(tmp_path, *options)
     assert [row["label"] for row in rows[:3]] == [f"low budget={size}" for size in (4, 8, 16)]
-    assert settings.endswith("warmup=1, 2, 4 by budget (at most a quarter)")
+    assert settings.endswith("; warmup=1, 2, 4 (at most a quarter of each budget)")
     _, settings = shown(tmp_path, *options, "--warmup", "4")
-    assert "by budget" not in settings
+    assert settings.endswith("warmup=4 (--warmup)")
 
 
 def test_a_preset_has_a_window_that_fits_the_traces():

@@ -26,7 +26,6 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def in_lines(title: str, texts: Iterable[str]) -> str:
-    """What a result of several lines shows of itself: `<title`, then texts, wrapped and indented."""
-    indents = {"initial_indent": "  ", "subsequent_indent": "    "}
-    wrapped = [textwrap.fill(text, _WIDTH, **indents) for text in texts]
-    return "\n".join([f"<{title}", *wrapped]) + ">"
+    """What a result shows of itself in several lines: its title, then texts, wrapped."""
+    wrapper = textwrap.TextWrapper(_WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join([f"<{title}", *map(wrapper.fill, texts)]) + ">"

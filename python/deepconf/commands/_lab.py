@@ -99,11 +99,11 @@ class Laid:
             axes,
             lambda name, place: built([name], place)[name].policy,
         )
-        said = _layers.in_words(bases)
         warmups = {policy.warmup for policy in policies.values() if policy.mode == "online"}
+        by_budget = ""
         if "warmup" not in axes and len(warmups) > 1:
+            for base in bases.values():
+                base.origins.pop("warmup", None)
             each = ", ".join(map(str, sorted(warmups)))
-            said = "; ".join(
-                [*filter(None, [said]), f"warmup={each} by budget (at most a quarter)"]
-            )
-        return cls(policies, said)
+            by_budget = f"warmup={each} (at most a quarter of each budget)"
+        return cls(policies, "; ".join(filter(None, [_layers.in_words(bases), by_budget])))

@@ -108,7 +108,7 @@ def separated(score: str, found: Estimate) -> str:
 
 
 def gainable(questions: int, wrong: int, within_reach: int) -> str:
-    """How many answers any other vote than the majority could gain, in a sentence.
+    """How many answers any other vote could gain over the majority of all, in a sentence.
 
     Args:
         questions: those with known answers.
@@ -116,16 +116,18 @@ def gainable(questions: int, wrong: int, within_reach: int) -> str:
         within_reach: in how many of those a candidate is right.
     """
     if not wrong:
-        return "The majority misses no question, so there is no answer to gain."
-    misses = f"The majority misses {wrong:,} of {counted(questions, 'question')}, of which"
+        return "The majority of all traces misses no question, so no vote could gain an answer."
+    misses = (
+        f"The majority of all traces misses {wrong:,} of {counted(questions, 'question')}, of which"
+    )
     if not within_reach:
-        return f"{misses} none has a right answer among the candidates: there is none to gain."
+        return f"{misses} none has a right answer among the candidates: no vote could gain one."
     won = np.zeros((1, questions))
     won[0, :within_reach] = 1.0
     has = "has" if within_reach == 1 else "have"
     reach = f"{misses} {within_reach:,} {has} a right answer among the candidates"
     if not paired(won, np.zeros(questions))[0].clear:
-        return f"{reach}: even to gain all of that could not be told from chance."
+        return f"{reach}: a vote that gained all of that could not be told from chance."
     return f"{reach}: that much a vote could gain."
 
 

@@ -406,7 +406,7 @@ def _closing(
     name, best = max(inside.items(), key=lambda item: item[1].value)
     said = [separated(name, best), gainable(known, answers.majority_wrong, answers.within_reach)]
     if not is_blind(best):
-        said.append("What a policy gains or saves beside majority, replay and tune tell.")
+        said.append("What a policy saves, or gains at fewer tokens, replay and tune tell.")
     if armed < _ARMED:
         said.append(
             f"Only {armed:.0%} of the traces are a window long, and no other can be stopped: "

@@ -266,10 +266,9 @@ class Pool:
             others = f" ({len(short) - 1} more have too few)" if len(short) > 1 else ""
             raise InvalidInput(
                 f"budget={policy.budget} of policy {label!r}: question {names[0]!r} has only "
-                f"{counted(sizes[short[0]], 'trace')}{others}: take a smaller budget (--set "
-                "budget=...), or "
-                "short_pools='resample' (draws those beyond again) or 'skip' (leaves such "
-                "questions out)"
+                f"{counted(sizes[short[0]], 'trace')}{others}: take a smaller budget, or "
+                "short_pools, on the command line --short-pools: 'resample' draws those beyond "
+                "again, 'skip' leaves such questions out"
             )
         if short_pools == "skip":
             if len(short) == len(sizes):

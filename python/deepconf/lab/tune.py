@@ -409,7 +409,7 @@ def _why_majority(
     if majority.meets_goal != confidence.meets_goal:
         return "it alone reaches the goal" if majority.meets_goal else ""
     if is_blind(separation) and any(each.difference.value <= 0 for each in equal.values()):
-        return "confidence does not tell right traces from wrong ones within questions"
+        return "these questions do not show that confidence tells right traces from wrong ones"
     if task.objective == "accuracy" or not majority.meets_goal:
         worse, why = majority.accuracy.value < confidence.accuracy.value, "it is as accurate"
     elif task.objective == "steps":
