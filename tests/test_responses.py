@@ -449,6 +449,13 @@ def test_a_data_frame_of_responses_is_told_what_to_pass(call: Any) -> None:
     check(from_openai(frame["response"]))
 
 
+def test_a_data_frame_of_confidences_is_told_what_to_pass() -> None:
+    frame = pd.DataFrame({"confidence": [[9.0, 8.0]]})
+    with pytest.raises(InvalidType, match=r"a DataFrame, a table: give its column of confidences"):
+        deepconf.score(frame)
+    assert len(deepconf.score(frame["confidence"].tolist(), window=2)) == 1
+
+
 # ---- confidences --------------------------------------------------------------------------------
 
 

@@ -38,8 +38,8 @@ def _what(value: Any) -> str | None:
 
     if hasattr(value, "columns"):
         return (
-            f"a {kind}, a table: {_MUST}, such as one of its columns. score_traces takes a table "
-            "in the columns of a trace file"
+            f"a {kind}, a table: give its column of confidences, which must be a list of float or "
+            "double; score_traces takes a table in the columns of a trace file"
         )
 
     def has(name: str) -> bool:
