@@ -1,6 +1,6 @@
 """The two cases beside each other: where majority is enough, and where confidence earns its keep.
 
-python examples/two_cases.py docs/cases.svg
+python benches/cases.py docs/cases.svg
 
 For the recording of each tiny reasoner: the rule of thumb, and what majority, filters and policies
 get for their tokens. A replay of some seconds, without a model.
@@ -15,7 +15,7 @@ from pathlib import Path
 import deepconf
 from deepconf import Policy
 
-EXAMPLES = Path(__file__).resolve().parent
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RECORDINGS = {
     "tiny-reasoner": "calibration.parquet",
     "tiny-equations": "questions.parquet",
