@@ -1,6 +1,6 @@
 # make demo    record and answer 40 of the tiny reasoner's questions on vLLM, replay policies on them
 # make demo-full   the same with all 120
-# make train   a tiny reasoner anew: REASONER=tiny-equations (20 minutes on one core) or tiny-reasoner
+# make train   a tiny reasoner anew: REASONER=tiny-equations (ten minutes of one core) or tiny-reasoner
 # make record  256 traces of each of that reasoner's 120 questions, on vLLM, to runs/
 # make test    every test, Rust and Python, those on a real vLLM engine included
 # make bench   speed, beside this machine's memory, NumPy, polars, the reference package and others
