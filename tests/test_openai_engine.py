@@ -300,8 +300,13 @@ def test_an_empty_answer_is_an_error(server: FalseServer) -> None:
     ],
 )
 def test_what_the_probe_finds(
-    server: FalseServer, faults: dict[str, Any], field: str, value: Any
+    server: FalseServer,
+    monkeypatch: pytest.MonkeyPatch,
+    faults: dict[str, Any],
+    field: str,
+    value: Any,
 ) -> None:
+    monkeypatch.setattr("deepconf.engines.openai._probe._NOTICE", 0.5)
     server.delay = 0.002
     server.tokens = 100
     vars(server.faults).update(faults)
@@ -332,8 +337,11 @@ def test_seeds_that_are_ignored_are_said(server: FalseServer) -> None:
     ("fault", "says"),
     [("after_temperature", "from after the temperature"), ("keep_running", "goes on generating")],
 )
-def test_what_spoils_a_run_is_said(server: FalseServer, fault: str, says: str) -> None:
+def test_what_spoils_a_run_is_said(
+    server: FalseServer, monkeypatch: pytest.MonkeyPatch, fault: str, says: str
+) -> None:
     setattr(server.faults, fault, True)
+    monkeypatch.setattr("deepconf.engines.openai._probe._NOTICE", 0.5)
     server.delay, server.tokens = 0.002, 80
     policy = Policy.low(budget=24, warmup=6, min_ballots=1, stop="budget", **SMALL)
     with OpenAI(server.url) as engine, warned(says):

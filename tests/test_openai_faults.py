@@ -156,7 +156,7 @@ VIOLATIONS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "counted before the end": (
         {},
         at(5, lambda chunk: chunk["choices"][0].update(finish_reason="stop")),
-        "choices go on behind a finish_reason|completion_tokens is 24, and .* of 6 tokens",
+        "choices goes on behind a finish_reason",
     ),
     "another choice": (
         {},
@@ -365,7 +365,7 @@ def test_an_endless_stream_is_ended(server: FalseServer) -> None:
 
 
 def test_a_server_that_restarts_costs_no_trace(server: FalseServer) -> None:
-    server.delay, server.tokens = 0.02, 60
+    server.delay, server.tokens = 0.02, 30
     ended: list[int] = []
     with OpenAI(server.url) as engine:
 
@@ -373,7 +373,7 @@ def test_a_server_that_restarts_costs_no_trace(server: FalseServer) -> None:
             while len(ended) < 4:
                 time.sleep(0.01)
             server.stop()
-            time.sleep(0.5)
+            time.sleep(0.2)
             server.restart()
 
         worker = threading.Thread(target=restart)
@@ -384,7 +384,7 @@ def test_a_server_that_restarts_costs_no_trace(server: FalseServer) -> None:
             result = think.run("?")
         worker.join()
     assert {trace.status for trace in result.traces} == {"finished"}
-    assert {trace.num_tokens for trace in result.traces} == {60}
+    assert {trace.num_tokens for trace in result.traces} == {30}
     assert result.tokens.lost > 0
     assert max(trace.tries for trace in result.traces) == 2
 
@@ -408,12 +408,13 @@ def test_a_server_that_is_gone_ends_the_run_with_what_is_finished(server: FalseS
 
 
 def test_an_error_in_the_middle_of_a_stream(server: FalseServer) -> None:
-    error = b'data: {"error": {"message": "engine is dead", "code": 500}}\n\n'
-    with OpenAI(server.url, tries=2) as engine:
+    error = f'data: {{"error": {{"message": "engine is dead, {KEY}", "code": 500}}}}\n\n'.encode()
+    with OpenAI(server.url, tries=2, api_key=KEY) as engine:
         server.faults.damage, server.faults.only = at(3, lambda chunk: error), (12,)
         with warned("failed in the middle of a stream: .*engine is dead"):
             result = run(engine)
     assert result.traces[2].status == "failed"
+    assert "engine is dead, [key]" in (result.traces[2].error or "")
 
 
 def test_a_refusal_as_an_event_is_one(server: FalseServer) -> None:

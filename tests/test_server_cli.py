@@ -122,13 +122,13 @@ def test_a_server_that_is_gone_costs_no_finished_question(
     async def last(request: Any, body: Any, tries: int) -> Any:
         content = body.get("messages", [{}])[0].get("content")
         if content == "2+2=???":
-            server._loop.call_soon(server._loop.stop)
+            server.die()
 
     server.faults.before, server.delay = last, 0.03
     result = cli(*common)
     assert result.exit_code == 2
     assert "2 of 3 questions are finished" in result.output
-    server._thread.join()
+    server.stop()
     server.faults.before, server.delay = None, 0.0
     server.restart()
     result = cli(*common)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
 import json
-import threading
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from deepconf.engines._loop import EngineLoop
 from deepconf.engines.base import (
-    ENGINE_THREADS,
     Chunk,
     Ending,
     Signal,
@@ -27,7 +23,7 @@ from deepconf.engines.base import (
 )
 from deepconf.engines.openai._capabilities import Capabilities
 from deepconf.engines.openai._client import Client
-from deepconf.errors import EngineDied, EngineError, InvalidInput, InvalidType
+from deepconf.errors import EngineError, InvalidInput, InvalidType
 
 __all__ = ["OpenAI", "settings_of"]
 
@@ -54,6 +50,8 @@ _OWNED = {
 _ENDLESS = 10_000_000
 # Seconds between looks at what is overdue.
 _LOOK = 0.25
+# Nats: how improbable it must be that all traces are equal for it to be said.
+_CHANCE = -14.0
 # Traces of which something may be asked later.
 _REMEMBERED = 100_000
 
@@ -67,9 +65,10 @@ class _Tally:
     refusals: int
     digest: int | None
     """Of one that ran to its end."""
+    likelihood: float
 
 
-class OpenAI:
+class OpenAI(EngineLoop):
     """An engine that drives a server with OpenAI's interface, such as vLLM's or llama.cpp's.
 
     Args:
@@ -145,23 +144,13 @@ class OpenAI:
         self._running: dict[str, Any] = {}
         self._tallies: dict[str, _Tally] = {}
         self._widths: dict[int, int] = {}
-        self._closing = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="deepconf-openai", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)
+        super().__init__("deepconf-openai")
+        self._begin()
         try:
             result_of(self.submit(self._start(model, chat)))
         except BaseException:
             self.close()
             raise
-
-    def _serve(self) -> None:
-        ENGINE_THREADS.add(threading.current_thread())
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._stop())
-        self._loop.close()
 
     async def _start(self, model: str | None, chat: Literal["auto", True, False]) -> None:
         from deepconf.engines.openai._probe import PATHS, find_model, probe
@@ -181,13 +170,8 @@ class OpenAI:
         self._watch = asyncio.ensure_future(self._look())
 
     async def _stop(self) -> None:
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await super()._stop()
         await self._client.close()
-        await self._loop.shutdown_asyncgens()
-        await self._loop.shutdown_default_executor()
 
     async def _look(self) -> None:
         """Gives up tries of which nothing came in time."""
@@ -199,16 +183,6 @@ class OpenAI:
                     request.overdue()
 
     # ---- what a run asks -----------------------------------------------------------------------
-
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Runs a coroutine on the engine's event loop; `EngineDied` when it is closed."""
-        try:
-            if self._closing:
-                raise RuntimeError
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except RuntimeError:
-            coroutine.close()
-            raise EngineDied("the engine is closed") from None
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -297,7 +271,11 @@ class OpenAI:
             answer = request.answer
             whole = ending is not None and ending.finish_reason != "aborted"
             self._tallies[request_id] = _Tally(
-                answer.count, answer.unsure, request.refusals, answer.digest if whole else None
+                answer.count,
+                answer.unsure,
+                request.refusals,
+                answer.digest if whole else None,
+                answer.likelihood,
             )
             while len(self._tallies) > _REMEMBERED:
                 del self._tallies[next(iter(self._tallies))]
@@ -363,10 +341,11 @@ class OpenAI:
                 f"the least likely of those that count: {server} gives only as many as were asked "
                 "for; a policy with top_logprobs one less is exact, or a server that gives one more"
             )
-        digests = [tally.digest for tally in found if tally.digest is not None]
-        if len(digests) > 1 and len(set(digests)) == 1:
+        whole = [tally for tally in found if tally.digest is not None]
+        chance = sum(tally.likelihood for tally in whole[1:])
+        if len({tally.digest for tally in whole}) == 1 and chance < _CHANCE:
             remarks.append(
-                f"all {len(digests)} traces that ran to their end are equal, token by token: "
+                f"all {len(whole)} traces that ran to their end are equal, token by token: "
                 f"{server} ignores seeds, or the temperature is 0; their vote is one trace's"
             )
         if self.capabilities.raw is False:
@@ -377,28 +356,6 @@ class OpenAI:
         if self.capabilities.abort is False and any(tally.digest is None for tally in found):
             remarks.append(f"{server} goes on generating what was stopped: no stop saves anything")
         return remarks
-
-    def close(self) -> None:
-        """Closes all connections; may be called again.
-
-        Raises:
-            EngineError: called on the engine's own thread, which would wait for itself.
-        """
-        if threading.current_thread() is self._thread:
-            raise EngineError("close() was called on the engine's own thread: call it on another")
-        self._closing = True
-        atexit.unregister(self.close)
-        with contextlib.suppress(RuntimeError):  # The loop is closed.
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def __enter__(self) -> OpenAI:
-        """The engine itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes it."""
-        self.close()
 
     def __repr__(self) -> str:
         """One line, without the key."""

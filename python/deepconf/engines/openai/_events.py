@@ -7,7 +7,7 @@ Only what is needed is decoded, into structures that the garbage collector need 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -18,8 +18,6 @@ from deepconf.importing import _json
 
 __all__ = ["Choice", "Chunk", "Events", "Token"]
 
-# Characters of a server's own words in a message.
-_WORDS = 300
 # Bytes of one event. A token with twenty log-probabilities takes some 2,000.
 _MOST = 8 << 20
 
@@ -81,10 +79,12 @@ class Events:
 
     Args:
         where: the server, for messages.
+        quoted: how its own words are put into them.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, quoted: Callable[[str], str] = repr) -> None:
         self._where = where
+        self._quoted = quoted
         self._rest = bytearray()
         self._data: list[bytes] = []
         self.done = False
@@ -125,10 +125,10 @@ class Events:
         try:
             chunk = _decode(data)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            start = bytes(data[:120]).decode("utf-8", "replace").strip()
+            start = self._quoted(data[:120].decode("utf-8", "replace"))
             raise EngineError(
                 f"{self._where}: an event of the stream is no chunk of a completion: "
-                f"{_json.said(error)}; it begins {start!r}"
+                f"{_json.said(error)}; it begins {start}"
             ) from None
         if chunk.error is not None:
             raise self._failure(chunk.error)
@@ -138,7 +138,7 @@ class Events:
         """What to raise for an error within the stream, which is also how vLLM refuses requests."""
         code = error.get("code") if isinstance(error, Mapping) else None
         message = error.get("message", error) if isinstance(error, Mapping) else error
-        said = repr(message if isinstance(message, str) else json.dumps(message))[:_WORDS]
+        said = self._quoted(message if isinstance(message, str) else json.dumps(message))
         if isinstance(code, int) and 400 <= code < 500 and code not in PASSING:
             return Refused(f"{self._where}: status {code}: {said}", code)
         return Passing(f"{self._where}: the server failed in the middle of a stream: {said}")

@@ -310,7 +310,7 @@ class _Asking:
         return answer
 
     async def _read(self, answer: _Probed, body: Mapping[str, Any], stop_after: int) -> None:
-        events = Events(answer.where)
+        events = Events(answer.where, self._client.quoted)
         async with self._client.stream(self._path, body) as content:
             while not (events.done and answer.finish) and not content.at_eof():
                 new = await content.readany()

@@ -162,7 +162,7 @@ class Request:
 
     async def _try(self) -> None:
         loop = asyncio.get_running_loop()
-        limits, answer, events = self._limits, self.answer, Events(self._where)
+        limits, answer, events = self._limits, self.answer, Events(self._where, self._client.quoted)
         self.deadline = loop.time() + limits.first_token
         async with self._client.stream(self._path, self._body) as content:
             while answer.finish is None:
@@ -184,8 +184,7 @@ class Request:
                 except (asyncio.TimeoutError, TimeoutError):
                     break
                 for chunk in events.feed(new):
-                    if answer.take(chunk):
-                        raise EngineError(f"{self._where}: choices go on behind a finish_reason")
+                    answer.take(chunk)  # How many tokens there were; no more of them.
                 if events.done:  # So the connection can be used again.
                     end = min(end, loop.time() + _CLOSE)
         answer.check_whole()

@@ -45,6 +45,7 @@ class Answer:
         unsure: those of which the k-th likeliest may be missing.
         fewest: entries of the token that has fewest.
         digest: of the tokens: two answers that are the same have the same.
+        likelihood: of all tokens, nats: how probable it was that just these came.
         finish: "finished" or "length", once it has ended.
         usage: tokens, as the server counts them; None where it does not.
         named: whether every chunk with tokens named them.
@@ -62,6 +63,7 @@ class Answer:
         self.channels = Channels()
         self.reasoned = False
         self.count = self.unsure = self.digest = 0
+        self.likelihood = 0.0
         self.fewest: int | None = None
         self.finish: Literal["finished", "length"] | None = None
         self.usage: int | None = None
@@ -80,7 +82,10 @@ class Answer:
         for choice in chunk.choices or ():
             if choice.index:
                 raise self._wrong("choices", f"has index {choice.index}, and one was asked for")
-            rows += self._rows(choice)
+            new = self._rows(choice)
+            if new and self.finish is not None:
+                raise self._wrong("choices", "goes on behind a finish_reason")
+            rows += new
             self._read(choice, len(rows))
             if choice.finish_reason is not None:
                 self._end(choice.finish_reason)
@@ -169,6 +174,7 @@ class Answer:
             rows.append(row)
             self.count += 1
             self.digest = hash((self.digest, token or own))
+            self.likelihood += own
             self._spelled += len(token.encode("utf-8", "surrogatepass"))
         if self.count > self._most:
             raise self._wrong(
@@ -210,6 +216,7 @@ class Answer:
         self._written += len(text.encode("utf-8", "surrogatepass"))
 
     def _end(self, reason: str) -> None:
+        reason = reason[:60]
         try:
             status = status_of(reason, f"{self.where}: choices[0].finish_reason")
         except InvalidInput as error:
@@ -223,7 +230,7 @@ class Answer:
     # ---- what is wrong -----------------------------------------------------------------------
 
     def _wrong(self, field: str, what: str, token: str | None = None) -> EngineError:
-        which = f"token {self.count}" + ("" if token is None else f", {token!r}")
+        which = f"token {self.count}" + ("" if token is None else f", {token[:60]!r}")
         field = field if field in ("choices", "usage.completion_tokens") else f"choices[0].{field}"
         return EngineError(f"{self.where}: {field} {what} (at {which} of the trace)")
 
