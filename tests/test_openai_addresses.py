@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import ssl
 import subprocess
 import threading
@@ -164,6 +165,23 @@ def raw(answer: bytes) -> Any:
 def test_answers_that_are_no_http(server: FalseServer, answer: bytes, says: str) -> None:
     server.faults.before = raw(answer)
     with pytest.raises(EngineError, match=says):
+        OpenAI(server.url)
+
+
+def test_a_server_that_takes_connections_and_never_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deepconf.engines.openai._client._SHORT", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(EngineError, match="no answer in time"):
+            OpenAI(f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+
+
+def test_a_list_of_models_without_an_end(server: FalseServer) -> None:
+    server.faults.models = web.Response(text=" " * (5 << 20))
+    with pytest.raises(EngineError, match="answers with more than 4 MiB"):
         OpenAI(server.url)
 
 

@@ -104,11 +104,16 @@ def engine(server: Server) -> Iterator[OpenAI]:
         yield made
 
 
-def running(server: Server) -> float:
-    """Requests that the server is working on, as it says itself."""
+def counted(server: Server, name: str) -> float:
+    """What the server says itself, by the name of one of its metrics."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics").read().decode()
-    lines = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")]
+    lines = [line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")]
+    assert lines, name
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def running(server: Server) -> float:
+    return counted(server, "num_requests_running")
 
 
 def test_the_probe_finds_what_vllm_gives(engine: OpenAI) -> None:
@@ -148,6 +153,19 @@ def test_decisions_are_those_of_the_confidences(engine: OpenAI, server: Server) 
     while running(server) and time.monotonic() < end:
         time.sleep(0.05)
     assert running(server) == 0
+
+
+def test_the_prompt_of_a_question_is_computed_once(engine: OpenAI, server: Server) -> None:
+    """As docs/servers.md says how to see."""
+    names = ("prefix_cache_queries_total", "prefix_cache_hits_total")
+    policy = Policy.offline(budget=8, min_ballots=1, concurrency=4, **SMALL)
+    think = DeepThink(engine, policy, sampling={"max_tokens": 4}, answer=lambda _: "7")
+    before = [counted(server, name) for name in names]
+    think.run("12*3+" * 60 + "1=?")
+    time.sleep(0.1)
+    queries, hits = (counted(server, n) - b for n, b in zip(names, before, strict=True))
+    assert queries == 8 * 303
+    assert hits >= 4 * 256
 
 
 def test_stop_strings_and_lengths(engine: OpenAI) -> None:

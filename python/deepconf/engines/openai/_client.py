@@ -164,10 +164,12 @@ class Client:
             EngineError: it answers without end.
         """
         url = path if "://" in path else self.base_url + path
+        import aiohttp
+
+        whole = aiohttp.ClientTimeout(total=_SHORT)
         with self._failing(url):
-            async with self._opened().get(url, allow_redirects=False) as response:
-                reading = _start(response, _MOST + 1)
-                content = await asyncio.wait_for(reading, _SHORT)
+            async with self._opened().get(url, allow_redirects=False, timeout=whole) as response:
+                content = await _start(response, _MOST + 1)
                 if len(content) > _MOST:
                     raise EngineError(f"{url} answers with more than {_MOST >> 20} MiB")
                 return response.status, content.decode("utf-8", "replace")
@@ -225,6 +227,8 @@ class Client:
                 f"{where} does not take a connection within {self._connect_timeout:g} seconds",
                 away=True,
             ) from None
+        except (asyncio.TimeoutError, TimeoutError):
+            raise Passing(f"{where}: no answer in time") from None
         except aiohttp.ServerDisconnectedError:
             raise Passing(f"{where} closed the connection without an answer") from None
         except aiohttp.ClientResponseError as error:
@@ -234,8 +238,6 @@ class Client:
             raise Passing(f"{where}: the stream was cut: {_short(error)}") from None
         except (aiohttp.ClientError, OSError) as error:
             raise Passing(f"{where}: the connection broke: {_short(error)}") from None
-        except (asyncio.TimeoutError, TimeoutError):
-            raise Passing(f"{where}: no answer in time") from None
 
 
 async def _start(response: aiohttp.ClientResponse, most: int = 16 << 10) -> bytes:

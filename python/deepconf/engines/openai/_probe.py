@@ -42,8 +42,8 @@ _LENGTHS = ("max_tokens", "max_completion_tokens", "min_tokens")
 # Seconds for all that one of the requests takes, for a server to be through with them, and for it
 # to notice a closed connection.
 _LONG, _REST, _NOTICE = 120.0, 1.0, 5.0
-# Nats by which the same log-probability may differ from one request to another.
-_SAME = 0.05
+# Nats between two of the likeliest tokens that tell one temperature from another.
+_APART = 0.1
 # How servers say how many requests they are working on.
 _RUNNING = re.compile(
     r"^(?:vllm:num_requests_running|sglang:num_running_reqs|llamacpp:requests_processing)"
@@ -334,11 +334,15 @@ def _seeds(
 
 
 def _is_raw(warm: list[float], cold: list[float]) -> bool | None:
-    """Whether the first token's log-probabilities are the same at another temperature."""
-    pairs = list(zip(warm[:3], cold[:3], strict=False))
-    if len(pairs) < 2 or abs(warm[0] - warm[1]) < 2 * _SAME:
+    """Whether the first token's log-probabilities are the same at half the temperature.
+
+    Else the likeliest are twice as far apart.
+    """
+    place = min(len(warm), len(cold), 3) - 1
+    if place < 1 or warm[0] - warm[place] < _APART:
         return None  # At any temperature they would be as close.
-    return all(abs(one - other) < _SAME for one, other in pairs)
+    before, after = warm[0] - warm[place], cold[0] - cold[place]
+    return abs(after - before) < abs(after - 2 * before)
 
 
 async def _aborts(client: Client, ask: _Asking, most: int) -> bool | None:
