@@ -197,7 +197,7 @@ VIOLATIONS: dict[str, tuple[dict[str, Any], Any, str]] = {
 def test_what_cannot_be_right_is_an_error_that_names_server_field_and_token(
     server: FalseServer, faults: dict[str, Any], damage: Any, says: str
 ) -> None:
-    with OpenAI(server.url, tries=2, **QUICK) as engine:
+    with OpenAI(server.url, tries=2) as engine:
         vars(server.faults).update(faults)
         server.faults.damage, server.faults.only = damage, (12,)
         with warned("1 of 8 traces failed"):

@@ -134,3 +134,18 @@ def test_a_server_that_is_gone_costs_no_finished_question(
     result = cli(*common)
     assert result.exit_code == 0, result.output
     assert len(out.read_text().splitlines()) == 4
+
+
+def test_what_was_generated_in_vain_is_noted(
+    server: FalseServer, questions: Path, tmp_path: Path
+) -> None:
+    def break_off(chunk: Any, number: int) -> Any:
+        return b"data: [DONE]\n\n" if number == 6 and broken.pop(0) else chunk
+
+    broken = [True] + [False] * 99
+    server.faults.damage = break_off
+    common = ["eval", questions, "--url", server.url, "--out", tmp_path / "run.jsonl", *SMALL]
+    result = cli(*common, "-p", "offline", "--seed", 100)
+    assert result.exit_code == 0, result.output
+    said = "note: 1 traces broke off and began anew: the 6 tokens that were given up are in no"
+    assert said in " ".join(result.output.split())

@@ -26,6 +26,8 @@ __all__ = ["PASSING", "Client", "Passing", "Refused", "checked_url"]
 
 # Bytes of an answer that is no stream: an error, or the list of models.
 _MOST = 4 << 20
+# Characters that a secret has at least.
+_SECRET = 6
 # Characters of a server's own words in a message.
 _WORDS = 300
 # Bytes of a stream that are read ahead: some ten tokens. What is there when a trace is stopped was
@@ -95,11 +97,12 @@ class Client:
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra("http", package)
         self.base_url = checked_url(base_url)
-        self._secrets = [value for value in (api_key, *headers.values()) if value]
         # A server that compresses keeps tokens back.
         self._headers = {"Accept-Encoding": "identity", **_checked_headers(headers)}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {_checked_key(api_key)}"
+        given = (api_key, *headers.values())
+        self._secrets = [value for value in given if value and len(value) >= _SECRET]
         self._connect_timeout = connect_timeout
         self._session: aiohttp.ClientSession | None = None
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from deepconf.engines.base import (
 )
 from deepconf.engines.openai._capabilities import Capabilities
 from deepconf.engines.openai._client import Client
+from deepconf.engines.openai._remarks import Tally, remarks_on
 from deepconf.errors import EngineError, InvalidInput, InvalidType
 
 __all__ = ["OpenAI", "settings_of"]
@@ -50,22 +50,8 @@ _OWNED = {
 _ENDLESS = 10_000_000
 # Seconds between looks at what is overdue.
 _LOOK = 0.25
-# Nats: how improbable it must be that all traces are equal for it to be said.
-_CHANCE = -14.0
 # Traces of which something may be asked later.
 _REMEMBERED = 100_000
-
-
-@dataclass(frozen=True)
-class _Tally:
-    """What there is to know of a trace that has ended."""
-
-    tokens: int
-    unsure: int
-    refusals: int
-    digest: int | None
-    """Of one that ran to its end."""
-    likelihood: float
 
 
 class OpenAI(EngineLoop):
@@ -142,7 +128,7 @@ class OpenAI(EngineLoop):
         self._limits = Limits(first_token_timeout, token_timeout, tries, patience)
         self._turns = Turns()
         self._running: dict[str, Any] = {}
-        self._tallies: dict[str, _Tally] = {}
+        self._tallies: dict[str, Tally] = {}
         self._widths: dict[int, int] = {}
         super().__init__("deepconf-openai")
         self._begin()
@@ -269,13 +255,13 @@ class OpenAI(EngineLoop):
         finally:
             del self._running[request_id]
             answer = request.answer
-            whole = ending is not None and ending.finish_reason != "aborted"
-            self._tallies[request_id] = _Tally(
-                answer.count,
-                answer.unsure,
-                request.refusals,
-                answer.digest if whole else None,
-                answer.likelihood,
+            self._tallies[request_id] = Tally(
+                whole=ending is not None and ending.finish_reason != "aborted",
+                tokens=answer.count,
+                unsure=answer.unsure,
+                refusals=request.refusals,
+                digest=answer.digest,
+                likelihood=answer.likelihood,
             )
             while len(self._tallies) > _REMEMBERED:
                 del self._tallies[next(iter(self._tallies))]
@@ -330,32 +316,7 @@ class OpenAI(EngineLoop):
     def remarks(self, request_ids: Sequence[str]) -> list[str]:
         """What the reader of a result must know of these traces; each is told of once."""
         found = [self._tallies.pop(name) for name in request_ids if name in self._tallies]
-        server, remarks = self.capabilities.server, []
-        refusals = sum(tally.refusals for tally in found)
-        if refusals:
-            remarks.append(f"{server} was away or refused requests {refusals} times: tried again")
-        unsure, tokens = (sum(getattr(t, name) for t in found) for name in ("unsure", "tokens"))
-        if unsure:
-            remarks.append(
-                f"at {unsure:,} of {tokens:,} tokens the sampled token may stand in the place of "
-                f"the least likely of those that count: {server} gives only as many as were asked "
-                "for; a policy with top_logprobs one less is exact, or a server that gives one more"
-            )
-        whole = [tally for tally in found if tally.digest is not None]
-        chance = sum(tally.likelihood for tally in whole[1:])
-        if len({tally.digest for tally in whole}) == 1 and chance < _CHANCE:
-            remarks.append(
-                f"all {len(whole)} traces that ran to their end are equal, token by token: "
-                f"{server} ignores seeds, or the temperature is 0; their vote is one trace's"
-            )
-        if self.capabilities.raw is False:
-            remarks.append(
-                f"{server} gives log-probabilities from after the temperature, and confidence is "
-                "defined on those from before (vLLM: --logprobs-mode raw_logprobs)"
-            )
-        if self.capabilities.abort is False and any(tally.digest is None for tally in found):
-            remarks.append(f"{server} goes on generating what was stopped: no stop saves anything")
-        return remarks
+        return remarks_on(found, self.capabilities)
 
     def __repr__(self) -> str:
         """One line, without the key."""

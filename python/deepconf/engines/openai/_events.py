@@ -91,12 +91,14 @@ class Events:
         """Whether the server has said that nothing more comes."""
 
     def feed(self, new: bytes) -> list[Chunk]:
-        """The chunks that are complete with these bytes.
+        """The chunks that are complete with these bytes; none behind the end.
 
         Raises:
             Passing: the server says that it failed.
             EngineError: an event is no chunk, or too large.
         """
+        if self.done:
+            return []
         self._rest += new
         lines: list[bytes] = []
         if b"\n" in new:
@@ -112,8 +114,8 @@ class Events:
                 data, self._data = b"\n".join(self._data), []
                 if data.strip() == b"[DONE]":
                     self.done = True
-                else:
-                    found.append(self._chunk(data))
+                    break
+                found.append(self._chunk(data))
         if len(self._rest) + sum(map(len, self._data)) > _MOST:
             raise EngineError(
                 f"{self._where}: an event of the stream has more than {_MOST >> 20} MiB: a token "

@@ -19,6 +19,7 @@ from deepconf.engines.base import Signal
 from deepconf.engines.openai._capabilities import Capabilities
 from deepconf.engines.openai._client import Client, Passing, Refused
 from deepconf.engines.openai._events import Events
+from deepconf.engines.openai._remarks import CHANCE
 from deepconf.engines.openai._tokens import Answer
 from deepconf.errors import EngineError, InvalidInput
 
@@ -252,11 +253,9 @@ async def _first(
         try:
             return await _Asking(client, model, interface, extra, width)(1), width
         except Refused as error:
-            if error.status not in (400, 422) or width == _WIDTHS[-1]:
+            too_many = error.status in (400, 422) and "logprob" in str(error).lower()
+            if not too_many or width == _WIDTHS[-1]:
                 raise
-            refusal = error
-            if "logprob" not in str(error).lower():
-                raise refusal from None
     raise AssertionError
 
 
@@ -327,10 +326,12 @@ class _Asking:
 def _seeds(
     first: _Probed, again: _Probed, other: _Probed
 ) -> Literal["repeats", "differs", "ignored"] | None:
-    if first.digest == again.digest:
-        # A few tokens that are as good as certain tell nothing.
-        return "ignored" if first.digest == other.digest else "repeats"
-    return "differs"
+    if first.digest != again.digest:
+        return "differs"
+    if first.digest != other.digest:
+        return "repeats"
+    # A few tokens that are as good as certain tell nothing.
+    return "ignored" if first.likelihood < CHANCE else None
 
 
 def _is_raw(warm: list[float], cold: list[float]) -> bool | None:

@@ -166,8 +166,8 @@ class Request:
         self.deadline = loop.time() + limits.first_token
         async with self._client.stream(self._path, self._body) as content:
             while answer.finish is None:
-                new = await content.readany()
-                if not new or events.done:
+                new = b"" if events.done else await content.readany()
+                if not new:
                     raise Passing(
                         f"{self._where}: the stream ended in the middle of the trace, after "
                         f"{answer.count} tokens"
