@@ -33,6 +33,8 @@ _WORDS = 300
 # Bytes of a stream that are read ahead: some ten tokens. What is there when a trace is stopped was
 # generated in vain, and hundreds of streams have a buffer each.
 _BUFFER = 16 << 10
+# Seconds that an unused connection is kept: fewer than servers keep it, 5 as a rule.
+_IDLE = 4.0
 # Seconds for what is answered at once.
 _SHORT = 30.0
 # What another try may mend: too early, too many requests, a proxy without its server.
@@ -117,7 +119,7 @@ class Client:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 read_bufsize=_BUFFER,
