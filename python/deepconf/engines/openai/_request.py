@@ -192,12 +192,12 @@ class Request:
 
     def _begin_anew(self) -> None:
         """Before another try: what came is void."""
-        if not self.answer.count:
-            return
         self._turns.flush()
-        if not self._stopped:
+        if self._stopped:
+            return
+        if self.answer.count:
             self.take(Step([], np.empty(0, np.float32), relaunched=[self.trace]))
-            self.answer = Answer(*self._answer_args)
+        self.answer = Answer(*self._answer_args)
 
     def _ending(self) -> Ending:
         self._turns.flush()
