@@ -100,7 +100,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def engine(server: Server) -> Iterator[OpenAI]:
     server.ready()
-    with OpenAI(server.url, sampling=SETTINGS["sampling"]) as made:
+    with OpenAI(server.url, sampling=SETTINGS["sampling"], patience=3 * WAIT) as made:
         yield made
 
 
