@@ -258,10 +258,10 @@ def test_no_junk_for_an_argument_raises_anything_else(which: tuple[str, str], ju
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: deepconf.vote(["a"], None, "x"), "keep=x is a .*str.*: must be a number"),
+        (lambda: deepconf.vote(["a"], None, "x"), "keep='x' is a text: must be a number"),
         (lambda: deepconf.vote(["a"], keep=None), "keep=None is a .*: must be a number"),
         (lambda: deepconf.Policy.preset(5), "name=5 is a .*int.*: must be a string"),
-        (lambda: deepconf.TraceScorer().push("a"), "confidence=a is a"),
+        (lambda: deepconf.TraceScorer().push("a"), "confidence='a' is a text"),
         (lambda: deepconf.Controller(3), "policy=3 is a .*int.*: must be a Policy"),
         (lambda: started().finished(0, 7), "finish=7 is a .*int.*: must be a string"),
         (lambda: started().finished(0, "finished", 7), "answer=7 is a"),
@@ -277,7 +277,7 @@ def test_the_message_names_argument_value_and_type(call: Callable[[], Any], mess
 
 def test_a_threshold_of_a_wrong_type_is_refused() -> None:
     scorer = deepconf.TraceScorer(threshold=2.0)
-    with pytest.raises(InvalidType, match="threshold=x"):
+    with pytest.raises(InvalidType, match="threshold='x'"):
         scorer.threshold = "x"  # type: ignore[assignment]
     assert scorer.threshold == 2.0
 

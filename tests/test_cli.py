@@ -141,7 +141,9 @@ def test_a_missing_extra_is_one_line(package: str) -> None:
         (["--stop", "never"], "stop="),
         (["--set", "keep"], "--set 'keep': must be NAME=VALUE"),
         (["--set", "budgte=3"], 'unknown setting "budgte"'),
-        (["--set", "keep=much"], "keep=much"),
+        (["--set", "keep=much"], "keep='much' is a text: must be a number (keep is from --set)"),
+        (["--set", "windw=2"], "did you mean window?"),
+        (["--set", "window=two"], "window='two' is a text: must be a whole number"),
         (["--engine-arg", "=3"], "--engine-arg '=3'"),
         (["--answer", "regex:("], "no regular expression"),
         (["--answer", "last"], "answer='last'"),
@@ -391,6 +393,7 @@ def test_what_wins_over_what() -> None:
         ({"budget": 8}, {"warmup": 8}, 8, "--set"),
         ({}, {"budget": 8}, 2, "a quarter of the budget"),
         ({}, {}, 16, "deepconf.json"),
+        ({"warmup": 16}, {"budget": 16}, 16, "--warmup"),
     ],
 )
 def test_a_small_budget_takes_a_smaller_warmup_where_none_was_given(
@@ -407,6 +410,27 @@ def test_a_preset_takes_a_smaller_warmup_too() -> None:
     assert found["offline"].policy == Policy.offline(budget=8)
     said = "budget=8 (--budget); warmup=2 in low (a quarter of the budget)"
     assert _layers.in_words(found) == said
+
+
+def test_a_grid_takes_a_smaller_warmup_too() -> None:
+    def warmup(grid: Any, options: Any = None, file: Any = None) -> int:
+        file = file or {"budget": 64, "warmup": 16}
+        return _layers.build(["low"], file, options or {}, {}, grid=grid)["low"].warmup
+
+    assert [warmup({"budget": budget}) for budget in (8, 32, 64)] == [2, 8, 16]
+    assert warmup({"budget": 8, "warmup": 8}) == 8
+    assert warmup({"budget": 16}, {"warmup": 12}) == 12
+    assert warmup({"budget": 16}, {"budget": 256}) == 4
+    assert warmup({"keep": 0.5}, {"budget": 8}) == 2
+    assert warmup({"budget": 16}, file={"budget": 16}) == 4
+
+
+def test_an_empty_question_is_refused_before_an_engine_starts(stand: Stand) -> None:
+    for question in ("", "  "):
+        result = cli("think", question, "--model", "m")
+        assert result.exit_code == 2
+        assert "is empty: there is nothing to ask" in result.stderr
+    assert not stand.engines
 
 
 def test_a_warmup_that_a_policy_was_chosen_with_stays() -> None:
@@ -735,7 +759,8 @@ def test_eval_prints_a_table_once_and_again(stand: Stand, questions: Path, tmp_p
     assert [row[:2] for row in rows if row[:1] == ["low"]] == [["low", "100.0%"]]
     assert "within questions: mean 1.000 and 1.000 [1.000, 1.000]" in first.stdout
     assert "right in the same questions as offline: mean, all; mean, top 90%; " in first.stdout
-    assert first.stdout.splitlines()[-1].startswith("accuracy: low (the most accurate of 2) is")
+    said = "accuracy: low (the most accurate of 2) cannot be told apart here"  # By three questions.
+    assert first.stdout.splitlines()[-1].startswith(said)
     assert "low: 3 of 3 questions" in first.stderr
     again = cli(*arguments)
     assert again.stdout == first.stdout
@@ -844,7 +869,7 @@ def test_eval_answers_questions_whose_answers_nobody_knows(stand: Stand, tmp_pat
     lines = [json.loads(line) for line in out.read_text().splitlines()[1:]]
     assert [line["correct"] for line in lines] == [None] * 4
     assert {line["result"]["answer"] for line in lines} == {"4"}
-    assert "2 questions have no answer to compare with" in result.stdout
+    assert "without an answer to compare with: 2 questions" in result.stdout
     assert " 0.0%" not in result.stdout.splitlines()[3]
     assert "Live, and replayed" not in result.stdout
     assert deepconf.read_traces(record).num_rows == 16

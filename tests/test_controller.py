@@ -217,7 +217,7 @@ def test_an_event_out_of_place_changes_nothing(
         (lambda c: c.tokens(1, np.array([1])), InvalidType, "confidences has dtype int64"),
         (lambda c: c.finished(1, "stop"), InvalidInput, 'finish="stop": must be "finished"'),
         (lambda c: c.launched(-1), InvalidInput, "trace=-1: out of range, or negative"),
-        (lambda c: c.status("1"), InvalidType, "trace=1 is a <class 'str'>"),
+        (lambda c: c.status("1"), InvalidType, "trace='1' is a text"),
         (lambda c: c.scores(2**32), InvalidInput, "trace=4294967296: out of range"),
     ],
 )

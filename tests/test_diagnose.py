@@ -19,6 +19,7 @@ import pytest
 from deepconf import _render, _tables
 from deepconf.cli import main
 from deepconf.errors import DeepConfError, InvalidInput
+from deepconf.lab._verdict import gainable
 from deepconf.lab.diagnose import Diagnosis, diagnose
 from deepconf.traces import schema
 from slow_replay import Recorded, synthetic
@@ -144,11 +145,51 @@ def test_the_recording_says_how_scores_are_taken() -> None:
     assert (found.window, found.tail, found.bottom) == (7, 5, 0.3)
     found = diagnose(table(pools, window=9, k=20), tail=4)
     assert (found.window, found.tail, found.bottom) == (9, 4, 0.1)
-    found = diagnose(table(pools))
+    found = diagnose(table(pools), window=2048)
     assert (found.window, found.armed) == (2048, 0.0)
     assert "Only 0% of the traces are a window long" in found.closing
+    assert "choose a smaller window, such as 2." in found.closing
+    assert not any("window" in note for note in found.notes)
+    found = diagnose(table(pools))
+    assert (found.window, found.tail, found.armed) == (2, 2, 1.0)
+    assert found.notes[0].startswith("window=2 is an eighth of the traces' length, since nothing")
+    # What can be read once is not looked at before.
+    assert diagnose(table(pools).to_reader()).window == 2048
     with pytest.raises(InvalidInput, match="window=0"):
         diagnose(table(pools), window=0)
+
+
+def test_a_diagnosis_shows_itself_in_some_lines() -> None:
+    found = looked(table(synthetic(30, 16)))
+    lines = repr(found).splitlines()
+    assert lines[0] == "<deepconf.Diagnosis: 480 traces of 30 questions, window 6"
+    assert lines[1].startswith("  AUROC within questions: mean 0.")
+    assert " ".join(line.strip() for line in lines[2:]) == f"{found.closing}>"
+    assert max(map(len, lines)) <= 101
+
+
+@pytest.mark.parametrize(
+    ("questions", "wrong", "within_reach", "says"),
+    [
+        (40, 0, 0, "misses no question, so no vote could gain an answer."),
+        (40, 3, 0, "misses 3 of 40 questions, of which none has a right answer among"),
+        (40, 3, 1, "of which 1 has a right answer among the candidates: a vote that gained all"),
+        (40, 9, 5, "of which 5 have a right answer among the candidates: a vote that gained all"),
+        (40, 9, 6, "of which 6 have a right answer among the candidates: that much a vote could"),
+        (1, 1, 1, "misses 1 of 1 question, of which 1 has"),
+    ],
+)
+def test_what_there_is_to_gain(questions: int, wrong: int, within_reach: int, says: str) -> None:
+    assert says in gainable(questions, wrong, within_reach)
+
+
+def test_where_majority_is_right_nothing_is_said_to_be_gained() -> None:
+    sharp = looked(table(synthetic(40, 16, informative=3.0)))
+    assert sharp.answers.majority_wrong is not None
+    assert sharp.answers.within_reach is not None
+    said = gainable(40, sharp.answers.majority_wrong, sharp.answers.within_reach)
+    assert said in sharp.closing
+    assert "perhaps" not in sharp.closing
 
 
 def test_reliability_curves_hold_every_trace_once() -> None:

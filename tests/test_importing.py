@@ -497,7 +497,7 @@ def test_rows_of_ray_say_nothing_of_their_end(vllm: SimpleNamespace) -> None:
         "logprobs": one["logprobs"],
         "question_id": 5,
     }
-    with pytest.warns(RunWarning, match="1 traces do not say how they ended"):
+    with pytest.warns(RunWarning, match="of 1 trace nothing says how it ended"):
         table = import_traces([row])
     assert column(table, "question_id") == ["5"]
     assert column(table, "status") == ["finished"]
@@ -717,7 +717,7 @@ def test_pickles_of_theirs_with_log_probabilities_are_scored(
 def test_tokens_that_they_dropped_are_counted(tmp_path: Path) -> None:
     trace = {"stop_reason": "stop", "confs": [3.0, 4.0], "num_tokens": 3, "text": ""}
     refused([{"all_traces": [trace]}], "has 3 tokens and 2 confidences", "missing='skip'")
-    with pytest.warns(RunWarning, match="1 tokens without log-probabilities were left out"):
+    with pytest.warns(RunWarning, match="left out: 1 token without log-probabilities"):
         table = import_traces([{"all_traces": [trace]}], missing="skip")
     assert column(table, "num_tokens") == [2]
     refused(
@@ -898,7 +898,7 @@ def test_answers_get_one_name_within_a_question_and_are_marked() -> None:
     records = [
         batch(name, *(choice(likely(2), text) for text in texts)) for name in ("a", "b", "c")
     ]
-    with pytest.warns(RunWarning, match="1 questions are not in gold, such as 'c'"):
+    with pytest.warns(RunWarning, match="not in gold: 1 question, such as 'c'"):
         table = import_traces(records, gold={"a": 0.5, "b": "1"}, math=False)
     assert column(table, "answer") == ["0.50", "0.50", "1", None] * 3
     marks = [True, True, False, False, False, False, True, False, None, None, None, None]
@@ -931,7 +931,7 @@ def test_gold_that_knows_none_of_the_questions_is_refused(tmp_path: Path) -> Non
     out = tmp_path / "out.parquet"
     refused(
         [batch("q1-0", choice(likely(2)))],
-        "none of the 1 questions",
+        "none of the questions of the traces is in it",
         "'q1-0'",
         "'q1'",
         gold={"q1": "2"},
@@ -971,8 +971,9 @@ def test_tokens_without_entries_are_refused_or_left_out(tmp_path: Path) -> None:
     rows = likely(4)
     rows[2] = []
     one = response(choice(rows))
-    refused([one], "(question '0', trace 0): token 2 has no log-probabilities (1 of 4", "skip")
-    with pytest.warns(RunWarning, match="1 tokens without log-probabilities were left out"):
+    says = "(question '0', trace 0): token 2 has no log-probabilities of the likeliest tokens (1 of"
+    refused([one], says, "top_logprobs=20", "missing='skip' leaves out")
+    with pytest.warns(RunWarning, match="left out: 1 token without log-probabilities"):
         table = import_traces([one], missing="skip")
     np.testing.assert_array_equal(confidence(table), expected([rows[0], rows[1], rows[3]]))
     assert column(table, "num_tokens") == [3]
@@ -1243,7 +1244,7 @@ def test_the_command_writes_a_file_and_says_what_came_in(tmp_path: Path) -> None
     assert "6 tokens, k=3" in done.stdout
     assert "3 with an answer, 1 of 1 right" in done.stdout
     assert "warning: at 3 of 6 tokens" in done.stderr
-    assert "warning: 2 questions are not in gold" in done.stderr
+    assert "warning: not in gold: 2 questions" in done.stderr
     assert deepconf.read_traces(out).num_rows == 3
     told = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--json"]])
     assert json.loads(told.stdout)["correct"] == 1

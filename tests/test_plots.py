@@ -100,6 +100,16 @@ def test_results_are_drawn_where_they_are_told_to() -> None:
     assert drawn(ax) == {"right", "wrong"}
 
 
+def test_traces_are_drawn_with_a_window_that_fits() -> None:
+    traces = deepconf.Traces.read(RECORDING).question("calibration-025")
+    recorded = traces.plot().get_lines()[0].get_xdata()
+    traces.settings = {}
+    fitted = traces.plot().get_lines()[0].get_xdata()
+    assert len(recorded) > 1
+    assert recorded[0] == 31
+    assert fitted[0] in (15, 31)
+
+
 def test_traces_show_what_a_threshold_would_stop() -> None:
     traces = deepconf.Traces.read(RECORDING).question("calibration-025")
     lowest = traces.score(window=32).lowest_group

@@ -142,9 +142,9 @@ def test_whole_numbers_of_numpy_are_taken(kind: Any) -> None:
 
 
 BAD: list[tuple[dict[str, Any], type[DeepConfError], str]] = [
-    ({"windo": 3}, InvalidType, 'unknown setting "windo": the settings are mode, budget'),
-    ({"window": "3"}, InvalidType, "window=3 is a <class 'str'>: must be a whole number"),
-    ({"window": 2.5}, InvalidType, "window=2.5 is a <class 'float'>"),
+    ({"windo": 3}, InvalidType, r'unknown setting "windo": did you mean window\? The settings'),
+    ({"window": "3"}, InvalidType, "window='3' is a text: must be a whole number"),
+    ({"window": 2.5}, InvalidType, "window=2.5 is a float"),
     ({"window": None}, InvalidType, "window=None"),
     ({"window": -1}, InvalidInput, "window=-1: out of range, or negative"),
     ({"window": 0}, InvalidInput, "window=0: must be between 1 and 2147483648"),
@@ -158,7 +158,7 @@ BAD: list[tuple[dict[str, Any], type[DeepConfError], str]] = [
     ({"stop": "now"}, InvalidInput, "must be one of consensus, certain, budget"),
     ({"calibrate_on": "some"}, InvalidInput, "must be one of finished, all"),
     ({"percentile_over": "some"}, InvalidInput, "must be one of answered, all"),
-    ({"bottom": "x"}, InvalidType, "bottom=x is a <class 'str'>: must be a number"),
+    ({"bottom": "x"}, InvalidType, "bottom='x' is a text: must be a number"),
     ({"bottom": 0}, InvalidInput, r"bottom=0: .* in \(0, 1\]"),
     ({"keep": 1.01}, InvalidInput, "keep=1.01"),
     ({"consensus": 0}, InvalidInput, "consensus=0: must be a share of the vote"),
@@ -169,7 +169,7 @@ BAD: list[tuple[dict[str, Any], type[DeepConfError], str]] = [
     ({"budget": 0}, InvalidInput, "budget=0: must be between 1 and 1000000 traces"),
     ({"top_logprobs": 1}, InvalidInput, "top_logprobs=1: must be at least 2: minus the log-prob"),
     ({"seed": 2**63 - 255}, InvalidInput, r"seed=\d+: seed \+ budget .* must not exceed 2\^63"),
-    ({"budget": 15}, InvalidInput, "warmup=16: must not exceed the budget of 15"),
+    ({"budget": 15, "warmup": 16}, InvalidInput, "warmup=16: must not exceed the budget of 15"),
     ({"concurrency": 0}, InvalidInput, "concurrency=0"),
     ({"top_logprobs": 0}, InvalidInput, "top_logprobs=0"),
     ({"warmup": 0}, InvalidInput, "warmup=0: online, at least 1"),
@@ -186,3 +186,38 @@ def test_a_wrong_setting_is_refused_by_name(
         Policy.low(**settings)
     with pytest.raises(error, match=message):
         Policy.low().replace(**settings)
+
+
+def test_a_warmup_that_is_not_given_is_at_most_a_quarter_of_the_budget() -> None:
+    budgets = {256: 16, 64: 16, 63: 15, 8: 2, 3: 1, 1: 1}
+    for budget, warmup in budgets.items():
+        for policy in (Policy.low(budget=budget), Policy.low().replace(budget=budget)):
+            assert policy.warmup == warmup
+            assert f"warmup={warmup}," in repr(policy)
+    small = Policy.preset("official-low", budget=8)
+    assert (small.warmup, small.replace(budget=64).warmup) == (2, 16)
+    assert small == Policy.preset("official-low", budget=8, warmup=2)
+    assert hash(small) == hash(Policy.preset("official-low", budget=8, warmup=2))
+    assert Policy.offline(budget=8).warmup == 0
+
+
+def test_a_warmup_that_is_given_stays() -> None:
+    given = Policy.low(budget=64, warmup=16)
+    assert given.replace(budget=16).warmup == 16
+    assert Policy.low(warmup=8).replace(keep=0.5).warmup == 8
+    with pytest.raises(InvalidInput, match="warmup=16: must not exceed the budget of 8"):
+        given.replace(budget=8)
+
+
+@pytest.mark.parametrize("policy", [Policy.low(budget=8), Policy.low(budget=8, warmup=4)])
+def test_a_copy_knows_whether_the_warmup_was_given(policy: Policy) -> None:
+    again = pickle.loads(pickle.dumps(policy))
+    assert again == policy
+    assert again.replace(budget=64) == policy.replace(budget=64)
+
+
+def test_a_setting_that_nearly_exists_is_suggested() -> None:
+    with pytest.raises(InvalidType, match=r"did you mean window\?"):
+        Policy.low(windw=2)
+    with pytest.raises(InvalidType, match=r'unknown setting "zzz": The settings are mode'):
+        Policy.low(zzz=2)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deepconf import InvalidInput, InvalidType, Policy
+from deepconf._windows import fitting
 from deepconf.commands import app
 from deepconf.lab._draws import draws
 from deepconf.lab.live import beside
@@ -513,7 +514,8 @@ def test_the_command_writes_a_row_a_run_and_never_over_what_it_reads(tmp_path, m
 def test_the_command_says_where_nothing_could_be_stopped(tmp_path):
     pq.write_table(table(POOLS), tmp_path / "t.parquet")
     line = ["replay", str(tmp_path / "t.parquet"), "-p", "low", "-p", "offline"]
-    result = CliRunner().invoke(app, [*line, "--set", "budget=16", "--repeats", "2"])
+    small = ["--budget", "16", "--window", "2048", "--repeats", "2"]
+    result = CliRunner().invoke(app, [*line, *small])
     assert result.exit_code == 0
     assert "note: low: in 100% of the runs nothing could be stopped" in result.stderr
     assert "note: offline" not in result.stderr
@@ -625,7 +627,7 @@ def test_the_command_line_replays_in_launch_order(tmp_path):
         (["--grid", "keep"], "must be NAME=VALUE,VALUE"),
         (["--grid", "windo=3"], "windo"),
         (["-p", "medium"], "medium"),
-        (["--set", "budget=99"], "short_pools='resample'"),
+        (["--set", "budget=99"], "--short-pools: 'resample'"),
         (["--most-runs", "5"], "narrow the grid"),
         (["--short-pools", "never"], "short_pools='never'"),
         (["-o", "rows.csv"], "must end in .parquet"),
@@ -649,3 +651,73 @@ def test_where_the_file_says_no_budget_it_is_the_fewest_traces_of_a_question(tmp
     assert told["rows"][0]["budget"] == 10
     with pytest.raises(InvalidInput, match="budget=256 of policy 'low'"):
         deepconf.replay(found.to_reader(), ["low"])
+
+
+# ---- settings in force --------------------------------------------------------------------------
+
+
+def test_a_grid_over_budgets_takes_smaller_warmups():
+    low = Policy.low(window=8, tail=8)
+    found = deepconf.grid({"low": low}, budget=[8, 32, 64])
+    assert [policy.warmup for policy in found.values()] == [2, 8, 16]
+    given = deepconf.grid({"low": low.replace(warmup=8)}, budget=[8, 32])
+    assert [policy.warmup for policy in given.values()] == [8, 8]
+
+
+def shown(tmp_path, *options, pools=POOLS):
+    path = tmp_path / "t.parquet"
+    pq.write_table(table(pools), path)
+    line = ["replay", str(path), "--repeats", "2", "--json", *options]
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)["rows"], result.stderr.splitlines()[0]
+
+
+def test_the_command_takes_the_options_of_a_policy(tmp_path):
+    options = ["-p", "low", "--budget", "16", "--window", "8", "--tail", "8", "--keep", "0.5"]
+    rows, settings = shown(tmp_path, *options)
+    low = Policy.low(budget=16, window=8, tail=8, keep=0.5)
+    expected = deepconf.replay(table(POOLS), {"low": low}, repeats=2).summary()
+    assert rows[0]["accuracy"]["value"] == expected.rows[0].accuracy.value
+    assert rows[0]["tokens"]["value"] == expected.rows[0].tokens.value
+    given = "window=8 (--window); tail=8 (--tail); budget=16 (--budget); keep=0.5 (--keep)"
+    assert settings == f"settings: {given}; warmup=4 (a quarter of the budget)"
+
+
+def test_the_command_says_which_warmups_its_budgets_take(tmp_path):
+    options = ["-p", "low", "--grid", "budget=4,8,16", "--window", "8"]
+    rows, settings = shown(tmp_path, *options)
+    assert [row["label"] for row in rows[:3]] == [f"low budget={size}" for size in (4, 8, 16)]
+    assert settings.endswith("; warmup=1, 2, 4 (at most a quarter of each budget)")
+    _, settings = shown(tmp_path, *options, "--warmup", "4")
+    assert settings.endswith("warmup=4 (--warmup)")
+
+
+def test_a_preset_has_a_window_that_fits_the_traces():
+    lengths = [len(trace.confidence) for pool in POOLS.values() for trace in pool]
+    pool = deepconf.Pool.read(table(POOLS), ["low"])
+    window = fitting(lengths)
+    assert pool.policies["low"].window == pool.policies["low"].tail == window
+    assert window < min(lengths)
+    recorded = table(POOLS, metadata={"window": "5"})
+    assert deepconf.Pool.read(recorded, "low").policies["low"].window == 5
+
+
+def test_a_replay_becomes_a_frame():
+    played = deepconf.replay(table(POOLS), {"low": LOW}, repeats=3)
+    frame = played.to_pandas()
+    assert list(frame.columns) == played.to_arrow().column_names
+    assert len(frame) == 18
+    assert frame["tokens"].tolist() == played.to_arrow()["tokens"].to_pylist()
+
+
+def test_a_summary_shows_itself_in_some_lines():
+    many = deepconf.grid({"low": LOW}, keep=[at / 20 for at in range(1, 20)])
+    summary = deepconf.replay(table(POOLS), many, repeats=2).summary()
+    lines = repr(summary).splitlines()
+    assert lines[0] == "<deepconf.Summary: 6 questions, 2 draws of each"
+    assert lines[9] == "  and 11 more"
+    assert " ".join(line.strip() for line in lines[10:]) == f"{summary.closing}>"
+    assert max(map(len, lines)) <= 101
+    one = deepconf.replay(table({"q": POOLS["q0"]}), {"low": LOW}, repeats=1)
+    assert repr(one) == "<deepconf.Replay: 1 policy, 1 question, 1 repeat>"

@@ -363,7 +363,7 @@ def test_questions_without_answers_are_not_marked() -> None:
     report = summarise("m", ["q"], policies, [{**record_of, "correct": None}])
     (row,) = report.rows
     assert (row.method, row.accuracy, row.tokens) == ("offline", None, 30.0)
-    assert "1 questions have no answer to compare with" in report.table()
+    assert "without an answer to compare with: 1 question;" in report.table()
     assert report.closing == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from typing import Any
 
 import deepconf
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
-from deepconf import Traces, from_openai, from_vllm, import_traces
+from deepconf import Traces, from_confidences, from_openai, from_vllm, import_traces
 from deepconf.errors import InvalidInput, InvalidType, RunWarning, SignalNeverArmed, TraceFileError
 from test_importing import batch, chat, choice, expected, likely, lines, response
 
@@ -226,7 +229,7 @@ def test_a_token_without_entries_is_refused_or_left_out() -> None:
     one = response(choice([], logprobs=chat(gap)))
     with pytest.raises(InvalidInput, match=r"token 2 has no log-prob.*missing='skip'"):
         from_openai(one)
-    with pytest.warns(RunWarning, match="1 tokens without log-probabilities were left out"):
+    with pytest.warns(RunWarning, match="left out: 1 token without log-probabilities"):
         traces = from_openai(one, missing="skip")
     assert len(traces.confidences[0]) == 11
 
@@ -309,3 +312,201 @@ def test_traces_show_themselves() -> None:
 def test_score_says_what_to_call_for_what_is_no_confidences(given: Any, words: str) -> None:
     with pytest.raises(InvalidType, match=words):
         deepconf.score(given)
+
+
+# ---- from responses to a verdict ----------------------------------------------------------------
+
+
+@functools.cache
+def several() -> list[dict[str, Any]]:
+    """Four questions of twelve responses each, the right ones surer."""
+    found = []
+    for question in range(4):
+        for at in range(12):
+            right = (at + question) % 3 > 0
+            rows = (np.array(likely(24 + at)) * (2.0 if right else 0.5)).tolist()
+            answer = rf"\boxed{{{question if right else 90 + at}}}"
+            found.append({**response(choice(rows, answer)), "question_id": f"q{question}"})
+    return found
+
+
+GOLD = {f"q{question}": f"{question}" for question in range(4)}
+
+
+def test_from_responses_to_a_verdict_without_files(tmp_path: Path) -> None:
+    traces = from_openai(several(), gold=GOLD)
+    found = deepconf.diagnose(traces)
+    assert (found.questions, found.traces, found.known) == (4, 48, 4)
+    assert (found.window, found.tail) == (4, 4)
+    path = tmp_path / "traces.parquet"
+    import_traces(several(), gold=GOLD, out=path)
+    assert found == deepconf.diagnose(path)
+    pool = deepconf.Pool.read(traces, ["low", "high"])
+    assert pool.gold
+    assert pool.policies["low"].budget == 12
+    assert pool.policies["low"].warmup == 3
+    played = pool.replay(repeats=4)
+    assert played.to_pandas().equals(deepconf.replay(path, ["low", "high"], repeats=4).to_pandas())
+    grid = deepconf.grid(pool.policies, keep=[0.1, 0.5])
+    tuned = deepconf.tune(traces, grid, repeats=4)
+    assert tuned.separation is not None  # It was scored too: traces can be read again.
+    assert f"{tuned.closing}>" in " ".join(map(str.strip, repr(tuned).splitlines()))
+
+
+def test_data_frames_of_traces_are_taken_too() -> None:
+    traces = from_openai(several(), gold=GOLD)
+    frame = traces.to_pandas()
+    assert deepconf.diagnose(frame, window=4, tail=4) == deepconf.diagnose(traces, window=4, tail=4)
+    assert Traces.read(traces).answers == traces.answers
+
+
+def test_traces_are_marked_afterwards() -> None:
+    plain = from_openai(several())
+    assert set(plain.correct) == {None}
+    known = from_openai(several(), gold=GOLD)
+    marked = plain.marked(GOLD)
+    assert marked.correct == known.correct
+    assert marked.to_arrow().equals(known.to_arrow())
+    assert set(plain.correct) == {None}
+    assert plain.marked({"q1": "1"}).correct == [
+        correct if name == "q1" else None
+        for name, correct in zip(known.questions, known.correct, strict=True)
+    ]
+    with pytest.raises(InvalidInput, match=r"gold: has none of the questions, 'q0', .*, but 'x'"):
+        plain.marked({"x": "1"})
+
+
+def test_responses_of_one_trace_each_say_what_they_answer(tmp_path: Path) -> None:
+    single = [{k: v for k, v in each.items() if k != "question_id"} for each in several()]
+    one = [each for at, each in enumerate(single) if at < 12]
+    path = lines(tmp_path, *one)
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"question": "0+0=?", "answer": "0"}))
+    says = "if several of the 12 records answer one question, question_id says which"
+    for source, gold in ((path, questions), (one, {"0": "0"}), (one, {"q": "0"})):
+        with pytest.raises(InvalidInput, match=says):
+            from_openai(source, gold=gold)
+        with pytest.raises(InvalidInput, match=says):
+            import_traces(source, gold=gold)
+    told = [{**each, "of": {"id": "q0"}} for each in one]
+    traces = from_openai(told, gold={"q0": "0"}, question_id="of.id")
+    assert set(traces.questions) == {"q0"}
+    assert None not in traces.correct
+
+
+def test_a_questions_file_is_matched_by_its_text_too(tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(
+        json.dumps({"id": "a", "question": "question 0", "answer": "0.5"})
+        + "\n"
+        + json.dumps({"id": "b", "question": "question 1", "answer": "2"})
+    )
+    outputs = [request("0"), request("1")]
+    traces = from_vllm(outputs, gold=questions, question_id="prompt")
+    assert traces.questions[::6] == ["question 0", "question 1"]
+    halves, twos = ([answer == of for answer in traces.answers[:6]] for of in ("1/2", "2"))
+    assert traces.correct == halves + twos
+
+
+def test_log_probabilities_that_are_not_there_are_to_be_asked_for() -> None:
+    ask = r"logprobs=True, top_logprobs=20 for chat completions, .* vLLM's SamplingParams"
+    bare = response(choice([], logprobs=None))
+    empty = response(choice([], logprobs=chat([[]] * 3)))
+    with pytest.raises(InvalidInput, match=rf"source\[0\], choice 0: has no log-prob.*{ask}"):
+        from_openai(bare)
+    with pytest.raises(InvalidInput, match=rf"token 0 has no .* \(3 of 3 tokens .*{ask}$"):
+        from_openai(empty)
+    with pytest.raises(InvalidInput, match=rf"none of its 3 tokens has log-prob.*{ask}"):
+        from_openai(empty, missing="skip")
+
+
+def test_an_import_that_leaves_no_trace_leaves_no_file(tmp_path: Path) -> None:
+    source = lines(tmp_path, response(choice([], logprobs=chat([[]] * 3))))
+    out = tmp_path / "out.parquet"
+    with pytest.raises(InvalidInput, match="no trace is left"):
+        import_traces(source, missing="skip", out=out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("call", [deepconf.diagnose, lambda of: deepconf.Pool.read(of, "low")])
+def test_what_holds_no_traces_says_what_makes_them(call: Any, tmp_path: Path) -> None:
+    path = lines(tmp_path, response(choice(likely(3))))
+    with pytest.raises(TraceFileError, match=r"in.jsonl: is neither .* deepconf import makes"):
+        call(path)
+    table = pa.table({"question_id": ["q"], "logprobs": [[0.1]]})
+    missing = "num_tokens, confidence; a trace file has them"
+    with pytest.raises(
+        InvalidInput, match=rf"{missing}.* deepconf import makes .*from_confidences"
+    ):
+        call(table)
+
+
+@pytest.mark.parametrize("call", [from_openai, from_vllm])
+def test_a_data_frame_of_responses_is_told_what_to_pass(call: Any) -> None:
+    frame = pd.DataFrame({"response": [json.dumps(ONE)]})
+    with pytest.raises(InvalidType, match=r"a DataFrame, a table: pass the column"):
+        call(frame)
+    check(from_openai(frame["response"]))
+
+
+def test_a_data_frame_of_confidences_is_told_what_to_pass() -> None:
+    frame = pd.DataFrame({"confidence": [[9.0, 8.0]]})
+    with pytest.raises(InvalidType, match=r"a DataFrame, a table: give its column of confidences"):
+        deepconf.score(frame)
+    assert len(deepconf.score(frame["confidence"].tolist(), window=2)) == 1
+
+
+# ---- confidences --------------------------------------------------------------------------------
+
+
+def test_confidences_that_are_there_become_traces() -> None:
+    values = [[9.0, 8.5], np.array([7, 3, 2.5], np.float64), [9.5], []]
+    answers = ["1/2", "3", "0.5", None]
+    traces = from_confidences(values, answers, gold={"0": "0.5"})
+    assert traces.answers == ["1/2", "3", "1/2", None]
+    assert traces.correct == [True, False, True, False]
+    assert [found.dtype for found in traces.confidences] == [np.float32] * 4
+    assert traces.vote(window=2, tail=2, keep=1).answer == "1/2"
+    assert repr(traces) == (
+        "<deepconf.Traces: 4 traces of 1 question: 4 finished; 3 with an answer; 6 tokens>"
+    )
+    assert "entries" not in traces.settings
+    assert deepconf.diagnose(traces, window=1).traces == 4
+
+
+def test_confidences_of_several_questions() -> None:
+    values = [[9.0]] * 4
+    traces = from_confidences(
+        np.array(values), ["1", "2", "2", "2"], questions=[1, 1, "b", "b"], statuses=["length"] * 4
+    )
+    assert traces.questions == ["1", "1", "b", "b"]
+    assert set(traces.statuses) == {"length"}
+    assert traces.vote_many(window=1, keep=1).answers == ["1", "2"]
+    assert repr(from_confidences([[1.0]], [None])) == (
+        "<deepconf.Traces: 1 trace of 1 question: 1 finished; 0 with an answer; 1 token>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (([[1.0]], []), InvalidInput, "answers has 0 entries and confidences 1: must be one a"),
+        (([[1.0], 2.0], ["1", "1"]), InvalidInput, r"confidences\[1\] has 0 dimensions"),
+        (([[1.0, np.nan]], ["1"]), InvalidInput, r"confidences\[0\]\[1\] is nan: must be finite"),
+        (([[-1.0, -2.0]], ["1"]), InvalidInput, "below 0 on the whole: .* token_confidence makes"),
+        (([["a"]], ["1"]), InvalidType, r"confidences\[0\] are no numbers"),
+        (([[1.0]], [1]), InvalidType, r"answers\[0\] is 1, a int: must be a str or None"),
+        (("abc", ["1"]), InvalidType, "confidences is a str: must be a sequence"),
+        ((pd.DataFrame({"c": [[1.0]]}), ["1"]), InvalidType, "must be one of its columns"),
+    ],
+)
+def test_confidences_that_cannot_be_are_refused(arguments: Any, error: Any, says: str) -> None:
+    with pytest.raises(error, match=says):
+        from_confidences(*arguments)
+
+
+def test_confidences_of_another_end_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"statuses\[0\] is 'stop': must be 'finished' or"):
+        from_confidences([[1.0]], ["1"], statuses=["stop"])
+    with pytest.raises(InvalidInput, match="there are no traces"):
+        from_confidences([], [])

@@ -26,8 +26,10 @@ from deepconf._statistics import (
     sign_test,
     within,
 )
+from deepconf._words import counted
 from deepconf.errors import InvalidInput
-from deepconf.lab._summary import closing, points, summary
+from deepconf.lab._summary import summary
+from deepconf.lab._verdict import closing, difference_in_words, points
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_replay import Recorded, slow_replay, slow_replays, synthetic
@@ -129,6 +131,19 @@ def test_a_difference_in_the_last_bit_makes_no_winner() -> None:
     first = np.full((1, 4), 0.1 + 0.2)
     (found,) = paired(first, np.full((1, 4), 0.3))
     assert (found.value, found.won, found.lost, found.p) == (0.0, 0, 0, 1.0)
+
+
+def test_a_difference_is_clear_by_one_rule() -> None:
+    nothing = np.zeros((1, 40))
+    few, enough, shares = np.zeros((3, 1, 40))
+    few[0, :5] = enough[0, :6] = 1.0  # p = 0.06, and 0.03; the interval leaves out 0 in both.
+    shares[0, :5] = 0.9
+    low, *_ = (each.low for each in paired(few, nothing))
+    assert low > 0
+    assert [paired(each, nothing)[0].clear for each in (few, enough, shares)] == [False, True, True]
+    assert [paired(each, nothing)[0].p for each in (few, shares)] == [sign_test(5, 0), None]
+    assert "p = 0.062" in difference_in_words(paired(few, nothing)[0])
+    assert difference_in_words(paired(shares, nothing)[0]).endswith("; 0 lost, 5 won")
 
 
 # ---- majority at the same tokens ----------------------------------------------------------------
@@ -378,7 +393,7 @@ def test_a_summary_is_shown(questions: int) -> None:
     found = summary(slow_replays(synthetic(questions), POLICIES, repeats=2))
     _tables.show_summary(_render.console(out), found)
     text = out.getvalue()
-    assert f"{questions} questions, 2 draws of each" in text
+    assert f"{counted(questions, 'question')}, 2 draws of each" in text
     assert found.closing in text
     for name in ("low", "high", "majority", "consensus"):
         assert name in text

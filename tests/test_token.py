@@ -135,7 +135,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([[-1.0, -9.0]], {"logprob_floor": np.nan}, InvalidInput, "logprob_floor=NaN"),
     ([[-1.0, -9.0]], {"threads": 0}, InvalidInput, "threads=0"),
     ([[-1.0, -9.0]], {"threads": -1}, InvalidInput, "threads=-1: out of range"),
-    ([[-1.0, -9.0]], {"threads": "2"}, InvalidType, "threads=2 is a <class 'str'>"),
+    ([[-1.0, -9.0]], {"threads": "2"}, InvalidType, "threads='2' is a text"),
 ]
 
 

@@ -19,6 +19,7 @@ from deepconf.cli import main
 from deepconf.errors import DeepConfError, InvalidInput, InvalidType, RunFileError
 from deepconf.lab import _goal
 from deepconf.lab._goal import Condition
+from deepconf.lab._verdict import separated
 from deepconf.lab.played import Frontier, Replay
 from deepconf.lab.replay import Pool, grid
 from deepconf.lab.tune import Tuning, tune
@@ -191,7 +192,9 @@ def test_where_majority_reaches_the_goal_for_less_it_is_recommended() -> None:
         consensus=0.9, min_ballots=2,
     )  # fmt: skip
     assert found.policy == expected
-    assert found.closing.startswith("majority is the better choice here: ")
+    assert found.closing.startswith(
+        "recommended: majority with early consensus, budget=16, since it takes no more tokens; "
+    )
     assert found.same_tokens["majority"].beyond == "above"
 
 
@@ -238,12 +241,12 @@ def test_the_closing_sentence_gives_no_policy_the_figures_of_another() -> None:
     found = tune(played, goal="tokens <= 100", maximise="accuracy")
     assert not found.majority_is_better
     assert len(found.confidence.by_fold) > 1
-    assert f"{found.label}; what is chosen so has " in found.closing
-    assert "at the tokens of what is chosen by confidence, " in found.closing
+    assert f"recommended: {found.label}; what is chosen so has " in found.closing
+    assert "Accuracy: what is chosen by confidence is better here than plain " in found.closing
     agreed = tune(made(flat(0.9), 50, majority=0.6))
-    assert "p0 has 90.0% accuracy" in agreed.closing
-    assert "at the tokens of p0, " in agreed.closing
-    assert "% against 90.0% (-" in agreed.closing
+    assert "recommended: p0; it has 90.0% accuracy" in agreed.closing
+    assert "Accuracy: p0 is better here than" in agreed.closing
+    assert "at the same tokens: 90.0% against 43.3% (+" in agreed.closing
 
 
 def test_a_clear_choice_is_not_called_unclear() -> None:
@@ -304,7 +307,7 @@ def test_blind_confidence_loses_to_majority_and_is_called_blind(tmp_path: Path) 
     assert found.separation is not None
     assert found.separation.low is not None
     assert found.separation.low < 0.5
-    assert any("the lowest group does not tell right traces" in note for note in found.notes)
+    assert separated("lowest_group", found.separation) in found.notes  # As a diagnosis says it.
 
 
 def test_a_pool_and_its_replay_give_the_same(tmp_path: Path) -> None:

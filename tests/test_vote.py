@@ -192,9 +192,21 @@ def test_what_has_no_answer_needs_no_weight() -> None:
 
 
 BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    (["a", [1]], {}, InvalidType, r"answers\[1\] is a <class 'list'>: must be hashable"),
-    ("abc", {}, InvalidType, "answers is a <class 'str'>: must be a sequence"),
-    (None, {}, InvalidType, "answers is a <class 'NoneType'>"),
+    (["a", [1]], {}, InvalidType, r"answers\[1\] is a list: must be hashable"),
+    ("abc", {}, InvalidType, "answers is a str: must be a sequence"),
+    (
+        pd.DataFrame({"answer": ["1"]}),
+        {},
+        InvalidType,
+        "a DataFrame, a table: vote takes",
+    ),
+    (
+        pa.table({"answer": ["1"]}),
+        {},
+        InvalidType,
+        "a Table, a table: .*vote_traces",
+    ),
+    (None, {}, InvalidType, "answers is a NoneType"),
     (["a"], {"weights": [1.0, 2.0]}, InvalidInput, "weights has 2 entries and answers has 1"),
     (["a"], {"scores": [], "keep": 0.5}, InvalidInput, "scores has 0 entries and answers has 1"),
     (["a", "b"], {"weights": [1.0, -2.0]}, InvalidInput, r"weights\[1\] = -2: .* at least 0"),

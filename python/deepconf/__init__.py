@@ -59,12 +59,13 @@ if TYPE_CHECKING:
     from deepconf import answers, engines
     from deepconf.batch import score_traces, vote_traces
     from deepconf.deepthink import DeepThink
+    from deepconf.held import Traces
     from deepconf.importing import import_traces
     from deepconf.lab.diagnose import Diagnosis, diagnose
     from deepconf.lab.played import Replay
     from deepconf.lab.replay import Pool, grid, replay
     from deepconf.lab.tune import Tuning, tune
-    from deepconf.responses import Traces, from_openai, from_vllm
+    from deepconf.responses import from_confidences, from_openai, from_vllm
     from deepconf.result import Result, Trace
     from deepconf.traces import TraceReader, TraceWriter, read_traces
 
@@ -108,6 +109,7 @@ __all__ = [
     "diagnose",
     "engines",
     "errors",
+    "from_confidences",
     "from_openai",
     "from_vllm",
     "grid",
@@ -135,11 +137,12 @@ _LAZY = {
     "Trace": "deepconf.result",
     "TraceReader": "deepconf.traces",
     "TraceWriter": "deepconf.traces",
-    "Traces": "deepconf.responses",
+    "Traces": "deepconf.held",
     "Tuning": "deepconf.lab.tune",
     "answers": "deepconf.answers",
     "diagnose": "deepconf.lab.diagnose",
     "engines": "deepconf.engines",
+    "from_confidences": "deepconf.responses",
     "from_openai": "deepconf.responses",
     "from_vllm": "deepconf.responses",
     "grid": "deepconf.lab.replay",

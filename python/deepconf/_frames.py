@@ -9,9 +9,20 @@ import numpy as np
 
 from deepconf import _html
 from deepconf._core import Scores, Vote, Votes
+from deepconf._words import counted
 from deepconf.errors import InvalidType, MissingExtra
 
-__all__ = ["Ballot", "QuestionVote", "frame", "html", "rows", "text", "to_arrow", "to_pandas"]
+__all__ = [
+    "Ballot",
+    "QuestionVote",
+    "frame",
+    "frame_of",
+    "html",
+    "rows",
+    "text",
+    "to_arrow",
+    "to_pandas",
+]
 
 
 class Ballot(NamedTuple):
@@ -85,6 +96,16 @@ def frame(columns: dict[str, Any]) -> Any:
     return pd.DataFrame(columns)
 
 
+def frame_of(table: Any) -> Any:
+    """A data frame of pandas, of a table of pyarrow's.
+
+    Raises:
+        MissingExtra: pandas is not installed.
+    """
+    frame({})  # Says which extra is missing.
+    return table.to_pandas()
+
+
 def _columns(result: Scores | Vote | Votes) -> dict[str, Any]:
     if isinstance(result, Scores):
         return {name: getattr(result, name) for name in _SCORES}
@@ -115,7 +136,7 @@ def text(result: Scores | Votes) -> str:
             numbers += f", share {np.sum(result.share) / answered:.2f} on average"
         if given_up:
             numbers += f", the filter given up in {given_up:,}"
-        return f"<deepconf.Votes on {len(result):,} questions: {numbers}>"
+        return f"<deepconf.Votes on {counted(len(result), 'question')}: {numbers}>"
     low, high = (_extreme(which, result.lowest_group) for which in (np.min, np.max))
     numbers = f"{int(np.sum(result.num_tokens)):,} tokens"
     if low is not None:
@@ -123,7 +144,7 @@ def text(result: Scores | Votes) -> str:
     short = int(np.sum(result.short))
     if short:
         numbers += f", {short:,} shorter than the window"
-    return f"<deepconf.Scores of {len(result):,} traces: {numbers}>"
+    return f"<deepconf.Scores of {counted(len(result), 'trace')}: {numbers}>"
 
 
 def _extreme(which: Any, values: Any) -> float | None:
@@ -138,8 +159,8 @@ def html(result: Scores | Vote | Votes) -> str:
     count = len(result)
     if isinstance(result, Votes):
         return _html.table(
-            f"Votes on {count:,} questions", QuestionVote._fields, rows(result), count
+            f"Votes on {counted(count, 'question')}", QuestionVote._fields, rows(result), count
         )
     columns = [getattr(result, name)[: _html.MOST_ROWS].tolist() for name in _SCORES]
     lines = zip(range(count), *columns, strict=False)
-    return _html.table(f"Scores of {count:,} traces", ("trace", *_SCORES), lines, count)
+    return _html.table(f"Scores of {counted(count, 'trace')}", ("trace", *_SCORES), lines, count)

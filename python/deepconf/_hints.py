@@ -36,6 +36,12 @@ def _what(value: Any) -> str | None:
     if kind == "Traces" and hasattr(value, "confidences"):
         return f"a {kind}: call its own .score()"
 
+    if hasattr(value, "columns"):
+        return (
+            f"a {kind}, a table: give its column of confidences, which must be a list of float or "
+            "double; score_traces takes a table in the columns of a trace file"
+        )
+
     def has(name: str) -> bool:
         return name in value if isinstance(value, Mapping) else hasattr(value, name)
 

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from deepconf._words import counted
+
 if TYPE_CHECKING:
     from deepconf._core import Vote
+    from deepconf.held import Traces
     from deepconf.lab.played import Replay
     from deepconf.report import Report
-    from deepconf.responses import Traces
     from deepconf.result import Result
 
 __all__ = ["MOST_ROWS", "of_replay", "of_report", "of_result", "of_traces", "of_vote", "table"]
@@ -88,7 +90,7 @@ def of_result(result: Result) -> str:
     if tokens.saved is not None:
         spent += f", about {tokens.saved:,.0f} saved, compared with {tokens.compared_with}"
     ended = f"ended by {result.reason} after {result.timing.total:.1f} s"
-    notes = [f"{len(result.traces)} traces: {each}", spent, ended, *result.warnings]
+    notes = [f"{counted(len(result.traces), 'trace')}: {each}", spent, ended, *result.warnings]
     return of_vote(result.vote) + "".join(f"<div>{escape(note)}</div>" for note in notes)
 
 
@@ -114,7 +116,9 @@ def of_replay(replay: Replay) -> str:
         for row in found.rows
     )
     columns = ("policy", what, "tokens", "of budget", "majority at the same tokens")
-    title = f"Replay: {found.questions} questions, {found.repeats} draws of each"
+    title = (
+        f"Replay: {counted(found.questions, 'question')}, {counted(found.repeats, 'draw')} of each"
+    )
     return table(title, columns, rows, len(found.rows), [found.closing])
 
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepconf._core import Policy
-from deepconf._settings import FILE
+from deepconf._settings import FILE, recorded
+from deepconf._windows import fitting
 from deepconf.errors import InvalidInput, InvalidType, UnknownPreset
 
-__all__ = ["OPTIONS", "InForce", "Layer", "build", "in_force", "in_words", "merged"]
+__all__ = ["OPTIONS", "InForce", "Layer", "build", "in_force", "in_words", "merged", "of_traces"]
 
 OPTIONS = "options"
 """The origin of what has an option of its own."""
@@ -52,6 +53,25 @@ class InForce:
     """Of each setting that is not the preset's: where it was given."""
 
 
+def of_traces(settings: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """What recorded traces say of any policy on them: their length, and how they were measured.
+
+    Args:
+        settings: of a trace file; `fewest` and `lengths` where it says no budget and no window,
+            see `lab._reading.sized`.
+    """
+    found = recorded(settings)
+    fit = fitting(settings.get("lengths", ()))
+    fits = {} if "window" in found or "lengths" not in settings else {"window": fit, "tail": fit}
+    fewest = settings.get("fewest")
+    most = {"budget": min(fewest, Policy.low().budget)} if fewest else {}
+    return (
+        Layer("an eighth of the traces' length", fits, for_all=True),
+        Layer("the fewest traces of a question", most, for_all=True),
+        Layer("the recording", found, for_all=True),
+    )
+
+
 def build(
     names: Sequence[str],
     defaults: Mapping[str, Any],
@@ -59,9 +79,10 @@ def build(
     explicit: Mapping[str, Any],
     own: Mapping[str, Mapping[str, Any]] = {},
     origin: str = FILE,
+    **more: Any,
 ) -> dict[str, Policy]:
     """The policies asked for, by name: those of `in_force`, without their origins."""
-    every = in_force(names, defaults, options, explicit, own, origin)
+    every = in_force(names, defaults, options, explicit, own, origin, **more)
     return {name: found.policy for name, found in every.items()}
 
 
@@ -72,6 +93,9 @@ def in_force(
     explicit: Mapping[str, Any],
     own: Mapping[str, Mapping[str, Any]] = {},
     origin: str = FILE,
+    *,
+    below: Sequence[Layer] = (),
+    grid: Mapping[str, Any] = {},
 ) -> dict[str, InForce]:
     """The policies asked for, by name, and where their settings come from.
 
@@ -86,6 +110,8 @@ def in_force(
         explicit: from `--set`, which wins over all and applies to every policy.
         own: the policies of the settings file, which win over its defaults.
         origin: what the defaults are from.
+        below: what wins over a preset only.
+        grid: of one place of a grid, which wins over all.
 
     Raises:
         InvalidInput: a policy does not exist, a setting is wrong, or two policies are the same. The
@@ -104,10 +130,13 @@ def in_force(
         preset = mine.pop("preset", "low") if name in own else name
         built = _built(
             preset,
-            Layer(origin, defaults, for_all=True),
-            Layer(f"the policy {name} of {origin}", mine),
-            Layer(OPTIONS, options, for_all=True),
-            Layer("--set", explicit),
+            (*below, Layer(origin, defaults, for_all=True)),
+            (
+                Layer(f"the policy {name} of {origin}", mine),
+                Layer(OPTIONS, options, for_all=True),
+                Layer("--set", explicit),
+                Layer("--grid", grid, for_all=True),
+            ),
         )
         for other, same in found.items():
             if same.policy == built.policy:
@@ -151,24 +180,26 @@ def in_words(
     return "; ".join(f"{', '.join(pairs)} ({origin})" for origin, pairs in groups.items())
 
 
-def _built(preset: str, *layers: Layer) -> InForce:
-    """A preset with these layers over it."""
+def _built(preset: str, defaults: Sequence[Layer], given: Sequence[Layer]) -> InForce:
+    """A preset with these layers over it: what is for policies at large, then what is for it."""
     policy = Policy.preset(preset)
-    given, _ = merged(*layers)
-    mode = given.get("mode", policy.mode)
+    layers = [*defaults, *given]
+    mode = merged(*layers)[0].get("mode", policy.mode)
     if mode == "offline":
-        layers = tuple(_without_online(layer) if layer.for_all else layer for layer in layers)
+        layers = [_without_online(layer) if layer.for_all else layer for layer in layers]
     settings, origins = merged(*layers)
     if mode == "offline" != policy.mode:  # What the preset says of them is for runs online.
         plain = Policy.offline().as_dict()
         settings = {name: plain[name] for name in _ONLINE} | settings
-    quarter = _quarter(policy, layers, settings)
-    if quarter is not None:
-        settings["warmup"], origins["warmup"] = quarter, "a quarter of the budget"
+    _lower_warmup(layers, len(defaults), settings)
     try:
-        return InForce(policy.replace(**settings), origins)
+        made = policy.replace(**settings)
     except (InvalidInput, InvalidType) as error:
         raise type(error)(_placed(str(error), preset, policy, origins)) from None
+    default = merged(*layers)[0].get("warmup", policy.warmup)
+    if made.mode == "online" and made.warmup != default:
+        origins["warmup"] = "a quarter of the budget"
+    return InForce(made, origins)
 
 
 def _without_online(layer: Layer) -> Layer:
@@ -176,23 +207,30 @@ def _without_online(layer: Layer) -> Layer:
     return Layer(layer.origin, useful)
 
 
-def _quarter(policy: Policy, layers: Sequence[Layer], settings: Mapping[str, Any]) -> int | None:
-    """A smaller warmup, where the budget was given and the warmup is a default."""
+def _lower_warmup(layers: Sequence[Layer], defaults: int, settings: dict[str, Any]) -> None:
+    """As a policy lowers the warmup of its preset: that of a default, where a later budget is less.
+
+    Args:
+        layers: all there are.
+        defaults: how many of them are defaults.
+        settings: of all layers.
+    """
 
     def place(name: str) -> int:
         return max((at for at, layer in enumerate(layers) if name in layer.settings), default=-1)
 
-    budget, warmup = settings.get("budget"), settings.get("warmup", policy.warmup)
-    if place("warmup") > 0 or place("budget") <= place("warmup"):
-        return None
-    if type(budget) is not int or type(warmup) is not int:
-        return None  # Said where the policy is made.
-    quarter = max(1, budget // 4)
-    return quarter if warmup > quarter else None
+    budget, warmup = settings.get("budget"), settings.get("warmup")
+    if not 0 <= place("warmup") < min(defaults, place("budget")):
+        return
+    if type(budget) is int and type(warmup) is int:  # Else it is said where the policy is made.
+        settings["warmup"] = min(warmup, max(1, budget // 4))
 
 
 def _placed(message: str, preset: str, policy: Policy, origins: Mapping[str, str]) -> str:
     """A message about settings, and where those were given that it names."""
+    if message.startswith("unknown setting"):  # And lists those that there are.
+        given = next((origins[name] for name in origins if f'"{name}"' in message), None)
+        return f"{message} (from {given})" if given else message
     words = set(re.findall(r"\w+", message))
     named = [name for name in policy.as_dict() if name in words]
     where = [f"{name} is from {origins.get(name, f'the preset {preset}')}" for name in named]

@@ -8,12 +8,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["AsJson", "Common", "TakesQuestion", "common"]
+__all__ = ["AsJson", "Common", "OfPolicy", "TakesQuestion", "takes"]
 
 _MODEL = "The model"
 _POLICY = "The policy"
@@ -113,6 +113,10 @@ TopLogprobs = Annotated[
     int | None,
     typer.Option(help="Log-probabilities of a token that count (k).", rich_help_panel=_POLICY),
 ]
+Bottom = Annotated[
+    float | None,
+    typer.Option(help="The share of groups that are the bottom.", rich_help_panel=_POLICY),
+]
 Keep = Annotated[
     float | None,
     typer.Option(help="The fraction of traces to keep, in (0, 1].", rich_help_panel=_POLICY),
@@ -188,9 +192,44 @@ Math = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@dataclass(frozen=True)
-class Common:
-    """What every command takes."""
+@dataclass(frozen=True, kw_only=True)
+class OfPolicy:
+    """The settings of a policy that have an option of their own, and `--set` for all others."""
+
+    names: ClassVar[tuple[str, ...]] = (
+        "budget",
+        "warmup",
+        "window",
+        "tail",
+        "bottom",
+        "keep",
+        "stop",
+        "consensus",
+        "min_ballots",
+    )
+
+    budget: Budget = None
+    warmup: Warmup = None
+    window: Window = None
+    tail: Tail = None
+    bottom: Bottom = None
+    keep: Keep = None
+    stop: Stop = None
+    consensus: Consensus = None
+    min_ballots: MinBallots = None
+    set_: Set = field(default_factory=list)
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of these options that were given."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(OfPolicy):
+    """What a command takes that asks a model."""
+
+    names: ClassVar[tuple[str, ...]] = (*OfPolicy.names, "top_logprobs", "seed")
 
     model: Model = None
     url: Url = None
@@ -201,17 +240,8 @@ class Common:
     chat_template_kwargs: ChatTemplateKwargs = None
     system: System = None
     suffix: Suffix = None
-    budget: Budget = None
-    warmup: Warmup = None
-    window: Window = None
-    tail: Tail = None
     top_logprobs: TopLogprobs = None
-    keep: Keep = None
-    stop: Stop = None
-    consensus: Consensus = None
-    min_ballots: MinBallots = None
     seed: Seed = None
-    set_: Set = field(default_factory=list)
     temperature: Temperature = None
     top_p: TopP = None
     max_tokens: MaxTokens = None
@@ -220,36 +250,38 @@ class Common:
     math: Math = None
     as_json: AsJson = False
 
-    def given(self, *names: str) -> dict[str, Any]:
-        """Those of these options that were given."""
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
 
+def takes(kind: type[OfPolicy]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the fields of a class as options; it takes them as `options`."""
 
-def common(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the fields of `Common` as options; it takes them as `options`."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
-    hints = get_type_hints(Common, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            option.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=_default(option),
-            annotation=hints[option.name],
-        )
-        for option in dataclasses.fields(Common)
-    ]
+    def wrapped(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
+        hints = get_type_hints(kind, include_extras=True)
+        # Its own before those that it inherits.
+        first = inspect.get_annotations(kind)
+        options = sorted(dataclasses.fields(kind), key=lambda option: option.name not in first)
+        shared = [
+            inspect.Parameter(
+                option.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=_default(option),
+                annotation=hints[option.name],
+            )
+            for option in options
+        ]
 
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        options = Common(**{option.name: given.pop(option.name) for option in shared})
-        command(**given, options=options)
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            found = kind(**{option.name: given.pop(option.name) for option in options})
+            command(**given, options=found)
 
-    every = [*own, *shared]
-    run.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
-    return run
+        every = [*own, *shared]
+        run.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+        return run
+
+    return wrapped
 
 
 def _default(option: dataclasses.Field[Any]) -> Any:

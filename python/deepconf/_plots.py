@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import TraceScorer
+from deepconf._words import counted
 from deepconf.errors import InvalidInput, MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from deepconf._core import Vote
+    from deepconf.held import Traces
     from deepconf.lab.played import Replay
     from deepconf.report import Report
-    from deepconf.responses import Traces
     from deepconf.result import Result
 
 __all__ = ["ballots", "curves", "of_replay", "of_report", "of_result", "of_traces"]
@@ -180,7 +181,7 @@ def of_report(report: Report, ax: Axes | None) -> Axes:
 
 def of_replay(replay: Replay, ax: Axes | None) -> Axes:
     """Accuracy against tokens a question: policies, beside plain majority at every budget."""
-    from deepconf.lab._summary import VARIANTS
+    from deepconf.lab._verdict import VARIANTS
 
     axes = _axes(ax)
     found = replay.summary()
@@ -202,7 +203,8 @@ def of_replay(replay: Replay, ax: Axes | None) -> Axes:
     what = "accuracy" if found.gold else "agreement with all traces' vote"
     axes.set(
         ylabel=f"{what}, %",
-        title=f"{found.questions} questions, {found.repeats} draws of each; ± standard error",
+        title=f"{counted(found.questions, 'question')}, {counted(found.repeats, 'draw')} of each; "
+        "± standard error",
     )
     _tokens(axes, "tokens a question")
     return axes

@@ -259,7 +259,7 @@ class _Beside:
 
     def closing(self) -> str:
         """Whether confidence helped."""
-        from deepconf.lab._summary import closing
+        from deepconf.lab._verdict import closing
 
         return closing(self._compared, gold=True) if self._compared else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deepconf._words import counted
 from deepconf.report import Row
 
 __all__ = [
@@ -38,7 +39,7 @@ def notes(
             "traces that all ran to their end, so they are left out"
         )
     found += [
-        f"{label}: {len(of)} of {asked} questions finished, its row is over those"
+        f"{label}: {len(of)} of {counted(asked, 'question')} finished, its row is over those"
         for label, of in by_policy.items()
         if len(of) < asked
     ]
@@ -46,21 +47,25 @@ def notes(
         lost = [count for record in of.values() if (count := failed(record))]
         if lost:
             found.append(
-                f"{label}: {sum(lost)} {'trace' if sum(lost) == 1 else 'traces'} failed, in "
-                f"{len(lost)} of {len(of)} questions, whose tokens are compared with nothing"
+                f"{label}: {counted(sum(lost), 'trace')} failed, in "
+                f"{len(lost)} of {counted(len(of), 'question')}, whose tokens are compared with "
+                "nothing"
             )
     for label, of in by_policy.items():
         without = sum(silent(record) for record in of.values())
         if without:
             found.append(
-                f"{label}: in {without} of {len(of)} questions no trace had an answer: does the "
+                f"{label}: in {without} of {counted(len(of), 'question')} no trace had an "
+                "answer: does the "
                 f"prompt ask for one in the form that is looked for? (suffix=, --suffix)"
                 + _first_words(of)
             )
     unmarked = {r["id"] for of in by_policy.values() for r in of.values() if r["correct"] is None}
     if unmarked:
         found.append(
-            f"{len(unmarked)} questions have no answer to compare with: accuracy is over the others"
+            f"without an answer to compare with: {counted(len(unmarked), 'question')}; accuracy "
+            "is over "
+            "the others"
         )
     given_up = [
         f"{row.method}: {row.fallback}/{row.questions}"
@@ -76,14 +81,14 @@ def notes(
         unarmed = [why for record in of.values() if (why := record["result"]["unarmed"])]
         if unarmed:
             found.append(
-                f"{label}: in {len(unarmed)} of {len(of)} questions the signal never armed: "
-                f"{unarmed[0]}"
+                f"{label}: in {len(unarmed)} of {counted(len(of), 'question')} the signal never "
+                f"armed: {unarmed[0]}"
             )
         others = [first for record in of.values() if (first := other_warning(record))]
         if others:
             found.append(
-                f"{label}: {len(others)} of {len(of)} questions came with a warning, the first: "
-                f"{others[0]}"
+                f"{label}: {len(others)} of {counted(len(of), 'question')} came with a warning, "
+                f"the first: {others[0]}"
             )
     return found
 
@@ -99,7 +104,7 @@ def other_warning(record: Record) -> str | None:
     result = record["result"]
     told = {result["unarmed"]}
     for warning in result.get("warnings", ()):
-        about_failed = failed(record) and "traces failed" in warning
+        about_failed = failed(record) and "failed, the first with" in warning
         if warning not in told and not about_failed and not silent(record):
             return str(warning)
     return None

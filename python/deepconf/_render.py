@@ -22,6 +22,7 @@ from rich.progress import Progress as Live
 from rich.table import Table
 from rich.text import Text
 
+from deepconf._words import counted
 from deepconf.evaluate import Progress
 from deepconf.report import Report
 from deepconf.result import Result, Trace
@@ -33,6 +34,7 @@ __all__ = [
     "console",
     "show_report",
     "show_result",
+    "show_settings",
     "show_warnings",
     "working",
 ]
@@ -41,6 +43,12 @@ WIDE = 240
 """Where lines need not fit a screen, those of a table stay whole."""
 _MOST_BALLOTS = 10
 _EVERY = 10.0  # Seconds between lines, where there is no bar.
+
+
+def show_settings(err: Console, in_words: str) -> None:
+    """Says which settings are in force, where any is not a preset's."""
+    if in_words:
+        err.print(f"settings: {in_words}", soft_wrap=True)
 
 
 def console(file: TextIO) -> Console:
@@ -253,8 +261,11 @@ class Watch(Progress):
         self._tell()
 
     def _tell(self) -> None:
-        of = "" if self._unit == "traces" else " traces"
-        said = [f"{count:,}{of} {name}" for name, count in self._ended.most_common()]
+        alone = self._unit == "traces"
+        said = [
+            f"{count:,} {name}" if alone else f"{counted(count, 'trace')} {name}"
+            for name, count in self._ended.most_common()
+        ]
         if self._right:
             said.insert(0, f"{sum(self._right) / len(self._right):.0%} right")
         self._bars.tell(self._label, self._done, self._total, ", ".join(said))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from deepconf._aside import Aside, TookTooLong
 from deepconf._core import Action, Controller, Outcome, Policy, TraceScores, score
+from deepconf._words import counted
 from deepconf.answers import AnswerBook
 from deepconf.engines.base import (
     Ending,
@@ -550,12 +551,13 @@ class Run:
         failed = [trace for trace in traces if trace.status == "failed"]
         if failed:
             self.complaints["failed"] = (
-                f"{len(failed)} of {len(traces)} traces failed, the first with: {failed[0].error}"
+                f"{len(failed)} of {counted(len(traces), 'trace')} failed, the first with: "
+                f"{failed[0].error}"
             )
         whole = [trace for trace in traces if trace.status in ("finished", "length")]
         if whole and all(trace.answer is None for trace in whole):
             self.complaints["no answer"] = (
-                f"none of the {len(whole)} traces that ran to their end has an answer: "
+                f"none of the {counted(len(whole), 'trace')} that ran to their end has an answer: "
                 f"{self.looked_for()}. The last one ends with {whole[-1].text[-120:]!r}"
             )
         again = [trace for trace in traces if trace.tries > 1]
@@ -626,14 +628,15 @@ def _tokens(traces: Sequence[Trace], policy: Policy, cut_short: bool) -> Tokens:
     if cut_short:
         compared_with = "nothing: the run was cut short"
     elif failed:
-        compared_with = f"nothing: {failed} of {len(traces)} traces failed"
+        compared_with = f"nothing: {failed} of {counted(len(traces), 'trace')} failed"
     elif not whole:
         compared_with = f"nothing: none of the {kind} ran to its end"
     else:
         mean = sum(whole) / len(whole)
         baseline = policy.budget * mean
         compared_with = (
-            f"the budget of {policy.budget} traces at {mean:.1f} tokens each, the mean of the "
+            f"the budget of {counted(policy.budget, 'trace')} at {mean:.1f} tokens each, the "
+            "mean of the "
             f"{len(whole)} {kind} that ran to their end"
         )
     return Tokens(

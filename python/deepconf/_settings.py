@@ -22,7 +22,6 @@ __all__ = [
     "describe",
     "engine_args",
     "find",
-    "fitted",
     "json_object",
     "pairs",
     "read",
@@ -136,14 +135,7 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
     names = {"k": "top_logprobs", "entries": "entries", "window": "window"}
     found = {to: settings[name] for name, to in names.items() if settings.get(name) is not None}
     policy = settings.get("policy") or {}
-    if fewest := settings.get("fewest"):
-        found["budget"] = min(fewest, Policy.low().budget)
     return found | {name: policy[name] for name in (*_MEASURED, "budget") if name in policy}
-
-
-def fitted(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What policies on a trace file start from: what it says, under a settings file's defaults."""
-    return {**recorded(settings), **defaults}
 
 
 def describe(policy: Policy, defaults: Mapping[str, Any]) -> dict[str, Any]:

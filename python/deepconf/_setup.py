@@ -29,19 +29,6 @@ __all__ = ["INTERRUPTED", "Setup", "guarded", "own_stdout"]
 
 P = ParamSpec("P")
 
-_POLICY = (
-    "budget",
-    "warmup",
-    "window",
-    "tail",
-    "top_logprobs",
-    "keep",
-    "stop",
-    "consensus",
-    "min_ballots",
-    "seed",
-)
-
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
@@ -171,7 +158,7 @@ class Setup:
         policies = _layers.in_force(
             names,
             defaults.policy,
-            options.given(*_POLICY),
+            options.given(*options.names),
             explicit,
             defaults.policies,
             defaults.origin,
@@ -209,13 +196,12 @@ class Setup:
     @contextlib.contextmanager
     def start(self, err: Console) -> Iterator[VLLM | OpenAI]:
         """The engine, until the end of the block."""
-        from deepconf._render import working
+        from deepconf._render import show_settings, working
         from deepconf.engines import VLLM, OpenAI
 
         # Its warnings are about how it was built, and hide ours.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        if self.in_words:
-            err.print(f"settings: {self.in_words}", soft_wrap=True)
+        show_settings(err, self.in_words)
         engine: VLLM | OpenAI
         if self.server is not None:
             with working(err, f"asking {self.server.url} what it gives"):

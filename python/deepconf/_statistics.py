@@ -71,15 +71,17 @@ class Difference:
     """Questions where the first is higher."""
     lost: int
     """Questions where it is lower."""
-    p: float
-    """Of the exact sign test over those: how likely so uneven a count is by chance."""
+    p: float | None
+    """Of the exact sign test over those: how likely so uneven a count is by chance. None where
+    a question is more or less won, as over several draws: the interval says it then."""
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether it is one: the interval leaves out 0, and p, where there is one, is below 5%."""
         if self.low is None or self.high is None:
             return False
-        return self.low > _SAME or self.high < -_SAME
+        likely = self.p is not None and self.p >= 1.0 - LEVEL
+        return (self.low > _SAME or self.high < -_SAME) and not likely
 
     def __neg__(self) -> Difference:
         """The second minus the first."""
@@ -143,13 +145,16 @@ def paired(first: Floats, second: Floats) -> list[Difference]:
     each[np.abs(each) < _SAME * np.maximum(1.0, np.abs(first))] = 0.0
     values = each.mean(axis=1).tolist()
     won, lost = (each > 0).sum(axis=1).tolist(), (each < 0).sum(axis=1).tolist()
+    whole: list[bool] = np.all(np.isin(each, (-1.0, 0.0, 1.0)), axis=1).tolist()
     low: list[float | None] = [None] * len(each)
     high = low
     if each.shape[1] > 1:
         low, high = (end.tolist() for end in intervals(each))
     return [
-        Difference(value, start, end, up, down, sign_test(up, down))
-        for value, start, end, up, down in zip(values, low, high, won, lost, strict=True)
+        Difference(value, start, end, up, down, sign_test(up, down) if counts else None)
+        for value, start, end, up, down, counts in zip(
+            values, low, high, won, lost, whole, strict=True
+        )
     ]
 
 

@@ -11,7 +11,9 @@ from rich.text import Text
 
 from deepconf._render import WIDE
 from deepconf._statistics import Difference, Estimate
-from deepconf.lab._summary import VARIANTS, Summary, points, ratio
+from deepconf._words import counted
+from deepconf.lab._summary import Summary
+from deepconf.lab._verdict import VARIANTS, points, ratio
 from deepconf.lab.diagnose import BINS, Diagnosis
 from deepconf.lab.live import Beside
 from deepconf.lab.tune import Choice, Tuning
@@ -22,7 +24,7 @@ __all__ = ["show_beside", "show_diagnosis", "show_summary", "show_tuning"]
 def show_summary(out: Console, summary: Summary) -> None:
     """Prints the policies of a replay, majority beside them, and what that comes to."""
     what = "accuracy" if summary.gold else "agreement"
-    over = f"{summary.questions} questions, {summary.repeats} draws of each"
+    over = f"{counted(summary.questions, 'question')}, {counted(summary.repeats, 'draw')} of each"
     table = _table(
         out,
         f"Policies: {over}; means a question, ± standard error",
@@ -104,7 +106,8 @@ def show_tuning(out: Console, tuning: Tuning) -> None:
     what = "accuracy" if tuning.gold else "agreement"
     table = _table(
         out,
-        f"{tuning.objective} with {tuning.goal}: chosen on some of {tuning.questions} questions "
+        f"{tuning.objective} with {tuning.goal}: chosen on some of "
+        f"{counted(tuning.questions, 'question')} "
         f"and measured on the others, {tuning.folds} times",
         ["", f"{what} [95%]", "tokens", "of full", "goal"],
     )
@@ -169,7 +172,8 @@ def show_diagnosis(out: Console, found: Diagnosis) -> None:
     lines = [
         (
             "traces",
-            f"{found.traces:,} of {found.questions:,} questions{known}; {found.tokens:,} tokens",
+            f"{found.traces:,} of {counted(found.questions, 'question')}{known}; "
+            f"{counted(found.tokens, 'token')}",
         ),
         ("armed", f"{ratio(found.armed)} of the traces are at least a window long"),
         (
@@ -192,7 +196,8 @@ def show_diagnosis(out: Console, found: Diagnosis) -> None:
         lines.append(
             (
                 "majority",
-                f"wrong in {answers.majority_wrong} questions, in {answers.within_reach} of them "
+                f"wrong in {counted(answers.majority_wrong or 0, 'question')}, in "
+                f"{answers.within_reach} of them "
                 f"with a right answer among the candidates{among}",
             )
         )

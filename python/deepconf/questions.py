@@ -116,7 +116,8 @@ def posed(
         suffix: appended to the question, the last message of a chat, on a line of its own.
 
     Raises:
-        InvalidInput: a chat has a system message already, or ends in what no text can be added to.
+        InvalidInput: there is no question; a chat has a system message already, or ends in what no
+            text can be added to.
         InvalidType: `system` or `suffix` is no string.
 
     >>> posed("1+1=?", suffix="Put your final answer within a box.")
@@ -125,6 +126,8 @@ def posed(
     for name, text in (("system", system), ("suffix", suffix)):
         if text is not None and not isinstance(text, str):
             raise InvalidType(f"{name}={text!r}: must be a string")
+    if not question or (isinstance(question, str) and not question.strip()):
+        raise InvalidInput(f"question={question!r}: is empty: there is nothing to ask")
     if isinstance(question, str):
         text = f"{question}\n{suffix}" if suffix else question
         if not system:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deepconf._statistics import Difference, Estimate
+from deepconf._words import counted
+from deepconf.lab._verdict import counts_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +57,7 @@ class Row:
             "–" if self.tokens is None else f"{self.tokens:,.0f}",
             "–" if self.against_offline is None else _signed(self.against_offline),
             "–" if self.seconds is None else f"{self.seconds:,.1f} s",
-            "–" if found is None else f"{found.lost} lost, {found.won} won, p = {found.p:.2g}",
+            "–" if found is None else counts_in_words(found),
         )
 
 
@@ -87,7 +89,7 @@ class Report:
 
     def __repr__(self) -> str:
         """One line."""
-        return f"<deepconf.Report {self.title}, {len(self.rows)} rows>"
+        return f"<deepconf.Report {self.title}, {counted(len(self.rows), 'row')}>"
 
     def _repr_html_(self) -> str:
         from deepconf import _html
@@ -132,8 +134,7 @@ class Report:
     @property
     def title(self) -> str:
         """One line about it."""
-        plural = "" if self.questions == 1 else "s"
-        return f"{self.model}: {self.questions} question{plural}"
+        return f"{self.model}: {counted(self.questions, 'question')}"
 
     def footnotes(self) -> list[str]:
         """What the table leaves out, the AUROCs and the notes, a line each."""

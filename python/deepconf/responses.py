@@ -23,33 +23,22 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deepconf._core import Policy, Scores, Vote, Votes, score, vote, vote_many
-from deepconf.answers import named
-from deepconf.batch import only
-from deepconf.batch._in_force import SCORING, measures
-from deepconf.errors import InvalidInput, RunWarning, SignalNeverArmed
-from deepconf.importing import COLUMNS, Import, table
+from deepconf.errors import InvalidInput, InvalidType, RunWarning
+from deepconf.held import Traces
+from deepconf.importing import Import
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from matplotlib.axes import Axes
-
     from deepconf.questions import Question
 
-__all__ = ["Traces", "from_openai", "from_vllm"]
+__all__ = ["from_confidences", "from_openai", "from_vllm"]
 
 Answer = str | re.Pattern[str] | Callable[[str], str | None]
-
-_VOTING = ("measure", "weight", "keep", "min_ballots", "max_weight")
-_WHOLE = ("finished", "length")
 
 
 def from_vllm(
@@ -156,241 +145,99 @@ def from_openai(
     return _traces(job, responses, "choices", question_id)
 
 
-class Traces:
-    """Recorded traces of one question or several, as columns: entry i is trace i."""
+def from_confidences(
+    confidences: Iterable[Any],
+    answers: Iterable[str | None],
+    *,
+    questions: Iterable[Any] | None = None,
+    statuses: Iterable[str] | None = None,
+    math: Literal["auto"] | bool = "auto",
+    gold: Mapping[str, Any] | str | Path | Iterable[Question | Mapping[str, Any]] | None = None,
+) -> Traces:
+    """Traces out of token confidences that are there already, and answers.
 
-    questions: list[str]
-    """The question that each answers."""
-    answers: list[str | None]
-    """One spelling for all that are the same within a question; None where none was found."""
-    statuses: list[str]
-    """`finished`, `length` (cut short), `aborted` or `failed`."""
-    confidences: list[NDArray[np.float32]]
-    """Token confidences, float32 `[num_tokens]` each, nats."""
-    texts: list[str]
-    correct: list[bool | None]
-    """Whether the answer is right; None where that is not known."""
-    settings: dict[str, Any]
-    """How they came to be: `k`, `entries`, `model`, `versions`."""
+    >>> traces = from_confidences([[9.0, 8.5], [7.0, 3.0]], ["4", "5"], gold={"0": "4"})
+    >>> traces.correct
+    [True, False]
 
-    def __init__(
-        self,
-        rows: list[dict[str, Any]],
-        settings: dict[str, Any],
-        *,
-        numbered: bool = False,
-        math: Literal["auto"] | bool = "auto",
-    ) -> None:
-        """Of rows by the names of `traces.schema`.
+    Args:
+        confidences: `[traces]` of float `[num_tokens]` each, nats: minus the mean of the k largest
+            log-probabilities of a token, as `token_confidence` gives.
+        answers: `[traces]`, as text; None where a trace has none. Those that are the same within a
+            question share a name.
+        questions: `[traces]`, the question that each answers, in any order; None for one, "0".
+        statuses: `[traces]`, `finished` or `length` (cut short); None where all are finished.
+        math: whether algebra helps to tell whether answers are the same; see `answers.AnswerBook`.
+        gold: right answers: a mapping from question, or a questions file.
 
-        Args:
-            rows: one a trace.
-            settings: how they came to be.
-            numbered: whether questions are mere numbers of records, none of which names its own.
-            math: how answers were compared.
-        """
-        self._rows = rows
-        self.settings = settings
-        self._numbered = numbered
-        self._math: Literal["auto"] | bool = math
-        self.questions, self.answers, self.statuses, self.confidences, self.texts, self.correct = (
-            [row[name] for row in rows]
-            for name in ("question_id", "answer", "status", "confidence", "text", "correct")
-        )
+    Raises:
+        InvalidInput: lengths differ, or a confidence is not finite; the message names the trace.
+        InvalidType: an argument of the wrong type.
+        MissingExtra: msgspec is not installed.
+    """
+    from deepconf.importing._json import Found
 
-    @classmethod
-    def read(cls, source: Any) -> Traces:
-        """The traces of a trace file, all of them at once.
-
-        Args:
-            source: what `deepconf.read_traces` takes.
-
-        Raises:
-            InvalidInput, MissingExtra, TraceFileError: as `read_traces`.
-        """
-        from deepconf.traces import read_traces
-
-        reader = read_traces(source, columns=COLUMNS)
-        rows = []
-        for batch in reader:
-            lists = batch["confidence"]
-            values, ends = lists.values.to_numpy(), lists.offsets.to_numpy()
-            rest = batch.drop_columns(["confidence"]).to_pylist()
-            for row, start, end in zip(rest, ends[:-1], ends[1:], strict=True):
-                rows.append({**row, "confidence": values[start:end]})
-        return cls(rows, reader.settings)
-
-    def __len__(self) -> int:
-        """How many traces."""
-        return len(self._rows)
-
-    @property
-    def title(self) -> str:
-        """One line about them."""
-        questions = len(set(self.questions))
-        tokens = sum(map(len, self.confidences))
-        each = Counter(self.statuses).most_common()
-        ended = ", ".join(f"{count:,} {status}" for status, count in each)
-        answered = sum(answer is not None for answer in self.answers)
-        return (
-            f"{len(self):,} traces of {_plural(questions, 'question')}: {ended}; "
-            f"{answered:,} with an answer; {tokens:,} tokens"
-        )
-
-    def __repr__(self) -> str:
-        """One line."""
-        return f"<deepconf.Traces: {self.title}>"
-
-    def _repr_html_(self) -> str:
-        from deepconf import _html
-
-        return _html.of_traces(self)
-
-    def question(self, question_id: str) -> Traces:
-        """The traces of one question.
-
-        Raises:
-            InvalidInput: there are none.
-        """
-        rows = [row for row in self._rows if row["question_id"] == question_id]
-        if not rows:
-            raise InvalidInput(f"question_id={question_id!r}: there is none{_such_as(self)}")
-        return Traces(rows, self.settings, math=self._math)
-
-    def score(
-        self,
-        *,
-        window: int | None = None,
-        tail: int | None = None,
-        bottom: float = 0.10,
-        decimals: int | None = None,
-    ) -> Scores:
-        """The scores of all traces, as of `deepconf.score`, with its arguments."""
-        return score(self.confidences, window=window, tail=tail, bottom=bottom, decimals=decimals)
-
-    def vote(self, **settings: Any) -> Vote:
-        """Filters the traces by their confidence, weighs them, and lets them vote.
-
-        As an offline run does: those that finished or reached the length limit vote, where they
-        have an answer. Answers were compared when the traces were made (`math`).
-
-        Args:
-            settings: `keep`, `measure`, `weight`, `min_ballots` and `max_weight`, as `Policy` has
-                them, and `window`, `tail`, `bottom` and `decimals`, as `score` has; by default as
-                in `Policy.offline()`.
-
-        Raises:
-            InvalidInput: a setting that cannot be right; several questions, which `vote_many` is
-                for.
-        """
-        questions = len(set(self.questions))
-        if questions > 1 and not self._one_each:
-            raise InvalidInput(
-                f"the traces answer {questions:,} questions{_such_as(self)}: vote_many votes on "
-                "each of them, question(id).vote() on one; where they are one question, "
-                "question_id says so"
-            )
-        answers, rules = self._ballots(settings)
-        return vote(named(answers, self._math) if questions > 1 else answers, **rules)
-
-    def vote_many(self, **settings: Any) -> Votes:
-        """The same vote on each question.
-
-        Args:
-            settings: as for `vote`.
-
-        Raises:
-            InvalidInput: a setting that cannot be right; traces of which none says what it answers,
-                one a record.
-        """
-        if self._one_each:
-            raise InvalidInput(
-                f"{len(self):,} traces, and none says which question it answers: vote takes them "
-                "for answers to one, and question_id tells them apart"
-            )
-        answers, rules = self._ballots(settings)
-        return vote_many(self.questions, answers, **rules)
-
-    @property
-    def _one_each(self) -> bool:
-        """Whether each is of a record of its own, and none says which question it answers."""
-        return self._numbered and 1 < len(self) == len(set(self.questions))
-
-    def _ballots(self, settings: Mapping[str, Any]) -> tuple[list[str | None], dict[str, Any]]:
-        """The answers that count, and the other arguments of `deepconf.vote`."""
-        only(settings, (*_VOTING, *SCORING))
-        policy = Policy.offline(**settings)
-        scores = None
-        if measures(policy):
-            scores = self.score(**{name: getattr(policy, name) for name in SCORING})
-            if len(scores) and scores.short.all():
-                warnings.warn(
-                    f"no trace reaches the window of {policy.window} tokens (the longest has "
-                    f"{scores.num_tokens.max()}): each is one group, its mean; use a smaller "
-                    "window",
-                    SignalNeverArmed,
-                    stacklevel=3,
-                )
-        answers = [
-            answer if status in _WHOLE and len(confidence) else None
-            for answer, status, confidence in zip(
-                self.answers, self.statuses, self.confidences, strict=True
-            )
-        ]
-        return answers, _rules(policy, scores)
-
-    def plot(
-        self, *, window: int = 2048, threshold: float | None = None, ax: Axes | None = None
-    ) -> Axes:
-        """Group confidence along the traces, in two colours where it is known which are right.
-
-        Args:
-            window: tokens in a group.
-            threshold: where it is given, a cross marks where each trace would be stopped.
-            ax: axes of matplotlib to draw on; None for a new figure.
-
-        Raises:
-            InvalidInput: a window or threshold that cannot be right.
-            MissingExtra: matplotlib is not installed.
-        """
-        from deepconf import _plots
-
-        return _plots.of_traces(self, window, threshold, ax)
-
-    def to_arrow(self) -> pa.Table:
-        """A table in the columns of `traces.schema`, as `import_traces` gives.
-
-        It can be replayed (`replay`, `Pool.read`), tuned on (`tune`), and written (`TraceWriter`).
-
-        Raises:
-            MissingExtra: pyarrow is not installed.
-        """
-        return table(self._rows, lambda: self.settings)
-
-    def to_pandas(self) -> Any:
-        """A data frame of pandas in the same columns; `confidence` holds arrays.
-
-        Raises:
-            MissingExtra: pandas is not installed.
-        """
-        from deepconf._frames import frame
-
-        names = list(self._rows[0]) if self._rows else []
-        return frame({name: [row[name] for row in self._rows] for name in names})
-
-
-def _rules(policy: Policy, scores: Scores | None) -> dict[str, Any]:
-    def column(measure: str) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = getattr(scores, measure)
-        return found
-
-    weighs = policy.weight != "majority"
-    return {
-        "weights": np.clip(column(policy.weight), 0.0, policy.max_weight) if weighs else None,
-        "keep": policy.keep,
-        "scores": column(policy.measure) if policy.keep < 1.0 else None,
-        "min_ballots": policy.min_ballots,
+    given = {"confidences": confidences, "answers": answers, "questions": questions}
+    columns = {
+        name: _column(values, name)
+        for name, values in (given | {"statuses": statuses}).items()
+        if values is not None
     }
+    count = len(columns["confidences"])
+    for name, values in columns.items():
+        if len(values) != count:
+            raise InvalidInput(
+                f"{name} has {len(values)} entries and confidences {count}: must be one a trace"
+            )
+    job = Import(math=math, gold=gold)
+
+    def found() -> Iterator[Found]:
+        names = columns.get("questions", ["0"] * count)
+        ends = columns.get("statuses", ["finished"] * count)
+        every = zip(columns["confidences"], columns["answers"], names, ends, strict=True)
+        for at, (values, answer, question, status) in enumerate(every):
+            if status not in ("finished", "length"):
+                raise InvalidInput(f"statuses[{at}] is {status!r}: must be 'finished' or 'length'")
+            if not isinstance(answer, str | None):
+                kind = type(answer).__name__
+                raise InvalidType(f"answers[{at}] is {answer!r}, a {kind}: must be a str or None")
+            place = f"confidences[{at}]"
+            # Whatever is said of them, an answer that is given is not looked for in a text.
+            row = Found(place, str(question), status, rows=_confidences(values, place))
+            row.answer, row.extract = answer, False
+            yield row
+
+    rows = list(job.found(found()))
+    _say(job)
+    settings = {name: value for name, value in job.settings().items() if name != "entries"}
+    return Traces(rows, settings, math=math)
+
+
+def _column(values: Any, name: str) -> list[Any]:
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        raise InvalidType(f"{name} is a {type(values).__name__}: must be a sequence, one a trace")
+    if hasattr(values, "columns"):
+        raise InvalidType(f"{name} is a {type(values).__name__}: must be one of its columns")
+    return list(values)
+
+
+def _confidences(values: Any, place: str) -> Any:
+    try:
+        found = np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidType(f"{place} are no numbers: {error}") from error
+    if found.ndim != 1:
+        raise InvalidInput(f"{place} has {found.ndim} dimensions: must be one number a token")
+    if not np.isfinite(found).all():
+        token = int(np.argmin(np.isfinite(found)))
+        raise InvalidInput(f"{place}[{token}] is {found[token]}: must be finite")
+    if found.sum() < 0:
+        raise InvalidInput(
+            f"{place} are below 0 on the whole: a confidence is minus the mean of "
+            "log-probabilities; "
+            "token_confidence makes them"
+        )
+    return found
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -400,11 +247,22 @@ _WHOLES = ("outputs", "choices", "response", "generated_text", "error")
 
 
 def _traces(job: Import, source: Any, parts: str, question_id: Any) -> Traces:
+    if hasattr(source, "columns"):
+        raise InvalidType(
+            f"{'outputs' if parts == 'outputs' else 'responses'} is a {type(source).__name__}, a "
+            "table: pass the column that holds them, such as table['response']; confidences that "
+            "are there already: from_confidences; traces in the columns of a trace file: "
+            "Traces.read"
+        )
     rows = list(job.rows(_records(source, parts, question_id is not None)))
+    _say(job)
+    return Traces(rows, job.settings(), numbered=job.summary.numbered, math=job.math)
+
+
+def _say(job: Import) -> None:
     job.summary.alone = False  # It is the vote that needs to know what they answer.
     for text in job.summary.notes():
-        warnings.warn(text, RunWarning, stacklevel=3)
-    return Traces(rows, job.settings(), numbered=job.summary.numbered, math=job.math)
+        warnings.warn(text, RunWarning, stacklevel=4)
 
 
 def _records(source: Any, parts: str, named: bool) -> Any:
@@ -469,12 +327,3 @@ def _values(text: Any) -> Iterator[Any]:
         yield from found if listed else [found]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         yield from (msgspec.Raw(line) for line in raw.splitlines() if line.strip())
-
-
-def _such_as(traces: Traces) -> str:
-    names = ", ".join(map(repr, list(dict.fromkeys(traces.questions))[:3]))
-    return f", such as {names}" if names else ""
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")

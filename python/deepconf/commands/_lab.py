@@ -1,13 +1,22 @@
-"""The options that the commands on recorded traces share, written once."""
+"""What the commands on recorded traces share: their options, and the policies these make."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["Grid", "Lag", "Repeats", "Seed", "Set", "Settings", "ShortPools", "Traces"]
+from deepconf import _layers, _settings
+from deepconf._core import Policy
+from deepconf._options import OfPolicy
+
+if TYPE_CHECKING:
+    from deepconf.traces import TraceReader
+
+__all__ = ["Grid", "Lag", "Laid", "Repeats", "Seed", "Settings", "ShortPools", "Traces"]
 
 Traces = Annotated[
     list[str],
@@ -23,10 +32,6 @@ Grid = Annotated[
         help="Values of a setting to try with each policy, such as keep=0.1,0.5,0.9; again for "
         "more settings.",
     ),
-]
-Set = Annotated[
-    list[str],
-    typer.Option("--set", metavar="NAME=VALUE", help="Any setting, for all policies."),
 ]
 Repeats = Annotated[int, typer.Option(help="Draws of traces for each question.")]
 Seed = Annotated[int, typer.Option(help="Of the draws.")]
@@ -44,3 +49,61 @@ Settings = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A deepconf.json to start from.", show_default=False),
 ]
+
+
+@dataclass(frozen=True)
+class Laid:
+    """The policies that were asked for, a grid laid over them."""
+
+    policies: dict[str, Policy]
+    in_words: str
+    """What is in force, and where it was given."""
+
+    @classmethod
+    def of(
+        cls,
+        reader: TraceReader,
+        names: Sequence[str],
+        options: OfPolicy,
+        grid: Sequence[str],
+        settings: Path | None,
+    ) -> Laid:
+        """From options, with what the traces and a settings file say where they say nothing.
+
+        Raises:
+            InvalidInput, InvalidType: a setting, a policy or a place of the grid cannot be.
+        """
+        from deepconf.lab._reading import sized
+        from deepconf.lab.replay import laid
+
+        axes = _settings.axes(grid, "--grid")
+        explicit = _settings.pairs(options.set_, "--set")
+        file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
+        below = _layers.of_traces(sized(reader))
+
+        def built(names: Sequence[str], place: dict[str, Any]) -> dict[str, _layers.InForce]:
+            return _layers.in_force(
+                names,
+                file.policy,
+                options.given(*options.names),
+                explicit,
+                file.policies,
+                file.origin,
+                below=below,
+                grid=place,
+            )
+
+        bases = built(names, {})
+        policies = laid(
+            {name: base.policy for name, base in bases.items()},
+            axes,
+            lambda name, place: built([name], place)[name].policy,
+        )
+        warmups = {policy.warmup for policy in policies.values() if policy.mode == "online"}
+        by_budget = ""
+        if "warmup" not in axes and len(warmups) > 1:
+            for base in bases.values():
+                base.origins.pop("warmup", None)
+            each = ", ".join(map(str, sorted(warmups)))
+            by_budget = f"warmup={each} (at most a quarter of each budget)"
+        return cls(policies, "; ".join(filter(None, [_layers.in_words(bases), by_budget])))

@@ -15,6 +15,7 @@ import typer
 from deepconf import _options as o
 from deepconf._core import Policy
 from deepconf._setup import Setup, guarded, own_stdout
+from deepconf._words import counted
 from deepconf.commands._app import app, print_json
 from deepconf.errors import (
     DeepConfWarning,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 @app.command(cls=o.TakesQuestion)
 @guarded
-@o.common
+@o.takes(o.Common)
 def think(
     question: Annotated[
         str,
@@ -129,7 +130,7 @@ def _save(path: Path, result: Result) -> None:
 
 @app.command("eval")
 @guarded
-@o.common
+@o.takes(o.Common)
 def evaluate(
     questions: Annotated[
         Path,
@@ -242,7 +243,7 @@ def _seal(err: Console, evaluation: Evaluation) -> None:
         evaluation.seal(functools.partial(bars.tell, f"writing {recording.path.name}"))
     if recording.questions:
         where, count = recording.where, len(recording.questions)
-        err.print(f"{where}: the traces of {count} questions", soft_wrap=True)
+        err.print(f"{where}: the traces of {counted(count, 'question')}", soft_wrap=True)
 
 
 def _replay(console: Console, err: Console, evaluation: Evaluation) -> None:

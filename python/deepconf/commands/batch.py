@@ -10,6 +10,7 @@ import typer
 
 from deepconf import _options as o
 from deepconf._setup import guarded, own_stdout
+from deepconf._words import counted
 from deepconf.commands._app import app, print_json
 from deepconf.commands._lab import Traces
 from deepconf.errors import InvalidInput
@@ -86,7 +87,8 @@ def score_command(
             }
             print_json(stdout, summary)
         else:
-            text = f"{done.num_traces:,} traces of {done.num_tokens:,} tokens: {done.path}"
+            tokens = counted(done.num_tokens, "token")
+            text = f"{counted(done.num_traces, 'trace')} of {tokens}: {done.path}"
             console.print(text, soft_wrap=True)
 
 
@@ -170,7 +172,7 @@ def vote_command(
             }
             print_json(stdout, summary)
             return
-        text = f"{done.num_questions:,} questions, {done.num_answered:,} answered"
+        text = f"{counted(done.num_questions, 'question')}, {done.num_answered:,} answered"
         if done.num_known:
             right = f"{done.num_correct:,} of {done.num_known:,}"
             text += f", {right} right ({done.num_correct / done.num_known:.1%})"

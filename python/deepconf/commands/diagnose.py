@@ -10,14 +10,14 @@ import typer
 
 from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
-from deepconf.commands import _lab as o
+from deepconf.commands import _lab as lab
 from deepconf.commands._app import app, print_json
 
 
 @app.command("diagnose")
 @guarded
 def diagnose(
-    traces: o.Traces,
+    traces: lab.Traces,
     window: Annotated[
         int | None, typer.Option(help="Tokens in a group. Default: the recording's, else 2048.")
     ] = None,

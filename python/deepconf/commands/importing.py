@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deepconf._setup import guarded, own_stdout
+from deepconf._words import counted
 from deepconf.commands._app import app, print_json
 
 if TYPE_CHECKING:
@@ -68,13 +69,18 @@ def import_(
     ] = "boxed",
     gold: Annotated[
         Path | None,
-        typer.Option(help="A file of questions, for the right answers.", show_default=False),
+        typer.Option(
+            help="A file of questions, for the right answers; found by id, else by the question's "
+            "text.",
+            show_default=False,
+        ),
     ] = None,
     question_id: Annotated[
         str | None,
         typer.Option(
-            help='Where the id of the question is: a field, such as metadata.id, or "regex:(.+)-", '
-            "of which the group is taken out of custom_id.",
+            help="Where several records answer one question: the field that says which, such as "
+            'metadata.id or prompt; or "regex:(.+)-", of which the group is taken out of '
+            "custom_id.",
             show_default=False,
         ),
     ] = None,
@@ -168,9 +174,10 @@ def _bar(err: Console) -> Iterator[Callable[[int, int], None]]:
 
 def _lines(summary: Summary) -> Iterator[str]:
     each = ", ".join(f"{count:,} {name}" for name, count in summary.statuses.most_common())
-    yield f"{summary.traces:,} traces of {summary.questions:,} questions ({each})"
+    questions = counted(summary.questions, "question")
+    yield f"{counted(summary.traces, 'trace')} of {questions} ({each})"
     count = "" if summary.k is None else f", k={summary.k}"
-    yield f"{summary.tokens:,} tokens{count}"
+    yield f"{counted(summary.tokens, 'token')}{count}"
     right = f", {summary.correct:,} of {summary.marked:,} right" if summary.marked else ""
     yield f"{summary.answered:,} with an answer{right}"
 

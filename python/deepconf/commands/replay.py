@@ -5,25 +5,24 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from deepconf import _layers, _settings
+from deepconf import _options as o
 from deepconf._core import Policy
-from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
-from deepconf.commands import _lab as o
+from deepconf._words import counted
+from deepconf.commands import _lab as lab
 from deepconf.commands._app import app, print_json
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command("replay")
 @guarded
+@o.takes(o.OfPolicy)
 def replay(
-    traces: o.Traces,
+    traces: lab.Traces,
+    options: o.OfPolicy,
     policy: Annotated[
         list[str],
         typer.Option(
@@ -32,15 +31,14 @@ def replay(
             help=f"One of {', '.join(Policy.presets())}, or of the settings file; again for more.",
         ),
     ] = ["low", "high"],  # noqa: B006
-    grid: o.Grid = [],  # noqa: B006
-    set_: o.Set = [],  # noqa: B006
-    settings: o.Settings = None,
+    grid: lab.Grid = [],  # noqa: B006
+    settings: lab.Settings = None,
     repeats: Annotated[
         int, typer.Option(help="Draws of traces for each question; 0 for one run in launch order.")
     ] = 64,
-    seed: o.Seed = 0,
-    lag: o.Lag = 0,
-    short_pools: o.ShortPools = "error",
+    seed: lab.Seed = 0,
+    lag: lab.Lag = 0,
+    short_pools: lab.ShortPools = "error",
     most_runs: Annotated[
         int, typer.Option(help="More runs than so many are refused before anything begins.")
     ] = 20_000_000,
@@ -53,7 +51,7 @@ def replay(
             show_default=False,
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Replays policies on recorded traces: accuracy and tokens, beside plain majority's.
 
@@ -65,25 +63,20 @@ def replay(
     """
     from deepconf import _render, _tables
     from deepconf.batch import not_a_source
-    from deepconf.lab._reading import sized
     from deepconf.lab.replay import Pool, check_runs
-    from deepconf.lab.replay import grid as laid
     from deepconf.traces import TraceWriter, read_traces, target
 
     with own_stdout() as stdout:
         console, err = _render.console(stdout), _render.console(sys.stderr)
-        axes = _settings.axes(grid, "--grid")
-        explicit = _settings.pairs(set_, "--set")
-        file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
         if out is not None:
             target(out)  # Before the work, not after it.
         reader = read_traces(traces)
         if out is not None:
             not_a_source(out, reader)
-        defaults = _settings.fitted(sized(reader), file.policy)
-        bases = _layers.build(policy, defaults, {}, explicit, file.policies, file.origin)
-        policies = laid(bases, **axes)
+        laid = lab.Laid.of(reader, policy, options, grid, settings)
+        policies = laid.policies
         check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
+        _render.show_settings(err, laid.in_words)
         with _render.Bars(err) as bars:
             reading = functools.partial(bars.tell, "reading traces")
             pool = Pool.read(reader, policies, progress=reading)
@@ -101,7 +94,9 @@ def replay(
         else:
             _tables.show_summary(console, summary)
         if pool.left_out:
-            err.print(f"note: {pool.left_out} traces failed when they were recorded: left out")
+            err.print(
+                f"note: left out: {counted(pool.left_out, 'trace')} that failed when recorded"
+            )
         unarmed = played.columns["unarmed"].mean(axis=(1, 2))
         for label, share in zip(policies, unarmed, strict=True):
             if share > 0.5:
@@ -114,7 +109,10 @@ def replay(
                 )
         for how in ("resampled", "skipped"):
             if names := played.draws[how]:
-                err.print(f"note: {len(names)} questions have fewer traces than a budget: {how}")
+                err.print(
+                    f"note: {how}: {counted(len(names), 'question')} with fewer traces than a "
+                    "budget"
+                )
         if out is not None:
             table = played.to_arrow()
             with TraceWriter(out, schema=table.schema) as writer:

@@ -8,19 +8,20 @@ from typing import Annotated
 
 import typer
 
-from deepconf import _layers, _settings
+from deepconf import _options as o
 from deepconf._core import Policy
-from deepconf._options import AsJson
 from deepconf._setup import guarded, own_stdout
-from deepconf.commands import _lab as o
+from deepconf.commands import _lab as lab
 from deepconf.commands._app import app, print_json
 
 
 @app.command("tune")
 @guarded
+@o.takes(o.OfPolicy)
 def tune(
-    traces: o.Traces,
-    grid: o.Grid = [],  # noqa: B006
+    traces: lab.Traces,
+    options: o.OfPolicy,
+    grid: lab.Grid = [],  # noqa: B006
     policy: Annotated[
         list[str],
         typer.Option(
@@ -62,38 +63,31 @@ def tune(
             show_default=False,
         ),
     ] = None,
-    set_: o.Set = [],  # noqa: B006
-    repeats: o.Repeats = 64,
-    seed: o.Seed = 0,
-    lag: o.Lag = 0,
-    short_pools: o.ShortPools = "error",
+    repeats: lab.Repeats = 64,
+    seed: lab.Seed = 0,
+    lag: lab.Lag = 0,
+    short_pools: lab.ShortPools = "error",
     folds: Annotated[int, typer.Option(help="Parts into which the questions are divided.")] = 10,
-    as_json: AsJson = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Chooses a policy on some of the recorded questions and measures it on the others.
 
     Says what majority would have got for the same tokens, and recommends that where it is better.
     """
     from deepconf import _render, _tables
-    from deepconf.lab._reading import sized
-    from deepconf.lab.replay import grid as laid
     from deepconf.lab.tune import tune as choose
     from deepconf.traces import read_traces
 
     with own_stdout() as stdout:
         console, err = _render.console(stdout), _render.console(sys.stderr)
-        axes = _settings.axes(grid, "--grid")
-        explicit = _settings.pairs(set_, "--set")
         if settings is None and out is not None and out.expanduser().is_file():
             settings = out
-        file = _settings.Defaults() if settings is None else _settings.read(settings.expanduser())
-        defaults = _settings.fitted(sized(read_traces(traces)), file.policy)
-        bases = _layers.build(policy, defaults, {}, explicit, file.policies, file.origin)
-        candidates = laid(bases, **axes)
+        laid = lab.Laid.of(read_traces(traces), policy, options, grid, settings)
+        _render.show_settings(err, laid.in_words)
         with _render.Bars(err) as bars:
             found = choose(
                 traces,
-                candidates,
+                laid.policies,
                 goal=goal,
                 minimise=minimise,  # type: ignore[arg-type]
                 maximise=maximise,  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._progress import Told, bar
+from deepconf._words import counted
 from deepconf.answers import AnswerBook, extractor, marks
 from deepconf.errors import InvalidInput, InvalidType, MissingExtra, RunWarning
 from deepconf.provenance import as_texts, versions
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from deepconf.importing._formats import Reader
     from deepconf.importing._json import Found
 
-__all__ = ["COLUMNS", "Import", "Summary", "import_traces", "table"]
+__all__ = ["COLUMNS", "Import", "Summary", "import_traces", "right_answers", "table"]
 
 # A row group: so many tokens, traces or characters of text, whichever is reached first.
 _TOKENS = 4_000_000
@@ -93,7 +94,8 @@ def import_traces(
             tokens as -9999, which is refused without it.
         answer: how the answer is found in the text; see `answers.extractor`.
         math: whether algebra helps to tell whether answers are the same; see `answers.AnswerBook`.
-        gold: right answers: a mapping from question id, or a questions file; see
+        gold: right answers: a mapping from question id, or a questions file, whose questions are
+            found by their id, else by their text (`question_id="prompt"`); see
             `questions.load_questions`. It goes before what a log says itself.
         question_id: how the question of a record is found. None for its `question_id`, `custom_id`,
             `request_id` (vLLM), `id` (Inspect) or `qid` (the authors' package, else the file's
@@ -167,15 +169,15 @@ class Summary:
     def notes(self) -> Iterator[str]:
         """What its reader must know."""
         if self.ending and not self.answered:
-            traces = f"{self.traces:,} trace" + ("" if self.traces == 1 else "s")
             yield (
-                f"no answer was found in {traces}, the first of which ends with {self.ending!r}: "
+                f"no answer was found in {counted(self.traces, 'trace')}, the first of which "
+                f"ends with {self.ending!r}: "
                 "answer says how one is found, by default the last \\boxed{...}"
             )
         if self.alone and self.traces > 1:
             yield (
                 f"each of the {self.questions:,} questions has one trace: where several answer one "
-                "question, question_id says which"
+                "question, question_id says which, such as a field of the record"
             )
         if self.unsure and self.k is not None:
             yield (
@@ -185,14 +187,14 @@ class Summary:
             )
         if self.open_ends:
             yield (
-                f"{self.open_ends:,} traces do not say how they ended (finish_reason): they count "
-                "as finished, though some may have been cut short"
+                f"of {counted(self.open_ends, 'trace')} nothing says how it ended (finish_reason): "
+                "that counts as finished, though it may have been cut short"
             )
         if self.dropped:
-            yield f"{self.dropped:,} tokens without log-probabilities were left out"
+            yield f"left out: {counted(self.dropped, 'token')} without log-probabilities"
         if self.unknown:
-            names = ", ".join(map(repr, [*self.unknown][:3]))
-            yield f"{len(self.unknown):,} questions are not in gold, such as {names}"
+            many = counted(len(self.unknown), "question")
+            yield f"not in gold: {many}, such as {_some([*self.unknown], '')}"
         if len(self.models) > 1:
             yield f"the traces are of several models: {', '.join(self.models)}"
 
@@ -233,8 +235,8 @@ class Import:
         self._extract = extractor(answer)
         AnswerBook(math=math)  # Says at once what is wrong with it.
         self.math = math
-        self._gold = _right_answers(gold)
-        self._first = None if isinstance(gold, Mapping) else _numbered(self._gold)
+        self._gold = right_answers(gold)
+        self._numbers = [] if isinstance(gold, Mapping) else _numbers(self._gold)
         self._namer = namer(question_id)
         self._named = question_id is not None
         self._progress = progress
@@ -275,29 +277,56 @@ class Import:
                 self._progress(reader.done, reader.total)
         if self._progress is not None:
             self._progress(reader.done, reader.total)
-        if not self.summary.traces:
-            raise InvalidInput("source: there are no traces in it")
-        self._check_numbers()
-        if self._gold and len(self.summary.unknown) == len(self._asked):
-            ids, known = list(self._asked)[:3], list(self._gold)[:3]
-            raise InvalidInput(
-                f"gold: none of the {len(self._asked)} questions is in it; they are called "
-                f"{', '.join(map(repr, ids))}, ..., and those of gold {', '.join(map(repr, known))}"
-                ", ...: question_id says how a record's question is found"
-            )
+        self._check()
 
-    def _check_numbers(self) -> None:
-        """Questions without ids are matched by number: not where one side counts from another."""
-        first, asked = self._first, self._asked
-        if first is None or not all(map(str.isdecimal, asked)):
-            return
-        if self.summary.unknown or first not in asked:
-            last = list(self._gold)[-1]
+    def found(self, traces: Iterable[Found]) -> Iterator[dict[str, Any]]:
+        """The same of traces that were found already, each with its question."""
+        for each in traces:
+            yield self._row(each, str(each.question))
+        self._check()
+
+    def _check(self) -> None:
+        """What can be said of a source only behind its end."""
+        from deepconf.importing._rows import ASK
+
+        summary = self.summary
+        if not summary.traces:
+            raise InvalidInput("source: there are no traces in it")
+        if summary.dropped and not summary.tokens:
             raise InvalidInput(
-                f"gold: its questions have no ids and are called by their number, {first!r} to "
-                f"{last!r}; those of the traces are called {', '.join(map(repr, [*asked][:3]))}, "
-                "..., and may be numbered otherwise: give both ids (question_id says where a "
-                "record has its own), or pass gold as a mapping from question id to answer"
+                f"source: none of its {counted(summary.dropped, 'token')} has log-probabilities, "
+                "so "
+                f"without them no trace is left: {ASK}"
+            )
+        self._check_gold()
+
+    def _check_gold(self) -> None:
+        """Of questions that gold does not have, what they may be called there."""
+        unknown, asked = self.summary.unknown, [*self._asked]
+        alone = self.summary.traces == len(asked) > 1
+        several = (
+            f"if several of the {self.summary.traces:,} records answer one question, question_id "
+            "says which: a field of the record, such as 'metadata.id' (for vLLM 'prompt'), or a "
+            'pattern for its id, such as "regex:(.+)-" for q1-0, q1-1'
+        )
+        if self._gold and len(unknown) == len(asked):
+            raise InvalidInput(
+                "gold: none of the questions of the traces is in it; they are called "
+                f"{_some(asked)}, and those of gold {_some([*self._gold])}: {several}"
+            )
+        # Records without ids are matched by number: not where one side counts from another.
+        numbers = self._numbers if all(map(str.isdecimal, asked)) else []
+        if numbers and (unknown or numbers[0] not in asked):
+            raise InvalidInput(
+                f"gold: its questions have no ids and are called by their number, {numbers[0]!r} "
+                f"to {numbers[-1]!r}; those of the traces are called {_some(asked)}, and may be "
+                "numbered otherwise: give both ids (question_id says where a record has its own), "
+                f"or pass gold as a mapping from question id to answer{f'; {several}' * alone}"
+            )
+        if self.summary.numbered and unknown and alone and not self._named:
+            raise InvalidInput(
+                f"gold: has {len(asked) - len(unknown):,} of {counted(len(asked), 'question')}, "
+                f"which are the numbers of records that have no ids: {several}"
             )
 
     def settings(self) -> dict[str, Any]:
@@ -392,7 +421,8 @@ class Import:
     ) -> tuple[str | None, str | None, bool | None]:
         """The answer, the right one, and whether it is that; None for what is not known."""
         try:
-            answer = self._extract(found.text) if found.answer is None else found.answer
+            looked = found.extract and found.answer is None
+            answer = self._extract(found.text) if looked else found.answer
         except (InvalidInput, InvalidType):
             raise
         except Exception as error:  # The caller's own code.
@@ -417,7 +447,13 @@ class Import:
         return answer, right[0], asked.marked[key]
 
 
-def _right_answers(gold: Any) -> dict[str, str]:
+def right_answers(gold: Any) -> dict[str, str]:
+    """The right answers by question, those of a questions file by its id and by its text.
+
+    Raises:
+        InvalidInput: it holds none, or one is empty.
+        InvalidType: neither a mapping nor a questions file.
+    """
     if gold is None:
         return {}
     if not isinstance(gold, Mapping):
@@ -426,8 +462,11 @@ def _right_answers(gold: Any) -> dict[str, str]:
                 f"gold is a {type(gold).__name__}: must be a mapping from question id to answer, "
                 "or a questions file"
             )
-        known = read_questions(gold)[0]
-        return {each.id: each.answer for each in known if each.answer is not None}
+        known = [each for each in read_questions(gold)[0] if each.answer is not None]
+        texts = {each.question: each.answer for each in known if isinstance(each.question, str)}
+        return {each.id: str(each.answer) for each in known} | {
+            text: str(answer) for text, answer in texts.items()
+        }
     found = {}
     for name, answer in gold.items():
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
@@ -440,11 +479,11 @@ def _right_answers(gold: Any) -> dict[str, str]:
     return found
 
 
-def _numbered(gold: Mapping[str, str]) -> str | None:
-    """The first question, where all are called by their number."""
-    names = list(gold)
+def _numbers(gold: Mapping[str, str]) -> list[str]:
+    """The questions, where all are called by their number."""
+    names = [name for name in gold if name.isdecimal()]
     starts = ([str(n) for n in range(base, base + len(names))] for base in (0, 1))
-    return names[0] if names and names in starts else None
+    return names if names in starts else []
 
 
 def _need(package: str) -> None:
@@ -463,6 +502,11 @@ def table(rows: Iterable[dict[str, Any]], settings: Callable[[], dict[str, Any]]
 
     found = pa.Table.from_batches(list(_batches(rows)), _columns())
     return found.replace_schema_metadata(as_texts(settings()))
+
+
+def _some(names: Sequence[str], more: str = ", ...") -> str:
+    """The first of some names."""
+    return ", ".join(map(repr, names[:3])) + more * (len(names) > 3)
 
 
 def _unicode(text: str) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deepconf.errors import InvalidInput
 from deepconf.importing._question import Namer, Whole
-from deepconf.importing._rows import Rows
+from deepconf.importing._rows import ASK, Rows
 
 __all__ = [
     "FORMATS",
@@ -85,6 +85,8 @@ class Found:
     """How many there should be of the latter."""
     answer: str | None = None
     """What the source took for its answer, where there is no text."""
+    extract: bool = True
+    """Whether an answer is looked for in the text, where the source has none."""
     gold: Sequence[str] = ()
     """The answers that are right, where the source has them."""
     error: str | None = None
@@ -399,7 +401,7 @@ def _of_choice(choice: _Choice, place: str, reason: Any, named: str, how: How) -
         )
     rows = rows_of(choice.logprobs, place, how.returned)
     if not len(rows.widths) and text:
-        raise InvalidInput(f"{place}: has a text and no log-probabilities of its tokens")
+        raise InvalidInput(f"{place}: has a text and no log-probabilities of its tokens; {ASK}")
     return Found(place, None, status, text, rows, open_end=open_end)
 
 
@@ -442,7 +444,4 @@ def rows_of(logprobs: Any, place: str, returned: bool) -> Rows:
                 return Rows.of_flat(flat[0], flat[1], flat[2])
             except InvalidInput as error:
                 raise InvalidInput(f"{place}: {error}") from error
-    raise InvalidInput(
-        f"{place}: has no log-probabilities; the server must be asked for them (logprobs=True and "
-        "top_logprobs=20 for chat, logprobs=20 for completions and for vLLM's SamplingParams)"
-    )
+    raise InvalidInput(f"{place}: has no log-probabilities; {ASK}")

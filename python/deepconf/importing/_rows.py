@@ -11,9 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import token_confidence
+from deepconf._words import counted
 from deepconf.errors import InvalidInput
 
-__all__ = ["Rows", "Scorer"]
+__all__ = ["ASK", "Rows", "Scorer"]
+
+ASK = (
+    "the server must be asked for them: logprobs=True, top_logprobs=20 for chat completions, "
+    "logprobs=20 for completions and for vLLM's SamplingParams"
+)
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -211,9 +217,11 @@ class Scorer:
     def _missing(self, rows: Rows, place: str) -> None:
         without = np.flatnonzero(rows.widths == 0)
         if self.missing == "error":
+            every = len(without) == len(rows.widths)
             raise InvalidInput(
-                f"{place}: token {without[0]} has no log-probabilities ({len(without)} of "
-                f"{len(rows.widths)} tokens have none): missing='skip' leaves such tokens out"
+                f"{place}: token {without[0]} has no log-probabilities of the likeliest tokens "
+                f"({len(without):,} of {counted(len(rows.widths), 'token')} have none): {ASK}"
+                + ("" if every else "; missing='skip' leaves out tokens without them")
             )
         self.dropped += len(without)
 
@@ -225,8 +233,7 @@ class Scorer:
             if fewest < 2:
                 raise InvalidInput(
                     f"{place}: token {short} has {_entries(fewest)} besides the sampled token or "
-                    "in all: at least 2 are needed, and the paper takes 20; ask the server for "
-                    "more (top_logprobs=20 for chat, logprobs=20)"
+                    f"in all: at least 2 are needed, and the paper takes 20; {ASK}"
                 )
             self.k, self._first = fewest, place
         if fewest < self.k:
@@ -262,4 +269,4 @@ def _token(rows: Rows, wrong: NDArray[np.bool_]) -> int:
 
 
 def _entries(count: int) -> str:
-    return "1 entry" if count == 1 else f"{count} entries"
+    return counted(count, "entry", "entries")

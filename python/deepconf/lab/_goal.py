@@ -65,7 +65,7 @@ Condition(metric='tokens', at_least=False, factor=0.6, shift=0.0)]
         InvalidInput: it means nothing; the message says where and what would.
     """
     if not isinstance(text, str):
-        raise InvalidType(f"goal={text!r} is a {type(text)}: must be a string")
+        raise InvalidType(f"goal={text!r} is a {type(text).__name__}: must be a string")
     return [_condition(part, text) for part in re.split(r"\band\b", text)]
 
 

@@ -48,22 +48,31 @@ class Recorded:
 
 
 def sized(reader: TraceReader) -> dict[str, Any]:
-    """The settings of traces; where they say no budget, with the `fewest` traces of a question.
+    """The settings of traces, with what stands in for a budget and a window that they do not say.
 
-    A pass over the names of questions, unless the traces can be read only once.
+    That is `fewest`, the fewest traces of a question, and `lengths`, the tokens of each trace that
+    ran to its end: a pass over some columns, unless the traces can be read only once.
     """
     settings = dict(reader.settings)
-    if "budget" in (settings.get("policy") or {}) or reader.once:
+    policy = settings.get("policy") or {}
+    asked = {"fewest": "budget" not in policy, "lengths": "window" not in {**settings, **policy}}
+    if reader.once or not any(asked.values()):
         return settings
     import pyarrow as pa
 
     counts: Counter[str] = Counter()
-    for batch in reader.select(["question_id", "status"]):
+    lengths: list[NDArray[np.int32]] = []
+    for batch in reader.select(["question_id", "status", "num_tokens"]):
         is_whole = np.isin(batch.column("status").to_numpy(zero_copy_only=False), _WHOLE)
-        whole = batch.column("question_id").filter(pa.array(is_whole))
-        for each in whole.value_counts().to_pylist():
+        whole = batch.filter(pa.array(is_whole))
+        for each in whole.column("question_id").value_counts().to_pylist():
             counts[each["values"]] += each["counts"]
-    return settings | {"fewest": min(counts.values(), default=0)}
+        lengths.append(whole.column("num_tokens").to_numpy())
+    found = {
+        "fewest": min(counts.values(), default=0),
+        "lengths": np.concatenate([np.empty(0, np.int32), *lengths]),
+    }
+    return settings | {name: value for name, value in found.items() if asked[name]}
 
 
 def read(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,30 +18,26 @@ from deepconf._statistics import (
     paired,
     per_question,
 )
+from deepconf._words import counted, in_lines
 from deepconf.errors import InvalidInput
+from deepconf.lab._verdict import VARIANTS, closing, ratio
 
 if TYPE_CHECKING:
     from deepconf.lab.played import Frontier, Replay
 
 __all__ = [
-    "VARIANTS",
-    "Compared",
     "Equal",
     "MajorityRow",
     "PolicyRow",
     "Summary",
-    "closing",
-    "difference_in_words",
     "equal_tokens",
-    "points",
-    "ratio",
     "summary",
 ]
 
 Floats = NDArray[np.float64]
 
-VARIANTS = {"majority": "plain majority", "consensus": "majority with early consensus"}
-"""The two ways a majority is counted, by their names in a frontier, in words."""
+MOST_LINES = 8
+"""Policies that a summary shows of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +109,7 @@ class MajorityRow:
     """The step in which the answer was given."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """The figures of a replay."""
 
@@ -128,6 +123,19 @@ class Summary:
     """Plain majority at every budget, then that with early consensus."""
     closing: str
     """The comparison at equal tokens, in a sentence."""
+
+    def __repr__(self) -> str:
+        """The first policies, a line each, and what it comes to."""
+        what = "accuracy" if self.gold else "agreement"
+        lines = [
+            f"{row.label}: {what} {ratio(row.accuracy.value)}, {row.tokens.value:,.0f} tokens, "
+            f"{ratio(row.share)} of its budget's"
+            for row in self.rows[:MOST_LINES]
+        ]
+        if len(self.rows) > MOST_LINES:
+            lines.append(f"and {len(self.rows) - MOST_LINES:,} more")
+        over = f"{counted(self.questions, 'question')}, {counted(self.repeats, 'draw')} of each"
+        return in_lines(f"deepconf.Summary: {over}", [*lines, self.closing])
 
     def table(self) -> list[dict[str, Any]]:
         """All rows as plain values, those of the frontier behind."""
@@ -206,64 +214,3 @@ def _majority_rows(name: str, frontier: Frontier) -> list[MajorityRow]:
     figures = [estimates(of[name]) for of in each]
     every = zip(frontier.budgets.tolist(), *figures, strict=True)
     return [MajorityRow(name, budget, *of) for budget, *of in every]
-
-
-class Compared(Protocol):
-    """A policy beside majority at the same tokens."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def accuracy(self) -> Estimate: ...
-    @property
-    def tokens(self) -> Estimate: ...
-    @property
-    def same_tokens(self) -> dict[str, Equal]: ...
-
-
-def closing(rows: Sequence[Compared], gold: bool) -> str:
-    """Whether the best policy beats the better majority at its tokens, in a sentence."""
-    best = min(rows, key=lambda row: (-row.accuracy.value, row.tokens.value))
-    name, equal = max(best.same_tokens.items(), key=lambda item: item[1].accuracy)
-    found = equal.difference
-    which = f"{best.label} (the most accurate of {len(rows)})" if len(rows) > 1 else best.label
-    what = "accuracy" if gold else "agreement"
-    mine, its = ratio(best.accuracy.value), ratio(equal.accuracy)
-    figures = f"{mine} against {its} ({difference_in_words(found)})"
-    turned = f"{its} against {mine} ({difference_in_words(-found)})"
-    at = "at the same tokens"
-    if equal.beyond == "above":
-        at = "at the whole budget (which costs fewer tokens)"
-    elif equal.beyond == "below":
-        at = "at its smallest budget (which costs more tokens)"
-    if not found.value:
-        said = f"{VARIANTS[name]} {at} is as good as {which}: {turned}"
-    elif not found.clear:
-        said = f"{which} cannot be told apart here from {VARIANTS[name]} {at}: {figures}"
-    elif found.value < 0:
-        said = f"{VARIANTS[name]} {at} is better here than {which}: {turned}"
-    else:
-        said = f"{which} is better here than {VARIANTS[name]} {at}: {figures}"
-    return f"{what}: {said}."
-
-
-def difference_in_words(found: Difference) -> str:
-    """A difference of accuracies, its interval, and the questions it comes from."""
-    interval = "" if found.low is None else f" [{points(found.low)}, {points(found.high)}]"
-    return (
-        f"{points(found.value)}{interval} points; {found.lost} lost, {found.won} won, "
-        f"p = {found.p:.2g}"
-    )
-
-
-def ratio(value: float) -> str:
-    """A share as text: `91.7%`."""
-    return f"{value:.1%}"
-
-
-def points(value: float | None) -> str:
-    """A difference of shares in percentage points, signed: `-0.6`."""
-    if value is None:
-        return "–"
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text

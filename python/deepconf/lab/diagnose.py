@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepconf import _layers
 from deepconf._core import Policy
 from deepconf._progress import Told, bar
-from deepconf._settings import recorded
 from deepconf._statistics import Estimate, auroc, estimates, pairs_won, within
+from deepconf._windows import fitting
+from deepconf._words import counted, in_lines
+from deepconf.lab._reading import sized
 from deepconf.lab._scored import Scored, read
+from deepconf.lab._verdict import gainable, is_blind, separated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,8 +30,8 @@ Ints = NDArray[np.int64]
 
 BINS = 10
 """The bins of a reliability curve."""
-# Above this share of pairs, a score is said to tell right from wrong well.
-_WELL = 0.65
+# With fewer traces of a window's length, the window is too long.
+_ARMED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Answers:
     """The share of the leading wrong answer among the wrong ones, over questions that have any."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What recorded traces say of confidence."""
 
@@ -107,6 +111,18 @@ class Diagnosis:
     notes: list[str]
     closing: str
     """Whether confidence can help here, in a sentence."""
+
+    def __repr__(self) -> str:
+        """How well each score tells right from wrong, and what that comes to."""
+        of = f"{counted(self.traces, 'trace')} of {counted(self.questions, 'question')}"
+        inside = [
+            f"{name.replace('_', ' ')} {each.within.value:.2f}"
+            for name, each in self.separation.items()
+            if each.within is not None
+        ]
+        auroc = [f"AUROC within questions: {', '.join(inside)}"] if inside else []
+        title = f"deepconf.Diagnosis: {of}, window {self.window}"
+        return in_lines(title, [*auroc, *self.notes, self.closing])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
@@ -173,8 +189,11 @@ def diagnose(
     Streams: besides a batch of traces, it holds some numbers of each.
 
     Args:
-        traces: what `deepconf.read_traces` takes, or a reader of it.
-        window: tokens in a group; by default the recording's, else 2048.
+        traces: what `deepconf.read_traces` takes, such as files, data frames and `Traces`; or a
+            reader of it.
+        window: tokens in a group; by default the recording's, else an eighth of the median length,
+            rounded to a power of two, and 2048 at the most (of traces that can be read only once:
+            2048).
         tail: tokens of the tail confidence, likewise.
         bottom: the share of groups of the bottom-group confidence; by default the recording's,
             else 0.10.
@@ -191,8 +210,11 @@ def diagnose(
 
     reader = traces if isinstance(traces, TraceReader) else read_traces(traces)
     asked = {"window": window, "tail": tail, "bottom": bottom}
-    settings = recorded(reader.settings)
-    settings |= {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in asked.items() if value is not None}
+    # How long traces are need not be known where the window is.
+    known_of = reader.settings if "window" in given else sized(reader)
+    layers = (*_layers.of_traces(known_of), _layers.Layer("given", given))
+    settings, origins = _layers.merged(*layers)
     # A policy knows how scores are taken by default, and checks what is asked for.
     measured = Policy.low(**{name: settings[name] for name in asked if name in settings})
     with bar(progress, "reading traces") as tell:
@@ -219,8 +241,10 @@ def diagnose(
         reliability=pooled,
         reliability_within=ranked,
         answers=answers,
-        notes=_notes(scored),
-        closing=_closing(separation, answers, armed),
+        notes=[*_fitted(origins, measured), *_notes(scored)],
+        closing=_closing(
+            separation, answers, int(scored.known.sum()), armed, fitting(scored.tokens)
+        ),
     )
 
 
@@ -333,6 +357,15 @@ def _ranks(values: Floats, question: Ints, count: int) -> Floats:
     return ranks
 
 
+def _fitted(origins: Mapping[str, str], measured: Policy) -> list[str]:
+    if "length" not in origins.get("window", ""):
+        return []
+    return [
+        f"window={measured.window} is {origins['window']}, since nothing says another: the paper's "
+        f"{Policy.low().window:,} tokens are for traces of tens of thousands"
+    ]
+
+
 def _notes(scored: Scored) -> list[str]:
     notes = []
     count, known = len(scored.questions), int(scored.known.sum())
@@ -344,7 +377,8 @@ def _notes(scored: Scored) -> list[str]:
         )
     if 0 < known < count:
         notes.append(
-            f"{count - known} of {count} questions have no known answer, and count in agreement "
+            f"{count - known} of {counted(count, 'question')} have no known answer, and count in "
+            "agreement "
             f"and dispersion only"
         )
     unmarked = int((scored.known[scored.question] & (scored.correct < 0)).sum())
@@ -357,51 +391,25 @@ def _notes(scored: Scored) -> list[str]:
     return notes
 
 
-def _closing(separation: Mapping[str, Separation], answers: Answers, armed: float) -> str:
-    """The rule of thumb."""
-    if not separation or answers.majority_wrong is None:
+def _closing(
+    separation: Mapping[str, Separation], answers: Answers, known: int, armed: float, fit: int
+) -> str:
+    """Whether confidence tells right from wrong, and how much there is to gain."""
+    if not separation or answers.majority_wrong is None or answers.within_reach is None:
         return (
             f"No answers are known, so whether confidence tells right from wrong is not known "
             f"either; the leading answer has {answers.agreement:.0%} of the votes."
-        )
-    reach = "the majority misses no question"
-    if answers.majority_wrong:
-        reach = (
-            f"of {answers.majority_wrong} questions that the majority misses, "
-            f"{answers.within_reach} have a right answer among the candidates"
         )
     inside = {name: found.within for name, found in separation.items() if found.within is not None}
     if not inside:
         return "No question has right traces beside wrong ones, so there is nothing to tell apart."
     name, best = max(inside.items(), key=lambda item: item[1].value)
-    figure = f"{name.replace('_', ' ')}, AUROC {best.value:.2f} within questions"
-    if best.low is not None and best.high is not None:
-        figure += f" [{best.low:.2f}, {best.high:.2f}]"
-    if best.low is None:
-        said = f"One question says little about whether confidence helps ({figure}); {reach}."
-    elif best.low <= 0.5 and best.high is not None and best.high >= _WELL:
-        said = (
-            f"These questions are too few to say whether confidence tells right traces from wrong "
-            f"ones ({figure}): majority is the safer choice; {reach}."
+    said = [separated(name, best), gainable(known, answers.majority_wrong, answers.within_reach)]
+    if not is_blind(best):
+        said.append("What a policy saves, or gains at fewer tokens, replay and tune tell.")
+    if armed < _ARMED:
+        said.append(
+            f"Only {armed:.0%} of the traces are a window long, and no other can be stopped: "
+            f"choose a smaller window, such as {fit}."
         )
-    elif best.low <= 0.5:
-        said = (
-            f"Confidence does not tell right traces from wrong ones here ({figure}): majority is "
-            f"the better choice."
-        )
-    elif best.value < _WELL:
-        said = (
-            f"Confidence tells right traces from wrong ones a little ({figure}): expect it to save "
-            f"tokens rather than to change answers; {reach}."
-        )
-    else:
-        said = (
-            f"Confidence tells right traces from wrong ones ({figure}): it can save tokens, and "
-            f"perhaps gain answers; {reach}."
-        )
-    if armed < 0.5:
-        said += (
-            f" Only {armed:.0%} of the traces are a window long, and no other can be stopped: "
-            f"choose a smaller window."
-        )
-    return said
+    return " ".join(said)

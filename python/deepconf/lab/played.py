@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import Policy
+from deepconf._words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,8 +81,9 @@ class Replay:
 
     def __repr__(self) -> str:
         """One line."""
-        shape = f"{len(self.policies)} policies, {len(self.questions)} questions"
-        return f"<deepconf.Replay: {shape}, {self.repeats} repeats>"
+        policies = counted(len(self.policies), "policy", "policies")
+        shape = f"{policies}, {counted(len(self.questions), 'question')}"
+        return f"<deepconf.Replay: {shape}, {counted(self.repeats, 'repeat')}>"
 
     def _repr_html_(self) -> str:
         from deepconf import _html
@@ -155,3 +157,13 @@ class Replay:
         rest = {name: self.columns[name].reshape(-1) for name in RUN_COLUMNS if name not in columns}
         names = ("policy", "question_id", "repeat", "answer", "correct", *RUN_COLUMNS[1:])
         return pa.table({name: (columns | rest)[name] for name in names})
+
+    def to_pandas(self) -> Any:
+        """The same as a data frame of pandas.
+
+        Raises:
+            MissingExtra: pandas or pyarrow is not installed.
+        """
+        from deepconf._frames import frame_of
+
+        return frame_of(self.to_arrow())

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf import _layers, _settings
+from deepconf import _layers
 from deepconf._core import Policy, ReplayPool
 from deepconf._progress import Told, bar
+from deepconf._words import counted
 from deepconf.errors import InvalidInput, InvalidType
 from deepconf.lab._draws import draws as _draws
 from deepconf.lab._reading import Recorded, read, sized
 from deepconf.lab.played import RUN_COLUMNS, Frontier, Replay
 
-__all__ = ["Pool", "grid", "plain", "replay"]
+__all__ = ["Pool", "grid", "laid", "plain", "replay"]
 
 ShortPools = Literal["error", "resample", "skip"]
 
@@ -44,7 +45,7 @@ def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str
     """Every combination of some settings, over each of some policies.
 
     Offline, where nothing is stopped, `warmup` stays 0 and what only it would tell apart is one
-    policy.
+    policy. Online, one that was given nowhere is a quarter of a smaller budget, as in `Policy`.
 
     Args:
         base: policies by label; one alone is called "policy".
@@ -66,7 +67,26 @@ def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str
     for setting, some in axes.items():
         if isinstance(some, str) or not isinstance(some, Iterable):
             raise InvalidType(f"{setting}={some!r}: must be a sequence of values to try")
+    policies = dict(base)
     axes = {name: list(values) for name, values in axes.items()}
+    return laid(policies, axes, lambda label, settings: policies[label].replace(**settings))
+
+
+def laid(
+    base: Mapping[str, Policy],
+    axes: Mapping[str, Sequence[Any]],
+    changed: Callable[[str, dict[str, Any]], Policy],
+) -> dict[str, Policy]:
+    """A `grid`, of policies that are changed by a function.
+
+    Args:
+        base: policies by label.
+        axes: for each setting the values to try.
+        changed: the policy of a label with these settings.
+
+    Raises:
+        InvalidInput, InvalidType: as `grid`.
+    """
     count = len(base) * math.prod(map(len, axes.values()))
     if count > MOST_POLICIES:
         raise InvalidInput(f"grid: has {count:,} policies: must have {MOST_POLICIES:,} at the most")
@@ -82,7 +102,7 @@ def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str
             settings = {name: axes[name][place] for name, place in values}
             name = " ".join([label, *(f"{key}={value}" for key, value in settings.items())])
             try:
-                made = policy.replace(**settings)
+                made = changed(label, settings)
             except InvalidType:
                 raise
             except InvalidInput as error:
@@ -131,8 +151,9 @@ class Pool:
         Args:
             traces: what `deepconf.read_traces` takes, or its reader.
             policies: policies by label, or names of presets. A preset takes from the file how it
-                was measured (k, entries, window, tail, bottom) and its budget, where it says none
-                the fewest traces of a question, and warms up with a quarter of a budget below 64.
+                was measured (k, entries, window, tail, bottom) and its budget. Where it says no
+                budget, that is the fewest traces of a question; where no window, an eighth of the
+                median length, rounded to a power of two.
             progress: called with traces read and, where known, in all (else 0); True for a bar.
 
         Raises:
@@ -173,7 +194,9 @@ class Pool:
     def __repr__(self) -> str:
         """One line."""
         sizes = self.sizes
-        return f"<deepconf.Pool: {sizes.sum()} traces of {len(sizes)} questions>"
+        return (
+            f"<deepconf.Pool: {counted(sizes.sum(), 'trace')} of {counted(len(sizes), 'question')}>"
+        )
 
     def replay(
         self,
@@ -243,9 +266,9 @@ class Pool:
             others = f" ({len(short) - 1} more have too few)" if len(short) > 1 else ""
             raise InvalidInput(
                 f"budget={policy.budget} of policy {label!r}: question {names[0]!r} has only "
-                f"{sizes[short[0]]} traces{others}: take a smaller budget (--set budget=...), or "
-                "short_pools='resample' (draws those beyond again) or 'skip' (leaves such "
-                "questions out)"
+                f"{counted(sizes[short[0]], 'trace')}{others}: take a smaller budget, or "
+                "short_pools, on the command line --short-pools: 'resample' draws those beyond "
+                "again, 'skip' leaves such questions out"
             )
         if short_pools == "skip":
             if len(short) == len(sizes):
@@ -337,7 +360,7 @@ def _chosen(
 def _policy(label: str, policy: Policy | str, settings: Mapping[str, Any]) -> Policy:
     if isinstance(policy, str):
         Policy.preset(policy)  # Says which there are.
-        return _layers.build([policy], _settings.fitted(settings, {}), {}, {})[policy]
+        return _layers.build([policy], {}, {}, {}, below=_layers.of_traces(settings))[policy]
     if not isinstance(policy, Policy):
         raise InvalidType(f"policies[{label!r}] is a {type(policy).__name__}: must be a Policy")
     for name, of_policy in (("k", policy.top_logprobs), ("entries", policy.entries)):

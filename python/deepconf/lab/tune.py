@@ -23,9 +23,11 @@ from deepconf._statistics import (
     paired,
     per_question,
 )
+from deepconf._words import counted, in_lines
 from deepconf.errors import InvalidInput
 from deepconf.lab._goal import Condition, Metric, parse
-from deepconf.lab._summary import VARIANTS, Equal, difference_in_words, equal_tokens, ratio
+from deepconf.lab._summary import Equal, equal_tokens
+from deepconf.lab._verdict import VARIANTS, beside, is_blind, ratio, separated
 from deepconf.lab.diagnose import Diagnosis, diagnose
 from deepconf.lab.played import Replay
 from deepconf.lab.replay import MOST_RUNS, Pool, ShortPools, replay
@@ -68,7 +70,7 @@ class Choice:
     """What the folds chose, and how many of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tuning:
     """The policy that was chosen, with what it was compared with."""
 
@@ -100,6 +102,11 @@ class Tuning:
     """What its reader must know."""
     closing: str = ""
     """What is recommended, in a sentence."""
+
+    def __repr__(self) -> str:
+        """What is recommended."""
+        over = f"{counted(self.questions, 'question')}, {counted(self.repeats, 'draw')} of each"
+        return in_lines(f"deepconf.Tuning: {over}", [*self.notes, self.closing])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
@@ -185,6 +192,8 @@ def tune(
     if out is not None:
         _settings.check_target(Path(out), name)
 
+    from deepconf.traces import read_traces
+
     with bars(progress) as tell:
 
         def watch(what: str) -> Told | None:
@@ -210,7 +219,8 @@ def tune(
 
         def separation(policy: Policy) -> Estimate | None:
             found = diagnosis
-            if found is None and played.gold and _readable(traces):
+            pooled = isinstance(traces, Pool | Replay)
+            if found is None and played.gold and not pooled and not read_traces(traces).once:
                 found = diagnose(
                     traces,
                     window=policy.window,
@@ -245,13 +255,6 @@ def _check_size(policies: int, repeats: int | None) -> None:
             f"{policies:,} policies and {repeats:,} repeats are {count:,} runs of each question: "
             f"narrow the grid (at the most {MOST_RUNS:,} in all)"
         )
-
-
-def _readable(traces: Any) -> bool:
-    """Whether they are traces that can be read once more, for their scores."""
-    if isinstance(traces, (str, os.PathLike)) or hasattr(traces, "to_batches"):
-        return True
-    return isinstance(traces, Sequence) and all(map(_readable, traces))
 
 
 @dataclass(frozen=True)
@@ -297,7 +300,8 @@ def _tuned(
     questions = len(played.questions)
     if questions < _FEW:
         raise InvalidInput(
-            f"traces: {questions} question: tuning chooses on some questions and reports on "
+            f"traces: {counted(questions, 'question')}: tuning chooses on some questions and "
+            "reports on "
             f"others, so there must be {_FEW} at least"
         )
     folds = min(task.folds, questions)
@@ -322,12 +326,12 @@ def _tuned(
     majority, others = _choice(_majorities(played), fold, full, task)
     against = paired(figures["accuracy"][None], others["accuracy"][None])[0]
     separation = separation_of(confidence.policy)
-    better = _majority_is_better(confidence, majority, equal, separation, task)
-    chosen = majority if better else confidence
+    why = _why_majority(confidence, majority, equal, separation, task)
+    chosen = majority if why else confidence
     found = Tuning(
         policy=chosen.policy,
         label=chosen.label,
-        majority_is_better=better,
+        majority_is_better=bool(why),
         confidence=confidence,
         majority=majority,
         against_majority=against,
@@ -341,7 +345,7 @@ def _tuned(
         repeats=played.correct.shape[2],
         folds=folds,
     )
-    return replace(found, notes=_notes(found, chosen), closing=_closing(found, chosen))
+    return replace(found, notes=_notes(found, chosen), closing=_closing(found, chosen, why))
 
 
 def _majorities(played: Replay) -> _Candidates:
@@ -394,28 +398,25 @@ def _choice(
     return choice, figures
 
 
-def _majority_is_better(
+def _why_majority(
     confidence: Choice,
     majority: Choice,
     equal: Mapping[str, Equal],
     separation: Estimate | None,
     task: _Task,
-) -> bool:
-    """Whether a majority does what is asked for as well or better, or confidence is blind."""
+) -> str:
+    """Why a majority does what is asked for as well or better; empty where it does not."""
     if majority.meets_goal != confidence.meets_goal:
-        return majority.meets_goal
-    if _blind(separation) and any(each.difference.value <= 0 for each in equal.values()):
-        return True
+        return "it alone reaches the goal" if majority.meets_goal else ""
+    if is_blind(separation) and any(each.difference.value <= 0 for each in equal.values()):
+        return "these questions do not show that confidence tells right traces from wrong ones"
     if task.objective == "accuracy" or not majority.meets_goal:
-        return majority.accuracy.value >= confidence.accuracy.value
-    if task.objective == "steps":
-        return majority.steps.value <= confidence.steps.value
-    return majority.tokens.value <= confidence.tokens.value
-
-
-def _blind(separation: Estimate | None) -> bool:
-    """Whether the interval of an AUROC holds 0.5, or what is worse."""
-    return separation is not None and separation.low is not None and separation.low <= 0.5
+        worse, why = majority.accuracy.value < confidence.accuracy.value, "it is as accurate"
+    elif task.objective == "steps":
+        worse, why = majority.steps.value > confidence.steps.value, "it takes no more steps"
+    else:
+        worse, why = majority.tokens.value > confidence.tokens.value, "it takes no more tokens"
+    return "" if worse else why
 
 
 def _notes(found: Tuning, chosen: Choice) -> list[str]:
@@ -432,7 +433,8 @@ def _notes(found: Tuning, chosen: Choice) -> list[str]:
         )
     if chosen.close:
         notes.append(
-            f"{found.questions} questions are too few to tell {chosen.label} by its accuracy from "
+            f"{counted(found.questions, 'question')} are too few to tell {chosen.label} by its "
+            "accuracy from "
             f"{chosen.close} of the {chosen.candidates - 1} other candidates"
         )
     if len(chosen.by_fold) > 1:
@@ -440,31 +442,23 @@ def _notes(found: Tuning, chosen: Choice) -> list[str]:
             f"the {found.folds} folds chose {len(chosen.by_fold)} different candidates, so the "
             f"choice hangs on few questions"
         )
-    separation = found.separation
-    if separation is not None and _blind(separation):
-        notes.append(
-            f"the lowest group does not tell right traces from wrong ones within questions: AUROC "
-            f"{separation.value:.2f} [{separation.low:.2f}, {separation.high:.2f}]"
-        )
+    if found.separation is not None and is_blind(found.separation):
+        notes.append(separated("lowest_group", found.separation))
     return notes
 
 
-def _closing(found: Tuning, chosen: Choice) -> str:
-    """What is recommended, and what majority has at the tokens of the best confident policy."""
-    variant, equal = max(found.same_tokens.items(), key=lambda item: item[1].accuracy)
-    full = found.full["tokens"]
+def _closing(found: Tuning, chosen: Choice, why: str) -> str:
+    """What is recommended, and how the best policy by confidence compares with majority."""
+    full, other = found.full["tokens"], found.confidence
     what = "accuracy" if found.gold else "agreement"
-    better = "majority is the better choice here: " if found.majority_is_better else ""
     share = f"{ratio(chosen.tokens.value / full)} of " if full else ""
-    plain, other = ratio(found.full["accuracy"]), found.confidence
+    since = f", since {why}" if why else ""
     # Where folds chose others, the figures are not those of this one.
-    whose = f"{chosen.label} has"
-    if set(chosen.by_fold) != {chosen.label}:
-        whose = f"{chosen.label}; what is chosen so has"
+    whose = "it has" if set(chosen.by_fold) == {chosen.label} else "what is chosen so has"
     mine = other.label if set(other.by_fold) == {other.label} else "what is chosen by confidence"
+    compared = beside(mine, other.accuracy.value, found.same_tokens, found.gold)
     return (
-        f"{better}{whose} {ratio(chosen.accuracy.value)} {what} on questions it was not "
-        f"chosen on, for {share}the tokens of the full budget, whose majority has {plain}; at the "
-        f"tokens of {mine}, {VARIANTS[variant]} has {ratio(equal.accuracy)} against "
-        f"{ratio(other.accuracy.value)} ({difference_in_words(-equal.difference)})."
+        f"recommended: {chosen.label}{since}; {whose} {ratio(chosen.accuracy.value)} {what} on "
+        f"questions it was not chosen on, for {share}the tokens of the full budget, whose majority "
+        f"has {ratio(found.full['accuracy'])}. {compared[0].upper()}{compared[1:]}"
     )

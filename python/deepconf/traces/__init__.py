@@ -53,9 +53,9 @@ def read_traces(
     Args:
         source: a path, a glob, a folder (its `.parquet`, `.arrow`, `.feather` and `.ipc` files), a
             sequence of these; a pyarrow `Table`, `Dataset` or `RecordBatchReader`, or anything else
-            with the method `__arrow_c_stream__`, as data frames of polars and pandas have it; or a
-            `TraceReader`. A stream named `*.part` is a recording in progress, of which whole
-            batches count.
+            with the method `__arrow_c_stream__`, as `Traces` and data frames of polars and pandas
+            have it; or a `TraceReader`. A stream named `*.part` is a recording in progress, of
+            which whole batches count.
         columns: those to read, in this order; None for all. Only these are decoded, checked and
             demanded. One of `schema` that may be null and is in no file comes as nulls.
         batch_tokens: how many tokens a batch holds at the most, or one trace, if that is longer.

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     from deepconf.traces._sources import Source
 
-__all__ = ["MOST_ROWS", "STATUSES", "arrow", "canonical", "cast", "cut", "schema"]
+__all__ = ["IMPORT", "MOST_ROWS", "STATUSES", "arrow", "canonical", "cast", "cut", "schema"]
 
 STATUSES = ("finished", "length", "stopped", "aborted", "failed")
+
+IMPORT = "Of responses with log-probabilities, deepconf import makes traces (import_traces)"
 
 MOST_ROWS = 65_536
 """Rows of a batch."""
@@ -100,10 +102,10 @@ def canonical(sources: list[Source], columns: Sequence[str] | None) -> list[pa.F
         raise InvalidInput(f"columns={columns!r}: must be a sequence of names")
     elif not columns or len(set(columns)) < len(columns):
         raise InvalidInput(f"columns={list(columns)!r}: must be names, each of them once")
+    for source in sources:
+        _check_presence(source, columns)
     fields = []
     for name in columns:
-        for source in sources:
-            _check_presence(source, name)
         if name in ours:
             for source in sources:
                 _check_type(source, ours[name])
@@ -117,13 +119,19 @@ def canonical(sources: list[Source], columns: Sequence[str] | None) -> list[pa.F
     return fields
 
 
-def _check_presence(source: Source, name: str) -> None:
-    there = source.schema.names.count(name)
-    if there > 1:
-        raise source.wrong(f"has {there} columns named {name}")
-    if not there and name in _REQUIRED:
-        has = ", ".join(source.schema.names) or "none"
-        raise source.wrong(f"has no column {name}; a trace file has one. Its columns: {has}")
+def _check_presence(source: Source, names: Sequence[str]) -> None:
+    there = source.schema.names
+    for name in names:
+        if there.count(name) > 1:
+            raise source.wrong(f"has {there.count(name)} columns named {name}")
+    missing = [name for name in names if name in _REQUIRED and name not in there]
+    if missing:
+        some, them = ("columns", "them") if len(missing) > 1 else ("column", "it")
+        raise source.wrong(
+            f"has no {some} {', '.join(missing)}; a trace file has {them}. Its columns: "
+            f"{', '.join(there) or 'none'}. {IMPORT}; of confidences in arrays, from_confidences "
+            "makes them"
+        )
 
 
 def _check_type(source: Source, wanted: pa.Field) -> None:

@@ -19,7 +19,7 @@ from deepconf.errors import (
     InvalidType,
     TraceFileError,
 )
-from deepconf.traces._schema import MOST_ROWS, arrow, cast, cut
+from deepconf.traces._schema import IMPORT, MOST_ROWS, arrow, cast, cut
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -304,8 +304,8 @@ def opened(given: Any) -> list[Source]:
     else:
         raise InvalidType(
             f"source is a {type(given).__name__}: must be a path, a glob, a folder, a sequence of "
-            "these, a pyarrow dataset, or something with the method __arrow_c_stream__, such as a "
-            "pyarrow.Table"
+            "these, Traces, a pyarrow dataset, or something with the method __arrow_c_stream__, "
+            f"such as a pyarrow.Table. {IMPORT}"
         )
     seen: dict[Path, Path] = {}
     for path in paths:
@@ -378,7 +378,7 @@ def _opened(path: Path) -> Source:
     elif start[:4] == b"\xff\xff\xff\xff":
         kind, what = _Stream, "an Arrow IPC stream"
     else:
-        raise TraceFileError(f"{path}: is neither Parquet nor Arrow IPC")
+        raise TraceFileError(f"{path}: is neither Parquet nor Arrow IPC. {IMPORT}")
     try:
         source = kind(path)
         source.schema.names  # noqa: B018 - Damaged ones cannot be decoded.

@@ -25,6 +25,12 @@ pub trait Native: Copy + PartialOrd {
     /// −∞.
     const LOWEST: Self;
 
+    /// The least finite number.
+    const MIN: Self;
+
+    /// The number, where this type has it.
+    fn exactly(number: f64) -> Option<Self>;
+
     /// By how much this is above another, rounded to float32 once.
     fn above(self, other: Self) -> f32;
 
@@ -36,6 +42,12 @@ macro_rules! native {
     ($float:ty) => {
         impl Native for $float {
             const LOWEST: Self = <$float>::NEG_INFINITY;
+            const MIN: Self = <$float>::MIN;
+
+            fn exactly(number: f64) -> Option<Self> {
+                let here = number as $float;
+                (f64::from(here) == number).then_some(here)
+            }
 
             #[inline(always)]
             fn above(self, other: Self) -> f32 {

@@ -9,6 +9,7 @@
 //! as a plain loop for where these are missing.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 #[cfg(target_arch = "x86_64")]
@@ -125,7 +126,7 @@ pub(crate) const RUN: usize = 16;
 /// Runs that [`Lanes`] adds up at once.
 pub(crate) const RUNS: usize = 8;
 
-/// Lanes that a token confidence is added in.
+/// Lanes of 64 bits: those that a token confidence is added in.
 pub(crate) const FOUR: usize = 4;
 
 /// Work to be compiled for several instruction sets: its `call` and what that calls must be
@@ -149,6 +150,10 @@ pub(crate) trait Lanes: Copy {
 
     /// Four running sums side by side: row i holds where each stands after i of its changes.
     fn running(self, starts: [i64; 4], changes: &[[i64; RUN]; 4]) -> [[i64; 4]; RUN];
+
+    /// Puts those of four numbers that are within the range first in `room`, in their order, and anything
+    /// after them; how many they are.
+    fn within(self, numbers: [i64; FOUR], range: Range<i64>, room: &mut [i64; FOUR]) -> usize;
 
     /// Starts to bring values into the first-level cache, which will be read soon.
     fn prefetch<T>(self, values: &[T]);
@@ -200,6 +205,18 @@ impl Lanes for Plain {
             }
         }
         rows
+    }
+
+    #[inline(always)]
+    fn within(self, numbers: [i64; FOUR], range: Range<i64>, room: &mut [i64; FOUR]) -> usize {
+        let span = range.end.wrapping_sub(range.start) as u64;
+        let mut count = 0;
+        for number in numbers {
+            // Each is written, and the next one over it where it is not within. The mask takes nothing away.
+            room[count % FOUR] = number;
+            count += usize::from((number.wrapping_sub(range.start) as u64) < span);
+        }
+        count
     }
 
     #[inline(always)]

@@ -282,7 +282,7 @@ impl Controller {
     /// The policy.
     #[getter]
     fn policy(&self) -> Policy {
-        Policy(self.policy.clone())
+        self.policy.clone().into()
     }
 
     /// s, in nats, once the warmup is over.

@@ -10,7 +10,7 @@ mod column;
 mod lists;
 mod views;
 
-pub use argument::{Given, maybe, number, object, optional, text, truth, whole};
+pub use argument::{Given, kind, maybe, number, object, optional, text, truth, whole};
 pub use arrays::{Floats, array, check_lengths, contiguous, doubles, exactly, integers};
 pub use column::Column;
 pub use lists::{Lists, arrow, lists};

@@ -6,7 +6,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
-use crate::convert::{self, Floats, Given, integers, number, object, optional, truth, whole};
+use crate::convert::{self, Floats, Given, integers, kind, number, object, optional, truth, whole};
 use crate::error::{invalid_input, invalid_type, raise};
 
 /// Which entries of a row count, as the arguments say.
@@ -258,10 +258,10 @@ pub fn dict_confidences<'py>(
                 "logprobs at position {position}: {what}; must be a dict from token id to Logprob"
             ))
         };
-        let row = row.cast::<PyDict>().map_err(|_| wrong(row.get_type().to_string()))?;
+        let row = row.cast::<PyDict>().map_err(|_| wrong(kind(&row)))?;
         for entry in row.values() {
             let value = entry.getattr(logprob).and_then(|value| value.extract::<f64>());
-            let value = value.map_err(|_| wrong(format!("an entry is a {}", entry.get_type())));
+            let value = value.map_err(|_| wrong(format!("an entry is a {}", kind(&entry))));
             table.entries.push(value?);
         }
         table.ends.push(table.entries.len());

@@ -10,14 +10,31 @@ use crate::error::{invalid_type, raise};
 /// Every setting of a run; immutable.
 ///
 /// Make one with `Policy.low`, `Policy.high`, `Policy.offline` or `Policy.preset`, each of which takes
-/// any setting as a keyword; `replace` gives a changed copy. Settings are read as attributes.
+/// any setting as a keyword; `replace` gives a changed copy. Settings are read as attributes. A warmup
+/// that is not given is the preset's, or a quarter of the budget where that is smaller.
 ///
 /// Raises:
 ///     InvalidInput: a setting is out of range.
 ///     InvalidType: a setting is unknown or of the wrong type.
 #[pyclass(frozen, eq, module = "deepconf", name = "Policy")]
-#[derive(Clone, PartialEq)]
-pub struct Policy(pub policy::Policy);
+#[derive(Clone)]
+pub struct Policy(
+    pub policy::Policy,
+    /// The preset's warmup; `None` where one was given.
+    Option<u32>,
+);
+
+impl From<policy::Policy> for Policy {
+    fn from(policy: policy::Policy) -> Self {
+        Self(policy, None)
+    }
+}
+
+impl PartialEq for Policy {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
 
 /// Declares the settings once: `name: how it is read`.
 macro_rules! settings {
@@ -27,7 +44,7 @@ macro_rules! settings {
         fn set(policy: &mut policy::Policy, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
             match name {
                 $(stringify!($name) => policy.$name = $read(value, name)?,)+
-                _ => return Err(unknown(name)),
+                _ => return Err(unknown(value.py(), name)),
             }
             Ok(())
         }
@@ -65,21 +82,38 @@ fn named<'py, T>(
     move |value, name| from_name(&text(value, name)?).map_err(raise)
 }
 
-fn unknown(name: &str) -> PyErr {
-    invalid_type(format!("unknown setting {name:?}: the settings are {}", SETTINGS.join(", ")))
+fn unknown(py: Python<'_>, name: &str) -> PyErr {
+    let close = py.import("difflib").and_then(|difflib| {
+        difflib.call_method1("get_close_matches", (name, SETTINGS, 1))?.extract::<Vec<String>>()
+    });
+    let meant = close.ok().and_then(|mut close| close.pop());
+    let hint = meant.map_or(String::new(), |meant| format!("did you mean {meant}? "));
+    invalid_type(format!(
+        "unknown setting {name:?}: {hint}The settings are {}",
+        SETTINGS.join(", ")
+    ))
 }
 
 impl Policy {
     fn of(preset: &str, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        Self::with(policy::Policy::preset(preset).map_err(raise)?, settings)
+        let policy = policy::Policy::preset(preset).map_err(raise)?;
+        let warmup = Some(policy.warmup);
+        Self(policy, warmup).with(settings)
     }
 
-    fn with(mut policy: policy::Policy, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+    fn with(mut self, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         for (name, value) in settings.into_iter().flatten() {
-            set(&mut policy, &name.extract::<String>()?, &value)?;
+            let name = name.extract::<String>()?;
+            set(&mut self.0, &name, &value)?;
+            if name == "warmup" {
+                self.1 = None;
+            }
         }
-        policy.check().map_err(raise)?;
-        Ok(Self(policy))
+        if let Some(preset) = self.1.filter(|_| self.0.mode == Mode::Online) {
+            self.0.warmup = preset.min((self.0.budget / 4).max(1));
+        }
+        self.0.check().map_err(raise)?;
+        Ok(self)
     }
 }
 
@@ -134,7 +168,7 @@ impl Policy {
     /// A copy with these settings changed.
     #[pyo3(signature = (**settings))]
     fn replace(&self, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        Self::with(self.0.clone(), settings)
+        self.clone().with(settings)
     }
 
     /// "online": stopped while generated; "offline": run to their end, then filtered.
@@ -293,6 +327,11 @@ impl Policy {
     fn __getnewargs_ex__<'py>(
         slf: &Bound<'py, Self>,
     ) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
-        Ok((PyTuple::empty(slf.py()), Self::as_dict(slf)?))
+        let settings = Self::as_dict(slf)?;
+        let policy = slf.get();
+        if policy.1.is_some() && policy.0.mode == Mode::Online {
+            settings.del_item("warmup")?;
+        }
+        Ok((PyTuple::empty(slf.py()), settings))
     }
 }

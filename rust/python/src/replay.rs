@@ -6,7 +6,7 @@ use numpy::{Element, PyArray1, PyArrayDescrMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::convert::{self, Given, Lists, object, whole};
+use crate::convert::{self, Given, Lists, kind, object, whole};
 use crate::error::{invalid_input, invalid_type, raise};
 use crate::locked::Locked;
 use crate::policy::Policy;
@@ -27,7 +27,7 @@ const MOST: u32 = 1 << 24;
 
 fn of_core(policies: &Bound<'_, PyAny>) -> PyResult<Vec<deepconf_core::policy::Policy>> {
     let items = policies.try_iter().map_err(|_| {
-        invalid_type(format!("policies is a {}: must be a list of them", policies.get_type()))
+        invalid_type(format!("policies is a {}: must be a list of them", kind(policies)))
     })?;
     let policy = |(at, item): (usize, PyResult<Bound<'_, PyAny>>)| {
         let (item, name) = (item?, format!("policies[{at}]"));
@@ -96,7 +96,7 @@ impl ReplayPool {
         });
         let rows = rows.collect::<PyResult<Vec<_>>>()?;
         let Some(chunks) = convert::arrow(confidences, "confidences")? else {
-            let kind = confidences.get_type();
+            let kind = kind(confidences);
             return Err(invalid_type(format!("confidences is a {kind}: must be an Arrow array")));
         };
         let lists = convert::lists(&chunks, "confidences")?;

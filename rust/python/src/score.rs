@@ -8,7 +8,7 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use crate::convert::{self, Floats, Given, Lists, number, whole, with_floats};
+use crate::convert::{self, Floats, Given, Lists, kind, number, whole, with_floats};
 use crate::error::{invalid_input, invalid_type, raise};
 use crate::pool::Threads;
 use crate::scores::Scores;
@@ -68,7 +68,7 @@ pub fn score<'py>(
     } else if let Ok(pair) = traces.cast::<PyTuple>() {
         call.pair(pair)
     } else if let Some(chunks) = convert::arrow(traces, "traces")? {
-        match convert::lists(&chunks, "traces")? {
+        match convert::lists(&chunks, "traces").map_err(|error| told(traces, traces, error))? {
             Lists::Single(slices) => call.slices(&slices),
             Lists::Double(slices) => call.slices(&slices),
         }
@@ -145,7 +145,7 @@ impl Call<'_> {
         let py = self.py;
         let mut arrays = Vec::new();
         let items = traces.try_iter().map_err(|_| {
-            let kind = traces.get_type();
+            let kind = kind(traces);
             let error = invalid_type(format!(
                 "traces is a {kind}: must be a list of 1-D arrays, (values, offsets), a 2-D array or an \
                  Arrow list array"

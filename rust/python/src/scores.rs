@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyTuple};
 
 use crate::convert::{check_lengths, exactly, whole};
-use crate::frame::made;
+use crate::frame::{made, parts};
 use crate::trace_scores::TraceScores;
 
 /// The scores of many traces, an array each. A trace without tokens has NaN everywhere.
@@ -79,9 +79,7 @@ impl Scores {
     }
 
     fn __getnewargs__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
-        let columns = ["mean", "lowest_group", "bottom_group", "tail", "num_tokens", "short"];
-        let columns = columns.map(|name| slf.getattr(name)).into_iter();
-        PyTuple::new(slf.py(), columns.collect::<PyResult<Vec<_>>>()?)
+        parts(slf, ["mean", "lowest_group", "bottom_group", "tail", "num_tokens", "short"])
     }
 
     /// An Arrow table, a row a trace, with the attributes as columns.

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyTuple};
 
 use crate::convert::{self, Column, Given, maybe, number, truth, whole};
-use crate::frame::made;
+use crate::frame::{made, parts};
 use crate::pool::Threads;
 
 /// The outcome of a vote.
@@ -89,9 +89,7 @@ impl Vote {
     }
 
     fn __getnewargs__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
-        let parts = ["answer", "ballots", "voters", "share", "num_voters", "threshold", "fallback"];
-        let parts = parts.map(|name| slf.getattr(name)).into_iter();
-        PyTuple::new(slf.py(), parts.collect::<PyResult<Vec<_>>>()?)
+        parts(slf, ["answer", "ballots", "voters", "share", "num_voters", "threshold", "fallback"])
     }
 
     /// The ballots in turn, the heaviest first: named tuples of answer, weight, voters and share.

@@ -7,7 +7,7 @@ use pyo3::types::{PyIterator, PyList, PyTuple};
 
 use crate::convert::{Column, Given, check_lengths, exactly, object};
 use crate::error::invalid_input;
-use crate::frame::made;
+use crate::frame::{made, parts};
 use crate::pool::Threads;
 use crate::vote::{Wanted, compared};
 
@@ -57,9 +57,7 @@ impl Votes {
     }
 
     fn __getnewargs__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
-        let columns = ["questions", "answers", "share", "num_voters", "fallback"];
-        let columns = columns.map(|name| slf.getattr(name)).into_iter();
-        PyTuple::new(slf.py(), columns.collect::<PyResult<Vec<_>>>()?)
+        parts(slf, ["questions", "answers", "share", "num_voters", "fallback"])
     }
 
     fn __len__(&self, py: Python<'_>) -> usize {

@@ -1,6 +1,7 @@
 //! What [`Lanes`] are in AVX2 instructions.
 
 use std::arch::x86_64::{__m256, __m256d, __m256i, _MM_HINT_T0};
+use std::ops::Range;
 
 use pulp::cast;
 use pulp::x86::V3;
@@ -72,6 +73,18 @@ impl Lanes for V3 {
     }
 
     #[inline(always)]
+    fn within(self, numbers: [i64; FOUR], range: Range<i64>, room: &mut [i64; FOUR]) -> usize {
+        let Self { avx, avx2, .. } = self;
+        let all: __m256i = cast(numbers);
+        let is_below = avx2._mm256_cmpgt_epi64(avx._mm256_set1_epi64x(range.start), all);
+        let is_before_end = avx2._mm256_cmpgt_epi64(avx._mm256_set1_epi64x(range.end), all);
+        let is_within = avx2._mm256_andnot_si256(is_below, is_before_end);
+        let bits = avx._mm256_movemask_pd(cast(is_within)) as usize % PACKED.len();
+        *room = cast(avx2._mm256_permutevar8x32_epi32(all, cast(PACKED[bits])));
+        bits.count_ones() as usize
+    }
+
+    #[inline(always)]
     fn prefetch<T>(self, values: &[T]) {
         let start = values.as_ptr().cast::<i8>();
         for line in 0..size_of_val(values).div_ceil(LINE) {
@@ -79,6 +92,25 @@ impl Lanes for V3 {
         }
     }
 }
+
+/// For each set of four lanes, which halves of lanes to take so that those in the set come first.
+const PACKED: [[u32; 2 * FOUR]; 1 << FOUR] = {
+    let mut packed = [[0; 2 * FOUR]; 1 << FOUR];
+    let mut bits = 0;
+    while bits < packed.len() {
+        let (mut lane, mut at) = (0, 0);
+        while lane < FOUR {
+            if bits >> lane & 1 == 1 {
+                packed[bits][at] = 2 * lane as u32;
+                packed[bits][at + 1] = 2 * lane as u32 + 1;
+                at += 2;
+            }
+            lane += 1;
+        }
+        bits += 1;
+    }
+    packed
+};
 
 /// A run in four lanes.
 #[inline(always)]

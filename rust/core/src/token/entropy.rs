@@ -5,14 +5,11 @@
 
 use super::rows::clip;
 use super::series::{exp, ln};
-use crate::sample::Sample;
+use crate::sample::{Native, Sample};
 use crate::simd::{Lanes, RUN, Work};
 
 /// Rows of more entries are no longer transposed, which would leave the first-level cache.
 const LONG: usize = 256;
-
-/// Below any log-probability, and finite: adds nothing to mass and moment.
-const ABSENT: f64 = f64::MIN;
 
 /// Fills `scores` with the entropies of the rows of `k` in `values`; whether all are finite.
 pub(super) struct Entropies<'a, T> {
@@ -27,22 +24,45 @@ impl<T: Sample> Work for Entropies<'_, T> {
 
     #[inline(always)]
     fn call(self, _: impl Lanes) -> bool {
-        let Self { values, k, floor, scores } = self;
-        let floor = floor.unwrap_or(f64::NEG_INFINITY);
+        let floor = self.floor.unwrap_or(f64::NEG_INFINITY);
+        match T::Native::exactly(floor) {
+            Some(floor) => self.fill(
+                #[inline(always)]
+                |l| clip(l.native(), floor),
+            ),
+            None => self.fill(
+                #[inline(always)]
+                |l| clip(l.wide(), floor),
+            ),
+        }
+    }
+}
+
+impl<T: Sample> Entropies<'_, T> {
+    /// From what `clipped` makes of each entry.
+    #[inline(always)]
+    fn fill<N: Native>(self, clipped: impl Fn(T) -> N) -> bool {
+        let Self { values, k, scores, .. } = self;
         if k > LONG {
             for (slot, row) in scores.iter_mut().zip(values.chunks_exact(k)) {
                 let (columns, rest) = row.as_chunks::<RUN>();
-                *slot = Spread::of(columns, rest, floor).joined();
+                let mut last = [N::MIN; RUN];
+                for (last, &l) in last.iter_mut().zip(rest) {
+                    *last = clipped(l);
+                }
+                let last = if rest.is_empty() { &[][..] } else { &[last] };
+                let columns = columns.iter().map(|column| column.map(&clipped));
+                *slot = Spread::of(columns.chain(last.iter().copied())).joined();
             }
         } else {
-            let mut columns = vec![[T::default(); RUN]; k];
+            let mut columns = vec![[N::MIN; RUN]; k];
             for (slots, rows) in scores.chunks_mut(RUN).zip(values.chunks(RUN * k)) {
                 for (lane, row) in rows.chunks_exact(k).enumerate() {
                     for (column, &l) in columns.iter_mut().zip(row) {
-                        column[lane] = l;
+                        column[lane] = clipped(l);
                     }
                 }
-                let entropies = Spread::of(&columns, &[], floor).entropies();
+                let entropies = Spread::of(columns.iter().copied()).entropies();
                 slots.copy_from_slice(&entropies[..slots.len()]);
             }
         }
@@ -61,37 +81,29 @@ struct Spread {
 }
 
 impl Spread {
+    /// A missing entry of a lane that has others is the least finite number, which adds nothing.
     #[inline(always)]
-    fn of<T: Sample>(columns: &[[T; RUN]], rest: &[T], floor: f64) -> Self {
-        let mut last = [ABSENT; RUN];
-        for (last, l) in last.iter_mut().zip(rest) {
-            *last = clip(l.wide(), floor);
-        }
-        let mut top = last;
-        for column in columns {
+    fn of<N: Native>(columns: impl Iterator<Item = [N; RUN]> + Clone) -> Self {
+        let mut top = [N::MIN; RUN];
+        for column in columns.clone() {
             for (top, l) in top.iter_mut().zip(column) {
-                let l = clip(l.wide(), floor);
                 *top = if l > *top { l } else { *top };
             }
         }
-        let mut spread = Self { top, mass: [0.0; RUN], moment: [0.0; RUN] };
+        let (mut mass, mut moment) = ([0.0; RUN], [0.0; RUN]);
         for column in columns {
-            spread.add(column.map(|l| clip(l.wide(), floor)));
+            // In a loop of their own, with as many lanes as float32 has.
+            let mut parts = [0.0; RUN];
+            for i in 0..RUN {
+                parts[i] = exp(column[i].above(top[i]));
+            }
+            for i in 0..RUN {
+                let q = f64::from(parts[i]);
+                mass[i] += q;
+                moment[i] += q * (column[i].wide() - top[i].wide());
+            }
         }
-        if !rest.is_empty() {
-            spread.add(last);
-        }
-        spread
-    }
-
-    #[inline(always)]
-    fn add(&mut self, logs: [f64; RUN]) {
-        let below: [f64; RUN] = std::array::from_fn(|i| logs[i] - self.top[i]);
-        for ((mass, moment), below) in self.mass.iter_mut().zip(&mut self.moment).zip(below) {
-            let q = f64::from(exp(below as f32));
-            *mass += q;
-            *moment += q * below;
-        }
+        Self { top: top.map(N::wide), mass, moment }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@
 //! of their turn: reading them as they come left memory idle half of the time for short ones.
 
 use super::confidence;
-use crate::sample::Sample;
+use crate::sample::{Native, Sample};
 use crate::simd::{FOUR, Lanes, Work};
 
 /// How many entries ahead rows are fetched from memory.
@@ -80,6 +80,6 @@ impl<T: Sample> Confidences<'_, T> {
 
 /// `l`, or the floor where that is above it; NaN stays NaN.
 #[inline(always)]
-pub(super) fn clip(l: f64, floor: f64) -> f64 {
+pub(super) fn clip<N: Native>(l: N, floor: N) -> N {
     if l < floor { floor } else { l }
 }

@@ -134,6 +134,12 @@ impl<'a, T: Sample, R: Rounding, L: Lanes> Groups<'a, T, R, L> {
         self.tokens.len() - self.tokens.window + 1
     }
 
+    /// The instructions there are.
+    #[inline(always)]
+    pub(super) fn lanes(&self) -> L {
+        self.tokens.lanes
+    }
+
     /// Tokens in a group.
     #[inline(always)]
     pub(crate) fn window(&self) -> usize {

@@ -20,7 +20,7 @@ use std::ops::Range;
 use super::groups::{BLOCK, Groups};
 use crate::fixed::Rounding;
 use crate::sample::Sample;
-use crate::simd::Lanes;
+use crate::simd::{FOUR, Lanes};
 
 /// How many of `groups` groups count for the bottom fraction `q`, in (0, 1]: `max(1, ⌊q·m⌋)`.
 ///
@@ -38,6 +38,9 @@ const SAMPLE: usize = 512;
 
 /// How many standard deviations of a sample's rank the range reaches to either side.
 const WIDTH: f64 = 2.5;
+
+/// What the candidates of a block may take, four of anything behind the last one included.
+const ROOM: usize = BLOCK + FOUR;
 
 /// Memory of [`Groups::lowest`], used again.
 #[derive(Debug, Default)]
@@ -120,7 +123,7 @@ impl<T: Sample, R: Rounding, L: Lanes> Groups<'_, T, R, L> {
     #[inline(always)]
     fn pass(&self, range: &Range<i64>, kept: &mut Vec<i64>) -> Pass {
         let Range { start, end } = *range;
-        let span = end.wrapping_sub(start) as u64;
+        let lanes = self.lanes();
         let mut pass = Pass { below: 0, sum: 0, within: 0, least: i64::MAX };
         for (block, (&low, &high)) in self.lows().iter().zip(self.highs()).enumerate() {
             if low >= end {
@@ -136,16 +139,15 @@ impl<T: Sample, R: Rounding, L: Lanes> Groups<'_, T, R, L> {
                 pass.sum += sum;
             }
             if high >= start {
-                if kept.len() < pass.within + BLOCK {
-                    kept.resize(2 * kept.len() + BLOCK, 0);
+                if kept.len() < pass.within + ROOM {
+                    kept.resize(2 * kept.len() + ROOM, 0);
                 }
-                // Each is written, and the next one over it where it is not within.
-                let room = &mut kept[pass.within..][..BLOCK];
+                let room = &mut kept[pass.within..][..ROOM];
                 let mut count = 0;
-                for sum in sums {
+                for &four in sums.as_chunks::<FOUR>().0 {
                     // The mask takes nothing away: there are no more than a block.
-                    room[count & (BLOCK - 1)] = sum;
-                    count += usize::from((sum.wrapping_sub(start) as u64) < span);
+                    let (room, _) = room[count & (BLOCK - 1)..].as_chunks_mut::<FOUR>();
+                    count += lanes.within(four, start..end, &mut room[0]);
                 }
                 pass.within += count;
             }

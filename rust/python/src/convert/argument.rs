@@ -47,8 +47,18 @@ pub fn shown(value: &Bound<'_, PyAny>) -> String {
     }
 }
 
+/// A value's type as a message names it.
+pub fn kind(value: &Bound<'_, PyAny>) -> String {
+    let kind = value.get_type();
+    kind.name().map_or_else(|_| kind.to_string(), |name| name.to_string_lossy().into_owned())
+}
+
 fn wrong_type(value: &Bound<'_, PyAny>, name: &str, expected: &str) -> PyErr {
-    invalid_type(format!("{name}={} is a {}: must be {expected}", shown(value), value.get_type()))
+    let what = match value.is_instance_of::<PyString>() {
+        true => format!("'{}' is a text", shown(value)),
+        false => format!("{} is a {}", shown(value), kind(value)),
+    };
+    invalid_type(format!("{name}={what}: must be {expected}"))
 }
 
 /// A whole number that fits `T`.

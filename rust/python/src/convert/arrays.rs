@@ -8,6 +8,7 @@ use numpy::{
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use super::kind;
 use crate::error::{invalid_input, invalid_type};
 
 /// A contiguous array of floats.
@@ -161,7 +162,7 @@ pub fn integers<'py>(
 /// An array of one dimension that has this very type already.
 pub fn exactly<T: Element>(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Py<PyArray1<T>>> {
     let array = value.cast::<PyArray1<T>>().map_err(|_| {
-        let (kind, wanted) = (value.get_type(), dtype::<T>(value.py()));
+        let (kind, wanted) = (kind(value), dtype::<T>(value.py()));
         invalid_type(format!("{name} is a {kind}: must be an array of {wanted} and one dimension"))
     })?;
     Ok(array.clone().unbind())

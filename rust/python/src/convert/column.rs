@@ -20,7 +20,7 @@ use pyo3::types::{PyInt, PyList, PyString};
 
 use self::chunks::{Chunks, Texts, integers};
 use self::objects::Objects;
-use super::{arrow, contiguous};
+use super::{arrow, contiguous, kind};
 use crate::error::invalid_type;
 
 /// A column of questions or answers: any sequence of hashable values or None, or an Arrow array.
@@ -48,9 +48,14 @@ impl<'py> Column<'py> {
             return Ok(Self::Numbers(contiguous(array)?, value.clone()));
         }
         let wrong = || {
-            let kind = value.get_type();
+            let kind = kind(value);
             invalid_type(format!("{name} is a {kind}: must be a sequence, with None for no answer"))
         };
+        if value.hasattr("columns").unwrap_or(false) {
+            let hint = "vote takes one of its columns, vote_many those of questions and answers; \
+                        vote_traces takes a table of traces";
+            return Err(invalid_type(format!("{name} is a {}, a table: {hint}", kind(value))));
+        }
         if value.is_instance_of::<PyString>() {
             return Err(wrong());
         }

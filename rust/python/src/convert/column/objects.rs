@@ -6,6 +6,7 @@ use deepconf_core::vote::{Key, Keys};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::convert::kind;
 use crate::error::invalid_type;
 
 /// Hashable values, numbered.
@@ -29,7 +30,7 @@ impl<'py> Objects<'py> {
             return Ok(());
         };
         let known = self.seen.get_item(&item).map_err(|_| {
-            let (position, kind) = (self.numbers.len(), item.get_type());
+            let (position, kind) = (self.numbers.len(), kind(&item));
             invalid_type(format!("{name}[{position}] is a {kind}: must be hashable"))
         })?;
         let number = match known {
