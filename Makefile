@@ -92,6 +92,7 @@ bench: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python benches/parquet.py
 	$(BIN)/python benches/replay.py
 	$(BIN)/python benches/engine.py
+	$(BIN)/python benches/server.py
 
 CARGO_DENY := $(VENV)/cargo/bin/cargo-deny
 

@@ -119,6 +119,7 @@ CALLS: dict[str, Call] = {
     "Policy.preset": (lambda: lambda name: deepconf.Policy.preset(name), {"name": "low"}),
     "Controller": (lambda: deepconf.Controller, {"policy": POLICY}),
     "Controller.launched": (lambda: started().launched, {"trace": 1}),
+    "Controller.relaunched": (lambda: started().relaunched, {"trace": 0}),
     "Controller.tokens": (lambda: started().tokens, {"trace": 0, "confidences": [1.0]}),
     "Controller.step": (lambda: started().step, {"traces": [0], "confidences": [1.0]}),
     "Controller.scored": (

@@ -17,10 +17,15 @@ import deepconf
 import pytest
 from conftest import TINY
 from deepconf.engines import VLLM
+from false_server import FalseServer
 
 ROOT = Path(__file__).parent.parent
 # What a block needs that is not in it, and so which test runs it.
-ENGINES = {"engines.VLLM(": "vllm", "from vllm import": "offline"}
+ENGINES = {
+    "engines.VLLM(": "vllm",
+    "engines.OpenAI(": "server",
+    "from vllm import": "offline",
+}
 
 
 def blocks(page: str, kind: str = "alone") -> list[ast.Module]:
@@ -66,6 +71,19 @@ def test_the_controller_of_the_design_answers(capsys: pytest.CaptureFixture[str]
     (block,) = blocks("DESIGN.md")
     run(block, ROOT / "DESIGN.md", {})
     assert capsys.readouterr().out == "42 consensus\n"
+
+
+def test_thinking_on_a_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = blocks("README.md", "server")
+    with FalseServer(tokens=80) as server:
+        start = deepconf.engines.OpenAI
+        monkeypatch.setattr(
+            deepconf.engines, "OpenAI", lambda _, **arguments: start(server.url, **arguments)
+        )
+        run(block, ROOT / "README.md", {})
+        assert capsys.readouterr().out.startswith(f"tiny at {server.url}, chat completions, ")
 
 
 def test_thinking_with_vllm(

@@ -20,9 +20,30 @@ _POLICY = "The policy"
 _TRACES = "How traces are sampled and read"
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--model", "-m", help="A model folder, or a name on the hub.", rich_help_panel=_MODEL
+        "--model",
+        "-m",
+        help="A model folder, or a name on the hub; with --url, the model's name there, which may "
+        "be left out where there is only one.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        metavar="http://HOST:PORT/v1",
+        help="A server with OpenAI's interface, which generates in the place of vLLM here.",
+        rich_help_panel=_MODEL,
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The environment variable with that server's API key.",
+        rich_help_panel=_MODEL,
     ),
 ]
 Settings = Annotated[
@@ -37,7 +58,8 @@ EngineArg = Annotated[
     list[str],
     typer.Option(
         metavar="NAME=VALUE",
-        help="An engine argument of vLLM, such as tensor_parallel_size=2; again for more.",
+        help="An engine argument of vLLM, such as tensor_parallel_size=2, or with --url of "
+        "deepconf.engines.OpenAI, such as tries=5; again for more.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -144,7 +166,7 @@ Sampling = Annotated[
     list[str],
     typer.Option(
         metavar="NAME=VALUE",
-        help="A sampling parameter of vLLM, such as top_k=20; again for more.",
+        help="A sampling parameter of vLLM or of that server, such as top_k=20; again for more.",
         rich_help_panel=_TRACES,
     ),
 ]
@@ -209,7 +231,9 @@ class Common(OfPolicy):
 
     names: ClassVar[tuple[str, ...]] = (*OfPolicy.names, "top_logprobs", "seed")
 
-    model: Model
+    model: Model = None
+    url: Url = None
+    api_key_env: ApiKeyEnv = None
     settings: Settings = None
     engine_arg: EngineArg = field(default_factory=list)
     chat: Chat = None

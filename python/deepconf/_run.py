@@ -86,7 +86,10 @@ class _Record:
     def __init__(self) -> None:
         self.growing = array("f")
         self.unscored = 0  # Tokens that have no confidence.
+        self.tries = 1
+        self.lost = 0  # Tokens of tries that broke off.
         self.text = ""
+        self.final: str | None = None  # What of the text answers, if not all of it.
         self.scores: TraceScores | None = None
         self.finish: Finish | None = None  # How it ended, if it did while the run went on.
         self.answer: str | None = None
@@ -101,6 +104,13 @@ class _Record:
         self.growing = array("f")  # Had grown in advance.
         self.finish_order = finish_order
         self.scores = scores
+
+    def begin_anew(self) -> None:
+        """What came of it is void."""
+        self.tries += 1
+        self.lost += self.num_tokens
+        self.growing = array("f")
+        self.unscored = 0
 
     @property
     def num_tokens(self) -> int:
@@ -156,6 +166,7 @@ class Run:
             await self.done.wait()
             await self.rest()
             late = await self.late()
+            self.remark()
             self.moments["end"] = time.perf_counter()
             await self.callbacks_done()
         finally:
@@ -252,7 +263,7 @@ class Run:
             self.close(record)
             self.fail(trace, error)
         else:
-            record.text = ending.text
+            record.text, record.final = ending.text, ending.final
             self.close(record)
             if record.error is None:
                 await self.end(trace, record, ending.finish_reason)
@@ -275,6 +286,9 @@ class Run:
     def take(self, step: Step) -> Collection[int]:
         """Takes in what a step generated; the traces that are to end now."""
         records = self.records
+        for trace in step.relaunched:
+            self.controller.relaunched(trace)
+            records[trace].begin_anew()
         stops, errors = self.controller.step(step.traces, step.confidence)
         for trace, confidence in zip(step.traces, step.confidence.tolist(), strict=True):
             if trace in errors:  # They were generated, and cannot be scored.
@@ -355,6 +369,17 @@ class Run:
             return {}
         return {aborted[name]: count for name, count in counts.items() if count}
 
+    def remark(self) -> None:
+        """Asks an engine that can tell what there is to know of these traces."""
+        remarks = getattr(self.engine, "remarks", None)
+        if remarks is None:
+            return
+        try:
+            found = remarks([self.request_id(trace) for trace in range(len(self.records))])
+            self.complaints |= {f"remark {at}": str(text) for at, text in enumerate(found)}
+        except Exception as error:
+            self.complaints["remarks"] = f"the engine's remarks are lost: {error!r}"
+
     # ---- answers and callbacks ---------------------------------------------------------------
 
     async def answer_in(self, record: _Record) -> str | None:
@@ -363,7 +388,8 @@ class Run:
             if self.hangs >= _HANGS:
                 raise TookTooLong
             limit = self.task.extract_limit
-            call = self.extracting.call(self.task.extract, record.text, limit=limit)
+            text = record.text if record.final is None else record.final
+            call = self.extracting.call(self.task.extract, text, limit=limit)
             found = await self.within_grace(call)
             if found is None:
                 return None
@@ -442,6 +468,7 @@ class Run:
         known = self.moments.get(
             "threshold", answer if self.policy.mode == "online" else self.moments["start"]
         )
+        capabilities = getattr(self.engine, "capabilities", None)
         result = Result(
             question=self.question,
             answer=outcome.answer,
@@ -458,6 +485,7 @@ class Run:
             ),
             policy=self.policy,
             model=self.engine.model,
+            capabilities={} if capabilities is None else capabilities.as_dict(),
             warnings=tuple(str(warning) for warning in self.warnings),
             metadata=dict(self.task.metadata),
         )
@@ -485,6 +513,8 @@ class Run:
             voted=voted,
             error=record.error,
             finish_order=record.finish_order,
+            tries=record.tries,
+            lost_tokens=record.lost,
         )
 
     def status(self, trace: int) -> str:
@@ -529,6 +559,14 @@ class Run:
             self.complaints["no answer"] = (
                 f"none of the {counted(len(whole), 'trace')} that ran to their end has an answer: "
                 f"{self.looked_for()}. The last one ends with {whole[-1].text[-120:]!r}"
+            )
+        again = [trace for trace in traces if trace.tries > 1]
+        if again:
+            tries = sum(trace.tries - 1 for trace in again)
+            self.complaints["again"] = (
+                f"{len(again)} of {len(traces)} traces broke off and began anew, {tries} times in "
+                f"all: {sum(trace.lost_tokens for trace in again)} tokens of what was given up "
+                "were generated beside those that are counted"
             )
         lag = _lag(traces)
         if lag:
@@ -603,6 +641,7 @@ def _tokens(traces: Sequence[Trace], policy: Policy, cut_short: bool) -> Tokens:
         )
     return Tokens(
         generated=sum(trace.num_tokens for trace in traces),
+        lost=sum(trace.lost_tokens for trace in traces),
         warmup=sum(trace.num_tokens for trace in traces[: policy.warmup]),
         after_stop=sum(t.num_tokens - t.stop_token - 1 for t in traces if t.stop_token is not None),
         baseline=baseline,

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TextIO
 
 import typer
 
-from deepconf import _layers, _settings
+from deepconf import _layers, _server, _settings
 from deepconf._core import Policy
-from deepconf.errors import DeepConfError
+from deepconf._server import Server
+from deepconf.errors import DeepConfError, InvalidInput
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from deepconf._options import Common
-    from deepconf.engines import VLLM
+    from deepconf.engines import VLLM, OpenAI
 
 __all__ = ["INTERRUPTED", "Setup", "guarded", "own_stdout"]
 
@@ -128,6 +129,8 @@ class Setup:
     """The policies and the engine that were asked for."""
 
     model: str
+    server: Server | None
+    """Where it is served, if it is not to be started here."""
     policies: dict[str, Policy]
     sampling: dict[str, Any]
     engine: dict[str, Any]
@@ -142,8 +145,12 @@ class Setup:
 
         Without names, the policy is the one that the settings file chooses, or `low`.
         """
+        server = _server.of(options)
+        model = options.model if server is None else server.model
+        if model is None:
+            raise InvalidInput("--model MODEL or --url http://HOST:PORT/v1 must be given")
         if options.settings is None:
-            defaults = _settings.find(options.model)
+            defaults = _settings.find(model)
         else:
             defaults = _settings.read(options.settings.expanduser())
         names = names or [defaults.chosen or "low"]
@@ -162,10 +169,11 @@ class Setup:
             _layers.Layer("--sampling", _settings.pairs(options.sampling, "--sampling")),
         )
         given = _settings.pairs(options.engine_arg, "--engine-arg")
-        engine = _settings.engine_args(defaults, given)
+        engine = _settings.engine_args(defaults, given) if server is None else given
         where |= {n: "--engine-arg" if n in given else defaults.origin for n in engine}
         return cls(
-            model=options.model,
+            model=model,
+            server=server,
             policies={name: found.policy for name, found in policies.items()},
             sampling=sampling,
             engine=engine,
@@ -178,37 +186,42 @@ class Setup:
 
     def settings(self) -> dict[str, Any]:
         """What the engine's `settings` will be, before it has started."""
-        from deepconf.engines.vllm import settings_of
+        from deepconf.engines import openai, vllm
 
-        found: dict[str, Any] = settings_of(
-            sampling=self.sampling,
-            chat=self._chat(),
-            chat_template_kwargs=self.chat_template_kwargs,
-            engine_args=self._arguments(),
-        )
+        if self.server is not None:
+            return openai.settings_of(**self._asked())
+        found: dict[str, Any] = vllm.settings_of(**self._asked(), engine_args=self._arguments())
         return found
 
     @contextlib.contextmanager
-    def start(self, err: Console) -> Iterator[VLLM]:
+    def start(self, err: Console) -> Iterator[VLLM | OpenAI]:
         """The engine, until the end of the block."""
         from deepconf._render import show_settings, working
-        from deepconf.engines import VLLM
+        from deepconf.engines import VLLM, OpenAI
 
         # Its warnings are about how it was built, and hide ours.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         show_settings(err, self.in_words)
-        with working(err, f"starting vLLM on {self.model}, which takes about a minute"):
-            engine = VLLM(
-                self.model,
-                sampling=self.sampling,
-                chat=self._chat(),
-                chat_template_kwargs=self.chat_template_kwargs,
-                **self._arguments(),
-            )
+        engine: VLLM | OpenAI
+        if self.server is not None:
+            with working(err, f"asking {self.server.url} what it gives"):
+                engine = OpenAI(**self.server.arguments(self.engine), **self._asked())
+            err.print(f"server: {engine.capabilities}", soft_wrap=True)
+        else:
+            with working(err, f"starting vLLM on {self.model}, which takes about a minute"):
+                engine = VLLM(self.model, **self._asked(), **self._arguments())
         try:
             yield engine
         finally:
             engine.close()
+
+    def _asked(self) -> dict[str, Any]:
+        """What any engine is told of how to ask."""
+        return {
+            "sampling": self.sampling,
+            "chat": self._chat(),
+            "chat_template_kwargs": self.chat_template_kwargs,
+        }
 
     def _chat(self) -> Literal["auto", True, False]:
         return "auto" if self.chat is None else self.chat

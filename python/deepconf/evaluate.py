@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import re
 import threading
 import time
@@ -272,6 +273,9 @@ class Evaluation:
         if self.recording is not None:
             self.recording.begin()
         if self.file is not None:
+            capabilities = getattr(engine, "capabilities", None)
+            if capabilities is not None:
+                self.file.note(capabilities=capabilities.as_dict())
             self.file.begin()
         try:
             with warnings.catch_warnings():
@@ -313,6 +317,7 @@ class Evaluation:
         ids = [question.id for question in self.questions]
         name = "/".join(Path(self.model).parts[-2:]) or self.model  # Many folders are a `model`.
         report = summarise(name, ids, self.policies, self._records)
+        report.notes.extend(_of_servers(self._records))
         if self.complaint is not None:
             report.notes.append(self.complaint)
         return report
@@ -617,6 +622,24 @@ def _recorded(
             "one policy, or for one offline policy among others"
         )
     return (offline if len(policies) > 1 else list(policies))[0]
+
+
+def _of_servers(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Notes on servers: what they were found to give, and what was generated in vain."""
+    from deepconf.engines.openai import Capabilities
+
+    results = [record["result"] for record in records]
+    found = [one for result in results if (one := result.get("capabilities"))]
+    each = {json.dumps(one, sort_keys=True): one for one in found}
+    notes = [str(Capabilities.of(one)) for one in each.values()]
+    again = [t for result in results for t in result["traces"] if t.get("tries", 1) > 1]
+    if again:
+        lost = sum(result["tokens"].get("lost", 0) for result in results)
+        notes.append(
+            f"{len(again)} traces broke off and began anew: the {lost} tokens that were given up "
+            "are in no figure"
+        )
+    return notes
 
 
 def _answer_name(answer: Any) -> str:

@@ -46,6 +46,8 @@ class Trace:
         voted: whether its answer counted.
         error: what went wrong with it, if anything did.
         finish_order: how many traces of the run had ended before it.
+        tries: how often it was begun: more than once where it broke off.
+        lost_tokens: those of tries that broke off, which are in no other count.
     """
 
     trace: int
@@ -60,6 +62,8 @@ class Trace:
     voted: bool
     error: str | None
     finish_order: int | None = None
+    tries: int = 1
+    lost_tokens: int = 0
 
     def __repr__(self) -> str:
         """One line, without the text and the confidences."""
@@ -82,6 +86,7 @@ class Tokens:
             and where a trace failed or the run was cut short: what was not generated then is no
             saving.
         compared_with: what the baseline is, in words.
+        lost: those of tries that broke off and began anew: generated too, and in no other count.
     """
 
     generated: int
@@ -89,6 +94,7 @@ class Tokens:
     after_stop: int
     baseline: float | None
     compared_with: str
+    lost: int = 0
 
     @property
     def saved(self) -> float | None:
@@ -133,6 +139,8 @@ class Result:
         timing: where the time went.
         policy: the settings.
         model: its name or folder.
+        capabilities: what a server was found to give, see `engines.openai.Capabilities`; empty for
+            an engine that says nothing of itself.
         warnings: what was not as it should be; each is warned of as well.
         metadata: how the traces came to be, as the schema of a trace file says it.
     """
@@ -150,6 +158,7 @@ class Result:
     model: str
     warnings: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    capabilities: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line."""
@@ -203,6 +212,7 @@ class Result:
                 "baseline": self.tokens.baseline,
                 "saved": self.tokens.saved,
                 "compared_with": self.tokens.compared_with,
+                "lost": self.tokens.lost,
             },
             "seconds": {
                 "warmup": self.timing.warmup,
@@ -213,6 +223,7 @@ class Result:
             "traces": [_trace_summary(trace) for trace in self.traces],
             "policy": self.policy.as_dict(),
             "model": self.model,
+            "capabilities": dict(self.capabilities),
         }
 
     def to_arrow(
@@ -313,6 +324,7 @@ def _trace_summary(trace: Trace) -> dict[str, Any]:
         "stop_token": trace.stop_token,
         "voted": trace.voted,
         "error": trace.error,
+        "tries": trace.tries,
         "mean": number(scores.mean),
         "lowest_group": number(scores.lowest_group),
         "bottom_group": number(scores.bottom_group),

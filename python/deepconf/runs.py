@@ -22,7 +22,7 @@ FORMAT = 2
 
 _START = b'{"deepconf_run": '
 # What a first line may say otherwise without the results being another run's.
-_FREE = ("deepconf_run", "versions", "policies")
+_FREE = ("deepconf_run", "versions", "policies", "capabilities")
 _ADVICE = "choose another --out, or --overwrite"
 
 
@@ -72,6 +72,15 @@ class RunFile(LockedFile):
             self.truncate(0)
             self.write(_line({"deepconf_run": FORMAT, **self.header}))
             self._anew = False
+
+    def note(self, **notes: Any) -> None:
+        """Adds to the first line what is written down and not compared.
+
+        Where something is finished already, the first line stays as it is.
+        """
+        if not self.records or self._anew:
+            self.header |= notes
+            self._anew = True
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line; when this returns, the line is on the disk.

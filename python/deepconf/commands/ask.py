@@ -190,11 +190,11 @@ def evaluate(
         if concurrency < 1:
             raise InvalidInput(f"--concurrency {concurrency}: must be at least 1")
         stem = "stdin" if str(questions) == "-" else questions.stem
-        target = out or Path("runs") / f"{_stem(options.model)}-{stem}.jsonl"
+        target = out or Path("runs") / f"{_stem(setup.model)}-{stem}.jsonl"
         evaluation = Evaluation(
             questions,
             setup.policies,
-            model=options.model,
+            model=setup.model,
             out=target,
             settings=setup.settings(),
             limit=limit,

@@ -1,6 +1,7 @@
 """Engines: what generates traces and reports their token confidences.
 
-`VLLM` runs vLLM in process, which it imports when it is constructed. Anything that follows the
+`VLLM` runs vLLM in process, which it imports when it is constructed; `OpenAI` drives a server with
+OpenAI's interface. Anything that follows the
 `Engine` protocol works with `DeepThink`; what follows `SteppingEngine` costs it less.
 `vllm.confidences` and `openai.confidences` read what was generated elsewhere.
 """
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from deepconf.engines import openai, vllm
 from deepconf.engines.base import Chunk, Ending, Engine, Signal, Step, SteppingEngine
+from deepconf.engines.openai import OpenAI
 from deepconf.engines.vllm import VLLM
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Chunk",
     "Ending",
     "Engine",
+    "OpenAI",
     "Signal",
     "Step",
     "SteppingEngine",
@@ -26,4 +29,4 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    _follows: type[SteppingEngine] = VLLM
+    _follow: tuple[type[SteppingEngine], ...] = (VLLM, OpenAI)

@@ -77,6 +77,8 @@ class Step:
     """Their token confidences, float32 `[n]`, nats."""
     unscored: Mapping[int, int] = field(default_factory=dict)
     """By trace, how many tokens more came without log-probabilities."""
+    relaunched: Sequence[int] = ()
+    """Traces that broke off and begin anew before these tokens: what came of them is void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Ending:
     finish_reason: Finish
     text: str
     """All of it."""
+    final: str | None = None
+    """The part that answers, where the engine tells it from reasoning; None for all of it."""
 
 
 Take = Callable[[Step], Collection[int]]
@@ -97,6 +101,11 @@ class Engine(Protocol):
 
     An engine owns an event loop, on which `stream` and `abort` are called. It is also a context
     manager, which closes it.
+
+    It may have more, which is used where it is there: `misfit(traces, prompt, sampling)`, what to
+    warn of before so many traces are generated at once, or None; `remarks(request_ids)`, what the
+    reader of their result must know, asked once when all have ended; and `capabilities`, what it
+    was found to give, with `as_dict()` for JSON and a `str` for people.
     """
 
     model: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import dataclasses
 import difflib
@@ -15,8 +14,7 @@ import os
 import signal as signals
 import threading
 import warnings
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from typing import Any, Literal, TypeVar
 
@@ -26,9 +24,9 @@ from numpy.typing import NDArray
 from deepconf._core import dict_confidences, flat_confidences
 from deepconf.engines._checks import check_hub, checked_model, main_guard, refuse_children
 from deepconf.engines._guardian import Guardian
+from deepconf.engines._loop import EngineLoop
 from deepconf.engines._steps import Request, Steps, misfits
 from deepconf.engines.base import (
-    ENGINE_THREADS,
     Chunk,
     Ending,
     Finish,
@@ -119,7 +117,7 @@ _QUIET = {
 _GRACE = 15.0
 
 
-class VLLM:
+class VLLM(EngineLoop):
     """A vLLM engine in this process.
 
     Args:
@@ -176,16 +174,12 @@ class VLLM:
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtra("vllm", "vllm")
         check_hub(self.model)
+        super().__init__("deepconf-vllm")
         self._llm: Any = None
-        self._closing = False
-        self._pending: set[Future[Any]] = set()
         self._steps: Steps | None = None
         self._frozen = False
         self._guardian = Guardian()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="deepconf-vllm", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)
+        self._begin()
         try:
             result_of(self.submit(self._start(engine_args)))
             self._chat = self._wants_chat(chat)
@@ -193,20 +187,13 @@ class VLLM:
             self.close()
             raise
 
-    def _serve(self) -> None:
+    def _enter(self) -> None:
         if hasattr(signals, "pthread_sigmask"):
             # The engine's processes inherit this mask, so that neither Ctrl-C nor a terminal that
             # closes ends them before us. The tracker comes first: to start it unblocks SIGINT.
             resource_tracker.ensure_running()
             signals.pthread_sigmask(signals.SIG_BLOCK, {signals.SIGINT, signals.SIGHUP})
-        ENGINE_THREADS.add(threading.current_thread())
         self._guardian.watch()
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._stop())
-        self._loop.close()
-        for future in list(self._pending):  # Submitted too late to be begun.
-            future.cancel()
 
     async def _start(self, engine_args: dict[str, Any]) -> None:
         for name, value in _QUIET.items():
@@ -270,12 +257,7 @@ class VLLM:
             self._llm = None
         if self._frozen:
             _thaw()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-        await self._loop.shutdown_default_executor()
+        await super()._stop()
 
     def _wants_chat(self, chat: Literal["auto", True, False]) -> bool:
         if chat is False:
@@ -306,21 +288,6 @@ class VLLM:
         """What results depend on; see `Engine.settings` and `settings_of`."""
         merged = {**self._given["sampling"], **(sampling or {})}
         return settings_of(**{**self._given, "sampling": merged})
-
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Runs a coroutine on the engine's event loop; `EngineDied` when it is closed."""
-        try:
-            if self._closing:
-                raise RuntimeError
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except RuntimeError:
-            coroutine.close()
-            raise EngineDied("the engine is closed") from None
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
-        if not self._thread.is_alive():  # Which may have gone through what is pending already.
-            future.cancel()
-        return future
 
     def check(self, signal: Signal, sampling: Mapping[str, Any] | None = None) -> None:
         """Raises `InvalidInput` for what vLLM would not do; see `Engine.check`."""
@@ -554,25 +521,12 @@ class VLLM:
         Raises:
             EngineError: called on the engine's own thread, which would wait for itself.
         """
-        if threading.current_thread() is self._thread:
-            raise EngineError("close() was called on the engine's own thread: call it on another")
-        self._closing = True
-        atexit.unregister(self.close)
-        with contextlib.suppress(RuntimeError):  # The loop is closed.
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        while self._thread.is_alive():
-            if self._llm is None:  # Interrupted while it starts: loading a model can take minutes.
-                self._guardian.kill()
-            self._thread.join(timeout=0.5)
+        super().close()
         self._guardian.close()
 
-    def __enter__(self) -> VLLM:
-        """The engine itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes it."""
-        self.close()
+    def _hasten(self) -> None:
+        if self._llm is None:  # Interrupted while it starts: loading a model can take minutes.
+            self._guardian.kill()
 
 
 def confidences(

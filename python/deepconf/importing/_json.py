@@ -101,7 +101,9 @@ Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """What NumPy's int64 holds."""
 
 
-class _Entry(msgspec.Struct, gc=False):
+class Entry(msgspec.Struct, gc=False):
+    """One of a token's likeliest alternatives."""
+
     logprob: float
 
 
@@ -110,13 +112,15 @@ class _Ranked(msgspec.Struct, gc=False):
     rank: Int | None = None
 
 
-class _Token(msgspec.Struct, gc=False):
-    top_logprobs: list[_Entry] | None = None
+class Token(msgspec.Struct, gc=False):
+    """A token of a chat completion."""
+
+    top_logprobs: list[Entry] | None = None
     logprob: float | None = None
 
 
 class _Logprobs(msgspec.Struct, gc=False):
-    content: list[_Token] | None = None  # Of chat completions.
+    content: list[Token] | None = None  # Of chat completions.
     top_logprobs: list[dict[str, float] | None] | None = None  # Of completions.
     logprobs: list[float] | None = None  # Of vLLM's flat form, as the next two.
     end_indices: list[Int] | None = None

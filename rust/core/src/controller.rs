@@ -134,6 +134,23 @@ impl Controller {
         Ok(())
     }
 
+    /// The trace broke off and is generated anew, under its own number: what was told of it is void.
+    ///
+    /// # Errors
+    /// [`Error::Event`] unless it runs, or is being aborted.
+    pub fn relaunched(&mut self, trace: u32) -> Result<()> {
+        match self.status(trace) {
+            Some(status @ (Status::Running | Status::Aborting)) => {
+                self.traces[trace as usize] = Entry { status, ..Entry::LAUNCHING };
+            }
+            _ => {
+                let expected = "only a running trace can begin anew";
+                return Err(self.misplaced("relaunch", trace, expected));
+            }
+        }
+        Ok(())
+    }
+
     /// New tokens of a trace were scored: `[n_new]`, in nats.
     ///
     /// Tokens after the one that asks for a stop are counted, not scored.

@@ -38,11 +38,14 @@ fn sampling() -> Controller {
 fn a_misplaced_event_is_refused_and_changes_nothing() {
     type Event = fn(&mut Controller) -> deepconf_core::Result<()>;
     type Case = (&'static str, fn() -> Controller, Event);
-    let cases: [Case; 14] = [
+    let cases: [Case; 17] = [
         ("the start of trace 0, which is launching", || started(policy()), |c| c.start().map(drop)),
         ("launch of trace 9, which is unknown", sampling, |c| c.launched(9)),
         ("launch of trace 2, which is running", sampling, |c| c.launched(2)),
         ("launch of trace 0, which is finished", sampling, |c| c.launched(0)),
+        ("relaunch of trace 4, which is unknown", sampling, |c| c.relaunched(4)),
+        ("relaunch of trace 0, which is finished", sampling, |c| c.relaunched(0)),
+        ("relaunch of trace 1, which is launching", || started(policy()), |c| c.relaunched(1)),
         ("tokens of trace 4, which is unknown", sampling, |c| c.tokens(4, &[1.0]).map(drop)),
         ("tokens of trace 0, which is finished", sampling, |c| c.tokens(0, &[1.0]).map(drop)),
         (
@@ -121,6 +124,29 @@ fn a_stop_names_its_token_and_what_follows_is_only_counted() {
     let actions = controller.finished(3, Finish::End, Some("b")).unwrap();
     let [Action::Answer(outcome)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!((outcome.voters.as_slice(), outcome.answer.as_deref()), (&[0, 1, 3][..], Some("b")));
+}
+
+#[test]
+fn a_trace_that_begins_anew_is_as_if_nothing_had_been_told_of_it() {
+    let (mut broken, mut whole) = (sampling(), sampling());
+    broken.tokens(2, &[9.0, 9.0, 4.0]).unwrap();
+    broken.relaunched(2).unwrap();
+    assert_eq!(format!("{broken:?}"), format!("{whole:?}"));
+    let stop = Some(Action::Stop { trace: 2, token: 1 });
+    for controller in [&mut broken, &mut whole] {
+        // 4 + 3 is below the threshold, and would not have been together with a 9 before.
+        assert_eq!(controller.tokens(2, &[4.0, 3.0]).unwrap(), stop);
+    }
+    // A stop is decided: what follows of the trace does not matter any more.
+    let error = broken.relaunched(2).unwrap_err().to_string();
+    assert!(error.starts_with("relaunch of trace 2, which is stopping"), "{error}");
+    assert_eq!(format!("{broken:?}"), format!("{whole:?}"));
+    // Nor does it where the run is over.
+    broken.tokens(3, &[9.0]).unwrap();
+    broken.cancel();
+    broken.relaunched(3).unwrap();
+    assert_eq!(broken.status(3), Some(Status::Aborting));
+    assert_eq!(broken.num_tokens(), 4 + 2);
 }
 
 #[test]

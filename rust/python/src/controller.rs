@@ -85,6 +85,14 @@ impl Controller {
         self.controller.with(py, |run| run.launched(trace)).map_err(raise)
     }
 
+    /// The trace broke off and is generated anew, under its own number: what was told of it is void.
+    ///
+    /// Only of one that runs, or is being aborted.
+    fn relaunched(&self, trace: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (py, trace) = (trace.py(), number(trace)?);
+        self.controller.with(py, |run| run.relaunched(trace)).map_err(raise)
+    }
+
     /// New tokens of a trace were scored.
     ///
     /// Args:

@@ -22,6 +22,7 @@ const UNARMED: Unarmed = Unarmed::Warmup { warmup: 0 };
 pub enum Event {
     Start,
     Launched(u32),
+    Relaunched(u32),
     Tokens(u32, Vec<f32>),
     Ended(u32, Finish),
     Answered(u32, Option<String>),
@@ -36,6 +37,7 @@ pub fn play(controller: &mut Controller, event: &Event) -> Option<Vec<Action>> {
     match event {
         Event::Start => controller.start().ok(),
         Event::Launched(trace) => controller.launched(*trace).ok().map(|()| Vec::new()),
+        Event::Relaunched(trace) => controller.relaunched(*trace).ok().map(|()| Vec::new()),
         Event::Tokens(trace, new) => {
             controller.tokens(*trace, new).ok().map(|stop| stop.into_iter().collect())
         }
@@ -100,6 +102,15 @@ impl Reference {
                     Status::Aborting => Some(Vec::new()),
                     _ => None,
                 };
+            }
+            Event::Relaunched(trace) => {
+                let status = status(trace)?;
+                if !matches!(status, Status::Running | Status::Aborting) {
+                    return None;
+                }
+                self.traces[*trace as usize] =
+                    Story { status, scored: Vec::new(), tokens: 0, answer: None };
+                return Some(Vec::new());
             }
             Event::Tokens(trace, new) => return self.tokens(*trace, new),
             Event::Ended(trace, finish) => self.end(*trace, *finish)?,
@@ -470,7 +481,8 @@ pub fn random_event(reference: &Reference, below: &mut dyn FnMut(usize) -> usize
     match story.map(|story| story.status) {
         Some(Status::Launching) if below(8) > 0 => Event::Launched(number),
         Some(status) if in_flight(status) => match below(20) {
-            0..11 => Event::Tokens(number, random_tokens(below)),
+            0..10 => Event::Tokens(number, random_tokens(below)),
+            10 => Event::Relaunched(number),
             11..15 => Event::Finished(number, finish(below), answer(below)),
             15..19 => Event::Ended(number, finish(below)),
             _ => Event::Failed(number),
@@ -479,7 +491,8 @@ pub fn random_event(reference: &Reference, below: &mut dyn FnMut(usize) -> usize
         None => match below(20) {
             0 => Event::Start,
             1..4 => Event::Launched(number),
-            4..7 => Event::Tokens(number, random_tokens(below)),
+            4..6 => Event::Tokens(number, random_tokens(below)),
+            6 => Event::Relaunched(number),
             7..10 => Event::Finished(number, finish(below), answer(below)),
             10..13 => Event::Ended(number, finish(below)),
             13..16 => Event::Answered(number, answer(below)),

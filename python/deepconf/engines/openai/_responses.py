@@ -1,4 +1,4 @@
-"""OpenAI-style servers: the log-probabilities of their responses."""
+"""The log-probabilities of responses that one has."""
 
 from __future__ import annotations
 
