@@ -51,9 +51,9 @@
 mod column;
 mod count;
 mod deal;
-mod intern;
 mod key;
 mod many;
+mod number;
 mod rows;
 mod together;
 
