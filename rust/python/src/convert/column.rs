@@ -151,10 +151,12 @@ impl<'py> Column<'py> {
         let rows = rows.iter().copied();
         Ok(Values::from(match self {
             Self::Texts(chunks) => {
-                let mut texts = LargeStringBuilder::with_capacity(rows.len(), 16 * rows.len());
-                for row in rows {
-                    texts.append_option(row.map(|row| text(chunks, row, name)).transpose()?);
-                }
+                // All are found before the first is copied, so that they wait for memory together.
+                let found = rows.map(|row| row.map(|row| text(chunks, row, name)).transpose());
+                let found = found.collect::<PyResult<Vec<_>>>()?;
+                let bytes = found.iter().flatten().map(|text| text.len()).sum();
+                let mut texts = LargeStringBuilder::with_capacity(found.len(), bytes);
+                found.into_iter().for_each(|text| texts.append_option(text));
                 Held::Texts(texts.finish())
             }
             Self::Integers(chunks, unsigned) => {
