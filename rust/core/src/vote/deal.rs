@@ -24,6 +24,14 @@ struct Dealt<T> {
     with: T,
 }
 
+/// A share of the rows, by the numbers of their questions.
+struct Numbered {
+    /// The number of each row's question, in order of first appearance in the share.
+    rows: Vec<u32>,
+    /// What number of all each of those has.
+    of_all: Vec<u32>,
+}
+
 /// The votes on all questions, in order of first appearance.
 pub(super) fn decide(
     questions: &(dyn Keys + Sync),
@@ -122,13 +130,8 @@ fn by_parts<T: Copy + Send + Sync, R: FnMut(Range<usize>, &mut Vec<T>)>(
     decided.concat()
 }
 
-/// The number of each row's question, share by share, in order of first appearance; and how many there
-/// are.
-fn numbers(
-    questions: &(dyn Keys + Sync),
-    rows: usize,
-    share: usize,
-) -> (Vec<(Vec<u32>, Vec<u32>)>, usize) {
+/// The numbers of all rows' questions, share by share, and how many questions there are.
+fn numbers(questions: &(dyn Keys + Sync), rows: usize, share: usize) -> (Vec<Numbered>, usize) {
     let mut shares = parallel::map(rows.div_ceil(share), |at| {
         let rows = part_of(rows, share, at);
         let (mut seen, mut keys) = (Numbers::new(), Vec::new());
@@ -143,12 +146,12 @@ fn numbers(
     })
     .into_iter();
     let Some((numbers, mut all)) = shares.next() else { return (Vec::new(), 0) };
-    let mut numbered = vec![(numbers, (0..all.keys().len() as u32).collect())];
+    let of_all = (0..all.keys().len() as u32).collect();
+    let mut numbered = vec![Numbered { rows: numbers, of_all }];
     for (numbers, seen) in shares {
-        // What number of all each of the share's has.
         let mut of_all = Vec::with_capacity(seen.keys().len());
         all.number(seen.keys(), questions, &mut of_all);
-        numbered.push((numbers, of_all));
+        numbered.push(Numbered { rows: numbers, of_all });
     }
     let count = all.keys().len();
     (numbered, count)
@@ -156,7 +159,7 @@ fn numbers(
 
 /// Puts rows into parts by the number of their question.
 fn deal<T: Copy>(
-    (numbers, of_all): &(Vec<u32>, Vec<u32>),
+    numbered: &Numbered,
     rows: Range<usize>,
     (parts, size): (usize, u32),
     mut read: impl FnMut(Range<usize>, &mut Vec<T>),
@@ -166,12 +169,12 @@ fn deal<T: Copy>(
     let mut dealt: Vec<Vec<Dealt<T>>> =
         (0..parts).map(|_| Vec::with_capacity(room + room / 8)).collect();
     let mut all = Vec::new();
-    for (start, numbers) in rows.clone().step_by(BATCH).zip(numbers.chunks(BATCH)) {
+    for (start, numbers) in rows.clone().step_by(BATCH).zip(numbered.rows.chunks(BATCH)) {
         all.clear();
         read(start..start + numbers.len(), &mut all);
         for ((row, &number), &with) in (start..).zip(numbers).zip(&all) {
             if number != Numbers::NONE {
-                let question = of_all[number as usize];
+                let question = numbered.of_all[number as usize];
                 dealt[(question >> size) as usize].push(Dealt { question, row: row as u32, with });
             }
         }
