@@ -345,6 +345,24 @@ def test_string_views_that_lie_are_refused(
     assert (None if found is None else set(found.ballots)) == (None if text is None else {text})
 
 
+def test_a_view_that_lies_is_refused_though_its_answer_loses() -> None:
+    rows = [struct.pack("<i12s", 1, b"a")] * 2 + [struct.pack("<i4sii", 13, b"0123", 7, 0)]
+    column = pa.Array.from_buffers(pa.string_view(), 3, [None, pa.py_buffer(b"".join(rows))])
+    with pytest.raises(InvalidInput, match="answers: not an Arrow array"):
+        deepconf.vote(column)
+    with pytest.raises(InvalidInput, match="questions: not an Arrow array"):
+        deepconf.vote_many(column, ["a"] * 3)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.string_view()])
+def test_a_false_count_of_nulls_is_refused(kind: pa.DataType) -> None:
+    buffers = pa.array(["a", None, "b"], kind).buffers()
+    for count in (2, 3):
+        column = pa.Array.from_buffers(kind, 3, buffers, null_count=count)
+        with pytest.raises(InvalidInput, match="null_count"):
+            deepconf.vote(column)
+
+
 # Votes
 
 ANSWERS = st.sampled_from(["a", "b", None])

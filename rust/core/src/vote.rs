@@ -31,19 +31,22 @@
 //! | checks | one read of weights and scores, without a branch |
 //! | are questions together? | a key a row, against the row before; soon given up if not |
 //! | if so | nothing: each question's traces are read where they stand |
-//! | if not | 48 bytes a row written and read once, 32 where there is a filter |
-//! | … and texts are long | a look into a table of those seen before, in a cache if they are few |
+//! | if not | a look into a table of the questions seen before, in a cache if they are few |
+//! | … | 36 bytes a row written and read once or twice, 20 where there is a filter |
+//! | … and answers are long | a look into a table of those seen before |
 //! | threshold | a quickselect over the question's scores |
 //! | … of the rows it keeps | their answers and weights, read where they are |
 //! | count | a hint by six bits of the key says which ballot it was the last time |
 //! | … the hint is wrong | a look through the ballots, in a hash table from the seventeenth on |
 //!
-//! Rows that are not together are dealt to parts by the hash of their question. A part fits the
-//! cache of a core, which numbers its questions and sorts its rows there. Where there is a filter, a row
-//! is dealt with its score alone, and nobody looks at the answers of rows that are not kept. Without one
-//! it is dealt with its answer; texts of more than fifteen bytes, while they are at hand, then get the row
-//! of an equal one as part of their key, so that they need not be found again, at random places in
-//! memory, to be compared.
+//! Rows that are not together get the number of their question, in order of first appearance: each thread
+//! numbers what it sees, and the first one's numbers are continued with what only others saw. Then they are
+//! dealt by number to parts that fit the cache of a core, which sorts its rows there. Where there is a filter, a
+//! row is dealt with its score alone, and nobody looks at the answers of rows that are not kept; those that
+//! are kept are looked at for a whole part at once, so that they wait for memory together. Without a filter a row
+//! is dealt with its answer; texts of more than fifteen bytes, while they are at hand, then get the row of an
+//! equal one as part of their key, so that they need not be found again, at random places in memory, to be
+//! compared.
 //!
 //! Parts and questions go in parallel. The traces of a question are always taken in launch order,
 //! and by one thread, so that every sum is the same whatever the number of threads.
@@ -51,9 +54,9 @@
 mod column;
 mod count;
 mod deal;
-mod intern;
 mod key;
 mod many;
+mod number;
 mod rows;
 mod together;
 

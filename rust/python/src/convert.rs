@@ -8,11 +8,10 @@ mod argument;
 mod arrays;
 mod column;
 mod lists;
-mod views;
 
 pub use argument::{Given, kind, maybe, number, object, optional, text, truth, whole};
 pub use arrays::{Floats, array, check_lengths, contiguous, doubles, exactly, integers};
-pub use column::Column;
+pub use column::{Column, Values};
 pub use lists::{Lists, arrow, lists};
 
 pub(crate) use arrays::with_floats;

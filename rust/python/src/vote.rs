@@ -215,5 +215,7 @@ pub fn vote<'py>(
     let answers = Column::read(&compared(answers, math, None)?, "answers")?;
     let (rules, keys) = (wanted.rules()?, answers.keys()?);
     let vote = Threads::ALL.run(py, keys.rows(), || core::vote_column(&*keys, &rules))?;
-    Vote::new(py, &vote, vote.ballots.iter().map(|ballot| answers.value(py, ballot.first)))
+    answers.check("answers")?;
+    let value = |ballot: &core::Ballot| answers.value(py, ballot.first, "answers");
+    Vote::new(py, &vote, vote.ballots.iter().map(value))
 }

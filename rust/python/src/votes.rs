@@ -5,7 +5,7 @@ use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyTuple};
 
-use crate::convert::{Column, Given, check_lengths, exactly, object};
+use crate::convert::{Column, Given, Values, check_lengths, exactly, object};
 use crate::error::invalid_input;
 use crate::frame::{made, parts};
 use crate::pool::Threads;
@@ -14,12 +14,8 @@ use crate::vote::{Wanted, compared};
 /// The outcome of many votes, one entry a question.
 #[pyclass(frozen, module = "deepconf")]
 pub struct Votes {
-    /// The questions, in order of first appearance.
-    #[pyo3(get)]
-    questions: Py<PyList>,
-    /// The answer that won each; None where nobody voted.
-    #[pyo3(get)]
-    answers: Py<PyList>,
+    questions: Values,
+    answers: Values,
     /// The winner's share, float64 `[questions]`.
     #[pyo3(get)]
     share: Py<PyArray1<f64>>,
@@ -42,8 +38,8 @@ impl Votes {
         fallback: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let columns = [questions, answers, share, num_voters, fallback];
-        let list = |value, name| -> PyResult<Py<PyList>> {
-            Ok(object::<PyList>(value, name, "a list")?.clone().unbind())
+        let list = |value, name| -> PyResult<Values> {
+            Ok(object::<PyList>(value, name, "a list")?.clone().unbind().into())
         };
         let votes = Self {
             questions: list(questions, "questions")?,
@@ -60,8 +56,20 @@ impl Votes {
         parts(slf, ["questions", "answers", "share", "num_voters", "fallback"])
     }
 
-    fn __len__(&self, py: Python<'_>) -> usize {
-        self.questions.bind(py).as_any().len().unwrap_or_default()
+    /// The questions, in order of first appearance.
+    #[getter]
+    fn questions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.questions.list(py)
+    }
+
+    /// The answer that won each; None where nobody voted.
+    #[getter]
+    fn answers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.answers.list(py)
+    }
+
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        self.share.bind(py).as_any().len()
     }
 
     /// The questions in turn: named tuples of question_id, answer, share, num_voters and fallback.
@@ -145,10 +153,12 @@ pub fn vote_many<'py>(
     let (rules, question_keys, answer_keys) = (wanted.rules()?, questions.keys()?, answers.keys()?);
     let work = || core::vote_columns(&*question_keys, &*answer_keys, &rules);
     let votes = threads.run(py, question_keys.rows(), work)?;
-    let question_rows = votes.question_rows.iter().map(|&row| Some(row));
+    questions.check("questions")?;
+    answers.check("answers")?;
+    let question_rows: Vec<_> = votes.question_rows.into_iter().map(Some).collect();
     Ok(Votes {
-        questions: questions.values(py, question_rows)?.unbind(),
-        answers: answers.values(py, votes.answer_rows.iter().copied())?.unbind(),
+        questions: questions.values(py, &question_rows, "questions")?,
+        answers: answers.values(py, &votes.answer_rows, "answers")?,
         share: PyArray1::from_vec(py, votes.share).unbind(),
         num_voters: PyArray1::from_iter(py, votes.num_voters.iter().map(|&n| n as i64)).unbind(),
         fallback: PyArray1::from_vec(py, votes.fallback).unbind(),

@@ -71,7 +71,7 @@ impl Count {
     fn ballot(&mut self, key: Key, row: usize, answers: &(impl Keys + ?Sized)) -> usize {
         let hint = key.hint();
         let at = usize::from(self.hints[hint]);
-        if self.keys.get(at) == Some(&key) {
+        if self.keys.get(at).is_some_and(|seen| seen.agrees(key, answers)) {
             return at;
         }
         let at = self.search(key, row, answers);

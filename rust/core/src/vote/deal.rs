@@ -1,15 +1,13 @@
-//! Votes on questions whose rows stand anywhere: dealt to parts by the hash of their question.
+//! Votes on questions whose rows stand anywhere: dealt to parts by the number of their question.
 
 use std::ops::Range;
-
-use hashbrown::HashTable;
 
 use super::Rules;
 use super::column::Keys;
 use super::count::Cast;
-use super::intern::Interner;
 use super::key::Key;
 use super::many::{Decided, STRETCH, Shared, part_of};
+use super::number::Numbers;
 use super::rows::{BATCH, Booth, rank};
 use crate::parallel;
 
@@ -17,19 +15,21 @@ use crate::parallel;
 const PART: usize = 1 << 14;
 /// More parts than this are more places than a processor likes to write to in turn.
 const MOST_PARTS: usize = 1 << 10;
-/// How many rows are handed to a part at a time.
-const HAND: usize = 8;
-/// How many tags are remembered with the number of their question.
-const HINTS: usize = 1 << 12;
 
 /// A row on its way to its question, with what is known of it.
 #[derive(Clone, Copy)]
 struct Dealt<T> {
-    question: Key,
+    question: u32,
     row: u32,
-    /// A hash of the question.
-    tag: u32,
     with: T,
+}
+
+/// A share of the rows, by the numbers of their questions.
+struct Numbered {
+    /// The number of each row's question, in order of first appearance in the share.
+    rows: Vec<u32>,
+    /// What number of all each of those has.
+    of_all: Vec<u32>,
 }
 
 /// The votes on all questions, in order of first appearance.
@@ -38,7 +38,7 @@ pub(super) fn decide(
     columns: &Shared<'_>,
     rules: &Rules<'_>,
 ) -> Vec<Decided> {
-    let mut decided = if columns.scores.is_some() {
+    if columns.scores.is_some() {
         // With its score alone: of those that are not kept, nothing else is asked for.
         let read = || {
             let mut answered = Vec::new();
@@ -46,98 +46,138 @@ pub(super) fn decide(
                 rank(rows, columns, rules.over_all, &mut answered, out);
             }
         };
-        by_parts(questions, f64::NAN, read, |booth, rows, scores| {
-            let outcome = booth.top(rows, scores, columns, rules);
-            Decided::new(rows[0], &outcome, &booth.count)
-        })
-    } else {
-        let read = || {
-            let (mut keys, mut interner) = (Vec::new(), Interner::new());
-            move |rows: Range<usize>, out: &mut Vec<(Key, f64)>| {
-                keys.clear();
-                columns.answers.keys(rows.clone(), &mut keys);
-                interner.settle(&mut keys, rows.start, columns.answers);
-                out.extend(rows.zip(&keys).map(|(row, &key)| (key, columns.weight(row))));
-            }
-        };
-        by_parts(questions, (Key::MISSING, 0.0), read, |booth, rows, votes| {
-            let votes = rows.iter().zip(votes);
-            let votes = votes.map(|(&row, &(key, weight))| Cast { key, row, weight });
-            let outcome = booth.count.count(votes, columns.answers);
-            Decided::new(rows[0], &outcome, &booth.count)
-        })
+        return by_parts(questions, f64::NAN, read, |booth, gathered| {
+            booth.top_of_each(gathered.questions(), columns, rules)
+        });
+    }
+    let read = || {
+        let (mut keys, mut answers) = (Vec::new(), Answers::new());
+        move |rows: Range<usize>, out: &mut Vec<(Key, f64)>| {
+            keys.clear();
+            columns.answers.keys(rows.clone(), &mut keys);
+            answers.settle(&mut keys, rows.start, columns.answers);
+            out.extend(rows.zip(&keys).map(|(row, &key)| (key, columns.weight(row))));
+        }
     };
-    // Stable, for it makes use of the order that parts have already.
-    decided.sort_by_key(|decided| decided.question);
-    decided
+    by_parts(questions, (Key::MISSING, 0.0), read, |booth, gathered| {
+        let votes = gathered.questions().map(|(rows, votes)| {
+            let cast = rows.iter().zip(votes);
+            let cast = cast.map(|(&row, &(key, weight))| Cast { key, row, weight });
+            let outcome = booth.count.count(cast, columns.answers);
+            Decided::new(rows[0], &outcome, &booth.count)
+        });
+        votes.collect()
+    })
 }
 
-/// Deals all rows with what `read` says of them; then `vote` on the rows of each question.
+/// Answers whose keys are hashes, and a row of each.
+struct Answers {
+    seen: Numbers,
+    hashes: Vec<Key>,
+    numbers: Vec<u32>,
+}
+
+impl Answers {
+    /// At most so many: more would be more than the caches hold.
+    const MOST: usize = 1 << 17;
+
+    fn new() -> Self {
+        Self { seen: Numbers::new(), hashes: Vec::new(), numbers: Vec::new() }
+    }
+
+    /// Gives each key that is a hash a row of its value: the same for the same value, so that they are
+    /// compared no more. The keys are those of the rows from `first` on.
+    fn settle(&mut self, keys: &mut [Key], first: usize, answers: &(impl Keys + ?Sized)) {
+        keys.iter_mut().zip(first..).for_each(|(key, row)| *key = key.at(row));
+        if self.seen.keys().len() > Self::MOST {
+            return;
+        }
+        let hashed = |key: &Key| !key.is_whole() && *key != Key::MISSING;
+        self.hashes.clear();
+        self.hashes.extend(keys.iter().copied().filter(hashed));
+        self.numbers.clear();
+        self.seen.number(&self.hashes, answers, &mut self.numbers);
+        let settled = self.numbers.iter().map(|&number| self.seen.keys()[number as usize]);
+        keys.iter_mut().filter(|key| hashed(key)).zip(settled).for_each(|(key, one)| *key = one);
+    }
+}
+
+/// Deals all rows with what `read` says of them; then `vote` on the questions of each part.
 fn by_parts<T: Copy + Send + Sync, R: FnMut(Range<usize>, &mut Vec<T>)>(
     questions: &(dyn Keys + Sync),
     blank: T,
     read: impl Fn() -> R + Send + Sync,
-    vote: impl Fn(&mut Booth, &[u32], &[T]) -> Decided + Send + Sync,
+    vote: impl Fn(&mut Booth, &Gathered<T>) -> Vec<Decided> + Send + Sync,
 ) -> Vec<Decided> {
     let rows = questions.rows();
-    let parts = (rows / PART).next_power_of_two().min(MOST_PARTS);
-    let share = rows.div_ceil(2 * parallel::threads()).max(STRETCH);
-    let dealt: Vec<Vec<Vec<Dealt<T>>>> = parallel::map(rows.div_ceil(share), |at| {
-        deal(questions, part_of(rows, share, at), parts, blank, read())
+    let share = rows.div_ceil(parallel::threads()).max(STRETCH);
+    let (numbers, count) = numbers(questions, rows, share);
+    // Of how many questions a part is: a power of two, as the logarithm.
+    let parts = (rows / PART).clamp(1, MOST_PARTS);
+    let size = count.div_ceil(parts).next_power_of_two().trailing_zeros();
+    let parts = count.div_ceil(1 << size);
+    let dealt: Vec<Vec<Vec<Dealt<T>>>> = parallel::map(numbers.len(), |at| {
+        deal(&numbers[at], part_of(rows, share, at), (parts, size), read())
     });
+    drop(numbers);
     let scratch = || (Booth::new(), Gathered::new());
     let decided = parallel::map_with(parts, 1, scratch, |(booth, gathered), part| {
         let dealt = || dealt.iter().flat_map(|share| &share[part]);
-        gathered.gather(dealt, questions, blank);
-        let starts = [0].into_iter().chain(gathered.ends.iter().copied());
-        let spans = starts.zip(&gathered.ends).map(|(start, &end)| start..end);
-        let votes = spans.map(|of| vote(booth, &gathered.rows[of.clone()], &gathered.with[of]));
-        votes.collect::<Vec<_>>()
+        let first = part << size;
+        gathered.gather(dealt, first as u32..count.min(first + (1 << size)) as u32, blank);
+        vote(booth, gathered)
     });
     decided.concat()
 }
 
-/// Puts rows into parts by their question.
+/// The numbers of all rows' questions, share by share, and how many questions there are.
+fn numbers(questions: &(dyn Keys + Sync), rows: usize, share: usize) -> (Vec<Numbered>, usize) {
+    let mut shares = parallel::map(rows.div_ceil(share), |at| {
+        let rows = part_of(rows, share, at);
+        let (mut seen, mut keys) = (Numbers::new(), Vec::new());
+        let mut numbers = Vec::with_capacity(rows.len());
+        for start in rows.clone().step_by(BATCH) {
+            keys.clear();
+            questions.keys(start..rows.end.min(start + BATCH), &mut keys);
+            keys.iter_mut().zip(start..).for_each(|(key, row)| *key = key.at(row));
+            seen.number(&keys, questions, &mut numbers);
+        }
+        (numbers, seen)
+    })
+    .into_iter();
+    let Some((numbers, mut all)) = shares.next() else { return (Vec::new(), 0) };
+    let of_all = (0..all.keys().len() as u32).collect();
+    let mut numbered = vec![Numbered { rows: numbers, of_all }];
+    for (numbers, seen) in shares {
+        let mut of_all = Vec::with_capacity(seen.keys().len());
+        all.number(seen.keys(), questions, &mut of_all);
+        numbered.push(Numbered { rows: numbers, of_all });
+    }
+    let count = all.keys().len();
+    (numbered, count)
+}
+
+/// Puts rows into parts by the number of their question.
 fn deal<T: Copy>(
-    questions: &dyn Keys,
+    numbered: &Numbered,
     rows: Range<usize>,
-    parts: usize,
-    blank: T,
+    (parts, size): (usize, u32),
     mut read: impl FnMut(Range<usize>, &mut Vec<T>),
 ) -> Vec<Vec<Dealt<T>>> {
     // A little more than the average, as parts differ.
-    let room = rows.len() / parts;
+    let room = rows.len() / parts.max(1);
     let mut dealt: Vec<Vec<Dealt<T>>> =
-        (0..parts).map(|_| Vec::with_capacity(room + room / 8 + HAND)).collect();
-    // Rows are handed over several at a time: a few long writes to memory, not many short ones.
-    let blank = Dealt { question: Key::MISSING, row: 0, tag: 0, with: blank };
-    let mut hands = vec![([blank; HAND], 0); parts];
-    let (mut keys, mut all, mut interner) = (Vec::new(), Vec::new(), Interner::new());
-    for start in rows.clone().step_by(BATCH) {
-        let batch = start..rows.end.min(start + BATCH);
-        keys.clear();
+        (0..parts).map(|_| Vec::with_capacity(room + room / 8)).collect();
+    let mut all = Vec::new();
+    for (start, numbers) in rows.clone().step_by(BATCH).zip(numbered.rows.chunks(BATCH)) {
         all.clear();
-        questions.keys(batch.clone(), &mut keys);
-        interner.settle(&mut keys, start, questions);
-        read(batch.clone(), &mut all);
-        for ((row, &question), &with) in batch.zip(&keys).zip(&all) {
-            if question == Key::MISSING {
-                continue;
-            }
-            // The high bits choose the part, the low ones tell questions apart there.
-            let hash = question.spread();
-            let part = ((u128::from(hash) * parts as u128) >> 64) as usize;
-            let (hand, count) = &mut hands[part];
-            hand[*count] = Dealt { question, row: row as u32, tag: hash as u32, with };
-            *count += 1;
-            if *count == HAND {
-                dealt[part].extend_from_slice(hand);
-                *count = 0;
+        read(start..start + numbers.len(), &mut all);
+        for ((row, &number), &with) in (start..).zip(numbers).zip(&all) {
+            if number != Numbers::NONE {
+                let question = numbered.of_all[number as usize];
+                dealt[(question >> size) as usize].push(Dealt { question, row: row as u32, with });
             }
         }
-    }
-    for (dealt, (hand, count)) in dealt.iter_mut().zip(hands) {
-        dealt.extend_from_slice(&hand[..count]);
     }
     dealt
 }
@@ -148,66 +188,45 @@ struct Gathered<T> {
     with: Vec<T>,
     /// Where the rows of each question end.
     ends: Vec<usize>,
-    /// The question of each row that was dealt.
-    numbers: Vec<u32>,
-    /// Where a tag was found last: where to look first.
-    hints: Vec<u32>,
 }
 
 impl<T: Copy> Gathered<T> {
     fn new() -> Self {
-        let hints = vec![0; HINTS];
-        Self { rows: Vec::new(), with: Vec::new(), ends: Vec::new(), numbers: Vec::new(), hints }
+        Self { rows: Vec::new(), with: Vec::new(), ends: Vec::new() }
     }
 
+    /// Takes the rows of the questions of these numbers.
     fn gather<'a, I: Iterator<Item = &'a Dealt<T>>>(
         &mut self,
         dealt: impl Fn() -> I,
-        questions: &dyn Keys,
+        questions: Range<u32>,
         blank: T,
     ) where
         T: 'a,
     {
-        let mut index: HashTable<(u32, u32)> = HashTable::new();
-        let mut keys: Vec<Key> = Vec::new();
-        let Self { rows, with, ends, numbers, hints } = self;
+        let Self { rows, with, ends } = self;
         ends.clear();
-        numbers.clear();
-        let hash = |tag: u32| u64::from(tag) << 32 | u64::from(tag);
-        for &Dealt { question, tag, .. } in dealt() {
-            let is_its =
-                |at: u32| keys.get(at as usize).is_some_and(|key| key.agrees(question, questions));
-            let hint = &mut hints[tag as usize % HINTS];
-            if !is_its(*hint) {
-                *hint = match index.find(hash(tag), |&(at, _)| is_its(at)) {
-                    Some(&(at, _)) => at,
-                    None => {
-                        let at = keys.len() as u32;
-                        index.insert_unique(hash(tag), (at, tag), |&(_, tag)| hash(tag));
-                        keys.push(question);
-                        ends.push(0);
-                        at
-                    }
-                };
-            }
-            let number = *hint as usize;
-            // With the row that the next one most likely has.
-            keys[number] = question;
-            ends[number] += 1;
-            numbers.push(number as u32);
-        }
+        ends.resize(questions.len(), 0);
+        dealt().for_each(|dealt| ends[(dealt.question - questions.start) as usize] += 1);
         // Where each question starts; filled up to where the next one does.
         let mut end = 0;
         for size in ends.iter_mut() {
             end += *size;
             *size = end - *size;
         }
-        rows.resize(numbers.len(), 0);
-        with.resize(numbers.len(), blank);
-        for (dealt, &number) in dealt().zip(&*numbers) {
-            let place = &mut ends[number as usize];
+        rows.resize(end, 0);
+        with.resize(end, blank);
+        dealt().for_each(|dealt| {
+            let place = &mut ends[(dealt.question - questions.start) as usize];
             (rows[*place], with[*place]) = (dealt.row, dealt.with);
             *place += 1;
-        }
+        });
+    }
+
+    /// The rows of each question, and what is known of them.
+    fn questions(&self) -> impl Iterator<Item = (&[u32], &[T])> + Clone {
+        let starts = [0].into_iter().chain(self.ends.iter().copied());
+        let spans = starts.zip(&self.ends).map(|(start, &end)| start..end);
+        spans.map(|span| (&self.rows[span.clone()], &self.with[span]))
     }
 }

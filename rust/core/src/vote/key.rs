@@ -44,8 +44,6 @@ const SHORT: [(u128, u128); 16] = {
 impl Key {
     /// The key of a row without a value.
     pub const MISSING: Self = Self(u128::MAX);
-    /// A key that holds all of its value.
-    pub(super) const FREE: Self = Self(0);
     /// Says that the key is a hash.
     const HASHED: u128 = 1 << 127;
 
@@ -140,16 +138,16 @@ impl Key {
         self == other || self.may_agree(other) && column.same(self.row(), other.row())
     }
 
+    /// Whether both are the same, rows aside: the same value, or the same hash.
+    #[inline]
+    pub(super) fn is_like(self, other: Self) -> bool {
+        self.bare() == other.bare()
+    }
+
     /// Whether both are the same hash.
     #[inline]
     pub(super) fn may_agree(self, other: Self) -> bool {
         !self.is_whole() && self.bare() == other.bare()
-    }
-
-    /// 64 bits: the hash, where it is one.
-    #[inline]
-    pub(super) fn low(self) -> u64 {
-        self.0 as u64
     }
 
     /// Six bits.
@@ -160,6 +158,7 @@ impl Key {
     }
 
     /// A hash, good in every bit.
+    #[inline]
     pub(super) fn spread(self) -> u64 {
         hasher().hash_one(self.bare())
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::column::Keys;
 use super::count::{Cast, Count, Outcome};
 use super::key::Key;
+use super::many::Decided;
 use super::{Rules, top};
 use crate::error::{Error, Place, Result};
 
@@ -76,12 +77,19 @@ fn is_no_weight(weight: f64) -> bool {
 pub(super) struct Booth {
     pub(super) count: Count,
     ranked: Vec<f64>,
-    /// Of those that are kept.
+    kept: Kept,
+    /// Of each question: its first row, its rows that are kept, and their threshold.
+    questions: Vec<(u32, Range<usize>, Option<f64>)>,
+    /// Of rows that stand together.
+    standing: Standing,
+}
+
+/// Rows that are kept, of one question after the other.
+#[derive(Default)]
+struct Kept {
     rows: Vec<u32>,
     scores: Vec<f64>,
     keys: Vec<Key>,
-    /// Of rows that stand together.
-    standing: Standing,
 }
 
 #[derive(Default)]
@@ -97,9 +105,8 @@ impl Booth {
         Self {
             count: Count::new(),
             ranked: Vec::new(),
-            rows: Vec::new(),
-            scores: Vec::new(),
-            keys: Vec::new(),
+            kept: Kept::default(),
+            questions: Vec::new(),
             standing: Standing::default(),
         }
     }
@@ -118,7 +125,8 @@ impl Booth {
             standing.scores.clear();
             let Standing { scores, answered, .. } = &mut standing;
             rank(rows, columns, rules.over_all, answered, scores);
-            self.top(&standing.rows, &standing.scores, columns, rules)
+            let threshold = self.threshold(&standing.scores, rules.keep);
+            self.above(threshold, &standing.rows, &standing.scores, columns, rules.min_ballots)
         } else {
             let keys = &mut standing.keys;
             keys.clear();
@@ -134,18 +142,43 @@ impl Booth {
         outcome
     }
 
-    /// The vote of those of `rows` whose scores are in the top; rows and scores stand side by side.
-    pub(super) fn top<K: Keys + ?Sized>(
-        &mut self,
-        rows: &[u32],
-        scores: &[f64],
-        columns: &Columns<'_, K>,
-        rules: &Rules<'_>,
-    ) -> Outcome {
+    fn threshold(&mut self, scores: &[f64], keep: f64) -> Option<f64> {
         self.ranked.clear();
         self.ranked.extend_from_slice(scores);
-        let threshold = top(&mut self.ranked, rules.keep);
-        self.above(threshold, rows, scores, columns, rules.min_ballots)
+        top(&mut self.ranked, keep)
+    }
+
+    /// The votes on questions by those of their rows whose scores are in the top; rows and scores stand
+    /// side by side, at least one of each.
+    pub(super) fn top_of_each<'a, K: Keys + ?Sized>(
+        &mut self,
+        questions: impl Iterator<Item = (&'a [u32], &'a [f64])> + Clone,
+        columns: &Columns<'_, K>,
+        rules: &Rules<'_>,
+    ) -> Vec<Decided> {
+        self.kept.clear();
+        self.questions.clear();
+        for (rows, scores) in questions.clone() {
+            let threshold = self.threshold(scores, rules.keep);
+            let kept = self.kept.add(reaches(threshold), rows, scores);
+            self.questions.push((rows[0], kept, threshold));
+        }
+        // Of all questions at once, so that they wait for memory together.
+        self.kept.look(columns.answers);
+        let ranges = std::mem::take(&mut self.questions);
+        let decided =
+            ranges.iter().zip(questions).map(|((first, kept, threshold), (rows, scores))| {
+                let filtered = self.cast(kept.clone(), columns);
+                let outcome = if filtered.num_voters >= rules.min_ballots {
+                    Outcome { threshold: *threshold, ..filtered }
+                } else {
+                    self.unfiltered(*threshold, rows, scores, columns)
+                };
+                Decided::new(*first, &outcome, &self.count)
+            });
+        let decided = decided.collect();
+        self.questions = ranges;
+        decided
     }
 
     /// Those whose score reaches the threshold vote; all that have one when that leaves too few.
@@ -157,43 +190,74 @@ impl Booth {
         columns: &Columns<'_, K>,
         min_ballots: usize,
     ) -> Outcome {
-        let kept = |score: f64| threshold.is_some_and(|s| score >= s);
-        let filtered = self.those(kept, rows, scores, columns);
+        self.kept.clear();
+        let kept = self.kept.add(reaches(threshold), rows, scores);
+        self.kept.look(columns.answers);
+        let filtered = self.cast(kept, columns);
         if filtered.num_voters >= min_ballots {
             return Outcome { threshold, ..filtered };
         }
-        let all = self.those(|score| !score.is_nan(), rows, scores, columns);
-        Outcome { threshold, fallback: true, ..all }
+        self.unfiltered(threshold, rows, scores, columns)
     }
 
-    /// The vote of those that are kept. Nothing is looked at of the others.
-    fn those<K: Keys + ?Sized>(
+    /// The filter is given up: all that have a score vote.
+    fn unfiltered<K: Keys + ?Sized>(
         &mut self,
-        kept: impl Fn(f64) -> bool,
+        threshold: Option<f64>,
         rows: &[u32],
         scores: &[f64],
         columns: &Columns<'_, K>,
     ) -> Outcome {
-        // Who is kept is hard to guess, so nothing branches on it.
-        self.rows.resize(rows.len(), 0);
-        self.scores.resize(rows.len(), 0.0);
-        let mut count = 0;
-        for (&row, &score) in rows.iter().zip(scores) {
-            (self.rows[count], self.scores[count]) = (row, score);
-            count += usize::from(kept(score));
-        }
-        self.rows.truncate(count);
-        self.scores.truncate(count);
-        self.keys.clear();
-        columns.answers.pick(&self.rows, &mut self.keys);
+        let all = self.kept.add(|score| !score.is_nan(), rows, scores);
+        self.kept.look(columns.answers);
+        Outcome { threshold, fallback: true, ..self.cast(all, columns) }
+    }
+
+    /// The vote of rows that are kept.
+    fn cast<K: Keys + ?Sized>(&mut self, kept: Range<usize>, columns: &Columns<'_, K>) -> Outcome {
+        let Kept { rows, scores, keys } = &self.kept;
+        let voters = rows[kept.clone()].iter().zip(&scores[kept.clone()]).zip(&keys[kept]);
         let same = columns.weights_are_scores();
-        let voters = self.rows.iter().zip(&self.scores).zip(&self.keys);
         let votes = voters.map(|((&row, &score), &key)| Cast {
             key: key.at(row as usize),
             row,
             weight: if same { score } else { columns.weight(row as usize) },
         });
         self.count.count(votes, columns.answers)
+    }
+}
+
+/// Whether a score reaches the threshold.
+fn reaches(threshold: Option<f64>) -> impl Fn(f64) -> bool {
+    move |score| threshold.is_some_and(|s| score >= s)
+}
+
+impl Kept {
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.scores.clear();
+        self.keys.clear();
+    }
+
+    /// Adds those that are kept, nothing of which is looked at yet; where they stand.
+    fn add(&mut self, kept: impl Fn(f64) -> bool, rows: &[u32], scores: &[f64]) -> Range<usize> {
+        let start = self.rows.len();
+        self.rows.resize(start + rows.len(), 0);
+        self.scores.resize(start + rows.len(), 0.0);
+        // Who is kept is hard to guess, so nothing branches on it.
+        let mut end = start;
+        for (&row, &score) in rows.iter().zip(scores) {
+            (self.rows[end], self.scores[end]) = (row, score);
+            end += usize::from(kept(score));
+        }
+        self.rows.truncate(end);
+        self.scores.truncate(end);
+        start..end
+    }
+
+    /// Looks at the answers of those that were added since.
+    fn look(&mut self, answers: &(impl Keys + ?Sized)) {
+        answers.pick(&self.rows[self.keys.len()..], &mut self.keys);
     }
 }
 

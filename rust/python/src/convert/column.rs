@@ -6,6 +6,8 @@
 
 mod chunks;
 mod objects;
+mod texts;
+mod values;
 
 use arrow_array::builder::LargeStringBuilder;
 use arrow_array::cast::AsArray;
@@ -18,10 +20,13 @@ use pyo3::prelude::*;
 use pyo3::pyclass::CompareOp;
 use pyo3::types::{PyInt, PyList, PyString};
 
-use self::chunks::{Chunks, Texts, integers};
+use self::chunks::{Chunks, integers};
 use self::objects::Objects;
+use self::texts::Texts;
+use self::values::Held;
+pub use self::values::Values;
 use super::{arrow, contiguous, kind};
-use crate::error::invalid_type;
+use crate::error::{invalid_input, invalid_type};
 
 /// A column of questions or answers: any sequence of hashable values or None, or an Arrow array.
 pub enum Column<'py> {
@@ -88,7 +93,7 @@ impl<'py> Column<'py> {
                 return Ok(Self::Objects(objects));
             }
         }
-        Ok(Self::Texts(Chunks::new(vec![Texts::Large(texts.finish())])))
+        Ok(Self::Texts(Chunks::new(vec![texts.finish().into()])))
     }
 
     /// The column of an Arrow array that holds strings or integers.
@@ -99,10 +104,10 @@ impl<'py> Column<'py> {
             return Some(Self::Integers(Chunks::new(chunks), kind.is_unsigned_integer()));
         }
         let texts = chunks.iter().map(|chunk| match chunk.data_type() {
-            DataType::Utf8 => Some(Texts::Small(chunk.as_string().clone())),
-            DataType::LargeUtf8 => Some(Texts::Large(chunk.as_string().clone())),
-            DataType::Utf8View => Some(Texts::View(chunk.as_string_view().clone())),
-            DataType::Null => Some(Texts::Small(StringArray::new_null(chunk.len()))),
+            DataType::Utf8 => Some(Texts::from(chunk.as_string::<i32>().clone())),
+            DataType::LargeUtf8 => Some(chunk.as_string::<i64>().clone().into()),
+            DataType::Utf8View => Some(chunk.as_string_view().clone().into()),
+            DataType::Null => Some(StringArray::new_null(chunk.len()).into()),
             _ => None,
         });
         Some(Self::Texts(Chunks::new(texts.collect::<Option<_>>()?)))
@@ -118,13 +123,20 @@ impl<'py> Column<'py> {
         })
     }
 
-    /// The value of a row that has one.
-    pub fn value(&self, py: Python<'py>, row: usize) -> PyResult<Bound<'py, PyAny>> {
+    /// Checks that all that was read of it lies in its buffers.
+    pub fn check(&self, name: &str) -> PyResult<()> {
         match self {
-            Self::Texts(chunks) => {
-                let (chunk, at) = chunks.find(row);
-                chunk.text(at).into_bound_py_any(py)
-            }
+            Self::Texts(chunks) if !chunks.all().iter().all(Texts::are_whole) => Err(
+                invalid_input(format!("{name}: not an Arrow array (a text is not in its buffer)")),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The value of a row that has one.
+    pub fn value(&self, py: Python<'py>, row: usize, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        match self {
+            Self::Texts(chunks) => text(chunks, row, name)?.into_bound_py_any(py),
             Self::Integers(chunks, unsigned) => {
                 let (chunk, at) = chunks.find(row);
                 let value = chunk.value(at);
@@ -140,21 +152,30 @@ impl<'py> Column<'py> {
     }
 
     /// The values of rows that have one; `None` where there is no row.
-    pub fn values(
-        &self,
-        py: Python<'py>,
-        rows: impl ExactSizeIterator<Item = Option<usize>>,
-    ) -> PyResult<Bound<'py, PyList>> {
-        if let Self::Texts(chunks) = self {
-            // All are found before the first becomes an object, so that they wait for memory together.
-            let text = |row| {
-                let (chunk, at) = chunks.find(row);
-                chunk.text(at)
-            };
-            return PyList::new(py, rows.map(|row| row.map(text)).collect::<Vec<_>>());
-        }
-        let values = rows.map(|row| row.map(|row| self.value(py, row)).transpose());
-        PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)
+    pub fn values(&self, py: Python<'py>, rows: &[Option<usize>], name: &str) -> PyResult<Values> {
+        let rows = rows.iter().copied();
+        Ok(Values::from(match self {
+            Self::Texts(chunks) => {
+                // All are found before the first is copied, so that they wait for memory together.
+                let found = rows.map(|row| row.map(|row| text(chunks, row, name)).transpose());
+                let found = found.collect::<PyResult<Vec<_>>>()?;
+                let bytes = found.iter().flatten().map(|text| text.len()).sum();
+                let mut texts = LargeStringBuilder::with_capacity(found.len(), bytes);
+                found.into_iter().for_each(|text| texts.append_option(text));
+                Held::Texts(texts.finish())
+            }
+            Self::Integers(chunks, unsigned) => {
+                let values = rows.map(|row| {
+                    let (chunk, at) = chunks.find(row?);
+                    Some(chunk.value(at))
+                });
+                Held::Integers(values.collect(), *unsigned)
+            }
+            Self::Numbers(..) | Self::Objects(_) => {
+                let values = rows.map(|row| row.map(|row| self.value(py, row, name)).transpose());
+                Held::List(PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.unbind())
+            }
+        }))
     }
 
     /// The first row without a value.
@@ -166,6 +187,17 @@ impl<'py> Column<'py> {
             Self::Objects(objects) => objects.first_missing(),
         }
     }
+}
+
+/// The text of a row, as a string.
+fn text<'a>(chunks: &'a Chunks<Texts>, row: usize, name: &str) -> PyResult<&'a str> {
+    let (chunk, at) = chunks.find(row);
+    let wrong = || {
+        invalid_input(format!(
+            "{name}: not an Arrow array (row {row} is no UTF-8, or not as its view says)"
+        ))
+    };
+    chunk.text(at).ok_or_else(wrong)
 }
 
 /// None, NaN of any type, pandas' NaT and NA: what does not equal itself, or says so.

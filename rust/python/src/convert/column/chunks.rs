@@ -7,10 +7,7 @@ use arrow_array::types::{
     ArrowPrimitiveType, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
     UInt32Type, UInt64Type,
 };
-use arrow_array::{
-    Array, ArrayRef, GenericStringArray, Int64Array, LargeStringArray, OffsetSizeTrait,
-    StringArray, StringViewArray,
-};
+use arrow_array::{Array, ArrayRef, Int64Array};
 use arrow_schema::DataType;
 use deepconf_core::vote::{Key, Keys};
 
@@ -35,26 +32,6 @@ pub fn integers(chunk: &ArrayRef) -> Option<Int64Array> {
     })
 }
 
-/// An Arrow array of strings.
-pub enum Texts {
-    /// Utf8
-    Small(StringArray),
-    /// LargeUtf8
-    Large(LargeStringArray),
-    /// Utf8View
-    View(StringViewArray),
-}
-
-impl Texts {
-    pub fn text(&self, row: usize) -> &str {
-        match self {
-            Self::Small(array) => array.value(row),
-            Self::Large(array) => array.value(row),
-            Self::View(array) => array.value(row),
-        }
-    }
-}
-
 /// A piece of a column.
 pub trait Chunk {
     /// The piece as Arrow has it.
@@ -70,68 +47,23 @@ pub trait Chunk {
     fn text(&self, row: usize) -> Option<&[u8]>;
 }
 
-/// Appends the keys of `rows`, `None` for a null.
-fn append(
+/// Appends the keys of `rows`: `key` of the row and whether it is valid, and of a null nothing.
+#[inline]
+pub fn append(
     array: &dyn Array,
     rows: impl Iterator<Item = usize>,
     out: &mut Vec<Key>,
-    key: impl Fn(usize) -> Key,
+    key: impl Fn(usize, bool) -> Key,
 ) {
     match array.nulls() {
-        None => out.extend(rows.map(key)),
+        None => out.extend(rows.map(|row| key(row, true))),
         Some(nulls) => {
             let valid = nulls.inner();
-            out.extend(rows.map(|row| key(row).unless(!valid.value(row))));
+            out.extend(rows.map(|row| {
+                let valid = valid.value(row);
+                key(row, valid).unless(!valid)
+            }));
         }
-    }
-}
-
-fn append_texts<O: OffsetSizeTrait>(
-    array: &GenericStringArray<O>,
-    rows: impl Iterator<Item = usize>,
-    out: &mut Vec<Key>,
-) {
-    let (buffer, ends) = (array.value_data(), array.value_offsets());
-    append(array, rows, out, |row| {
-        Key::text(buffer, ends[row].as_usize()..ends[row + 1].as_usize())
-    });
-}
-
-impl Chunk for Texts {
-    fn array(&self) -> &dyn Array {
-        match self {
-            Self::Small(array) => array,
-            Self::Large(array) => array,
-            Self::View(array) => array,
-        }
-    }
-
-    fn keys(&self, rows: impl Iterator<Item = usize>, out: &mut Vec<Key>) {
-        match self {
-            Self::Small(array) => append_texts(array, rows, out),
-            Self::Large(array) => append_texts(array, rows, out),
-            Self::View(array) => append(array, rows, out, |row| {
-                let view = array.views()[row];
-                let len = view as u32;
-                // Up to twelve bytes stand in the view itself, after the length, and zeros after
-                // them.
-                if len <= 12 {
-                    Key::padded(view >> 32, len as u8)
-                } else if array.is_valid(row) {
-                    Key::text(array.value(row).as_bytes(), 0..len as usize)
-                } else {
-                    Key::MISSING
-                }
-            }),
-        }
-    }
-
-    fn same(left: (&Self, usize), right: (&Self, usize)) -> bool {
-        left.0.text(left.1) == right.0.text(right.1)
-    }
-
-    fn text(&self, row: usize) -> Option<&[u8]> {
-        Some(Self::text(self, row).as_bytes())
     }
 }
 
@@ -141,7 +73,7 @@ impl Chunk for Int64Array {
     }
 
     fn keys(&self, rows: impl Iterator<Item = usize>, out: &mut Vec<Key>) {
-        append(self, rows, out, |row| Key::integer(self.values()[row] as u64));
+        append(self, rows, out, |row, _| Key::integer(self.values()[row] as u64));
     }
 
     fn same(_: (&Self, usize), _: (&Self, usize)) -> bool {
@@ -172,6 +104,7 @@ impl<C: Chunk> Chunks<C> {
     }
 
     /// The piece that has a row, and the row in it.
+    #[inline]
     pub fn find(&self, row: usize) -> (&C, usize) {
         let at = match self.chunks.len() {
             1 => 0,
@@ -190,6 +123,11 @@ impl<C: Chunk> Chunks<C> {
             let part = rows.start.max(ends[0])..rows.end.min(ends[1]);
             f(chunk, part.start - ends[0]..part.end - ends[0]);
         }
+    }
+
+    /// The pieces.
+    pub fn all(&self) -> &[C] {
+        &self.chunks
     }
 
     /// The first row that is null.
