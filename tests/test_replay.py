@@ -187,6 +187,33 @@ def test_the_frontier_is_plain_majority_at_every_budget():
     assert (frontier.tokens["consensus"] < frontier.tokens["majority"]).any()
 
 
+@given(st.permutations(range(5)))
+@settings(max_examples=20, deadline=None)
+def test_the_frontier_depends_on_budgets_only_and_on_no_order_of_policies(order):
+    policies = [
+        *(Policy.low(budget=budget, window=8, tail=8) for budget in (2, 8, 16)),
+        Policy.high(budget=16, warmup=1, window=4, tail=4, consensus=0.5, min_ballots=0),
+        Policy.offline(budget=16, window=8, tail=8, concurrency=3, seed=9),
+    ]
+    traces = table(POOLS)
+    first = deepconf.replay(traces, {str(at): policies[at] for at in range(5)}, repeats=2)
+    again = deepconf.replay(traces, {str(at): policies[at] for at in order}, repeats=2)
+    assert again.frontier.policies == first.frontier.policies
+    for name in ("correct", "tokens", "steps"):
+        for kind, of in getattr(first.frontier, name).items():
+            np.testing.assert_array_equal(getattr(again.frontier, name)[kind], of)
+
+
+def test_early_consensus_has_the_warmup_of_its_budget_in_flight_and_three_votes_at_least():
+    played = deepconf.replay(table(POOLS), LOW.replace(warmup=1, min_ballots=0), repeats=1)
+    found = [
+        (policy.budget, policy.concurrency, policy.min_ballots)
+        for policy in played.frontier.policies["consensus"]
+    ]
+    assert found[:4] == [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 3)]
+    assert found[-2:] == [(11, 2, 3), (16, 4, 4)]
+
+
 def test_the_full_budget_is_what_nothing_stopped_would_have_cost():
     policies = {"low": LOW, "all": LOW.replace(budget=8)}
     played = deepconf.replay(table(POOLS), policies, repeats=None)

@@ -206,9 +206,8 @@ class _Beside:
             return None, []
         from deepconf.lab.majority import majorities
 
-        online = next((p for p in policies.values() if p.mode == "online"), None)
         try:
-            found = majorities(known, policies[reference], online)
+            found = majorities(known, policies[reference])
         except MissingExtra as error:
             return None, [f"no policy is compared with majority at the same tokens: {error}"]
         return (None if found is None else cls(found)), []

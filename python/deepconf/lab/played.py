@@ -35,7 +35,8 @@ class Frontier:
     """Traces, `[budgets]`."""
     policies: dict[str, list[Policy]]
     """What was replayed at each: `majority`, of all traces of the budget, all at once; and
-    `consensus`, which has no more in flight than a policy's warmup, and ends once so many agree."""
+    `consensus`, which has no more in flight than the paper's warmup at that budget (16, or a
+    quarter of it), and ends once 95% of as many votes, and three at least, agree."""
     correct: dict[str, NDArray[np.float64]]
     """Accuracy of each, `[budgets, questions]`, means over repeats."""
     tokens: dict[str, NDArray[np.float64]]

@@ -409,33 +409,40 @@ def _frontier_policies(policies: Mapping[str, Policy], most: int) -> dict[str, l
     """Plain voting at every budget up to the largest: of all traces, and until they agree."""
     budgets = {budget for budget in _BUDGETS if budget < most}
     budgets |= {policy.budget for policy in policies.values()}
-    online = next((p for p in policies.values() if p.mode == "online"), Policy.low())
-    return plain(next(iter(policies.values())), online, sorted(budgets))
+    # Whichever it is, in whatever order they were given: only what a majority ignores differs.
+    return plain(min(policies.values(), key=lambda policy: str(policy.as_dict())), sorted(budgets))
 
 
-def plain(policy: Policy, online: Policy, budgets: Iterable[int]) -> dict[str, list[Policy]]:
+def plain(policy: Policy, budgets: Iterable[int]) -> dict[str, list[Policy]]:
     """Plain voting at each of some budgets, by the names that a frontier has for it.
 
+    With early consensus as many traces are in flight, and vote at least, as the paper's online
+    policy has for a warmup at that budget: 16, or a quarter of it, and at least three votes. So it
+    depends on the budget alone.
+
     Args:
-        policy: what scores as it does.
-        online: says what a consensus is, and by its warmup how many traces are in flight and vote
-            at least.
+        policy: what confidences are made of, as it has them.
         budgets: at least one.
     """
-    budgets = list(budgets)
-    first_ones = online.warmup
+    budgets, paper = list(budgets), Policy.low()
     voting = policy.replace(
         mode="offline", warmup=0, budget=max(budgets), keep=1.0, weight="majority",
-        max_weight=None, measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
-        consensus=online.consensus,
+        max_weight=None, measure="mean", stop="budget", min_ballots=paper.min_ballots,
+        stopped_vote=False, consensus=paper.consensus, concurrency=None,
     )  # fmt: skip
-    agreeing = voting.replace(stop="consensus", concurrency=voting.concurrency or first_ones)
+
+    def agreeing(budget: int) -> Policy:
+        first_ones = Policy.low(budget=budget).warmup
+        return voting.replace(
+            budget=budget,
+            stop="consensus",
+            concurrency=first_ones,
+            min_ballots=min(budget, max(paper.min_ballots, first_ones)),
+        )
+
     return {
         "majority": [voting.replace(budget=budget) for budget in budgets],
-        "consensus": [
-            agreeing.replace(budget=budget, min_ballots=min(budget, first_ones))
-            for budget in budgets
-        ],
+        "consensus": list(map(agreeing, budgets)),
     }
 
 
