@@ -125,6 +125,7 @@ def pools_of_any_kind(draw):
     return {name: [trace() for _ in range(12)] for name in ("one", "two")}
 
 
+@pytest.mark.filterwarnings("ignore::deepconf.SignalNeverArmed")
 @settings(max_examples=150, deadline=None)
 @given(st.lists(policies_of_any_kind(), min_size=1, max_size=3), pools_of_any_kind())
 def test_any_policy_on_any_pool_is_replayed_as_the_live_controller_decides(policies, pools):
@@ -544,8 +545,8 @@ def test_the_command_says_where_nothing_could_be_stopped(tmp_path):
     small = ["--budget", "16", "--window", "2048", "--repeats", "2"]
     result = CliRunner().invoke(app, [*line, *small])
     assert result.exit_code == 0
-    assert "note: low: in 100% of the runs nothing could be stopped" in result.stderr
-    assert "note: offline" not in result.stderr
+    assert "note: low: nothing could be stopped: no trace reaches the window" in result.stderr
+    assert "note: offline: no trace reaches the window" in result.stderr
 
 
 def test_live_runs_are_beside_their_replay_whatever_records_come_in():
@@ -665,6 +666,57 @@ def test_the_command_line_says_what_cannot_be_replayed(tmp_path, arguments, said
     assert result.exit_code != 0
     assert said in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.output
+
+
+def test_a_window_that_no_trace_reaches_is_warned_of_and_said_in_what_comes_of_it():
+    traces = table(POOLS)
+    longest = max(len(t.confidence) for pool in POOLS.values() for t in pool)
+    long = LOW.replace(window=longest + 1)
+    with pytest.warns(deepconf.SignalNeverArmed, match=r"mine: nothing could be stopped"):
+        played = deepconf.replay(traces, {"mine": long, "fits": LOW}, repeats=2)
+    (note,) = played.summary().notes
+    assert f"the window of {longest + 1} tokens (the longest has {longest})" in note
+    assert note.split()[0] in repr(played.summary())
+    assert played.summary().to_dict()["notes"] == [note]
+    with pytest.warns(deepconf.SignalNeverArmed):
+        tuned = deepconf.tune(traces, {"mine": long}, repeats=2)
+    assert tuned.notes[0] == note
+    assert "nothing could be stopped" in repr(tuned)
+    offline = Policy.offline(budget=16, window=longest + 1)
+    with pytest.warns(deepconf.SignalNeverArmed, match="each is one group, its mean"):
+        deepconf.replay(traces, {"mine": offline}, repeats=2)
+    votes = offline.replace(keep=1.0, weight="majority")
+    assert not deepconf.replay(traces, {"heads": votes}, repeats=2).summary().notes
+
+
+def test_questions_of_one_trace_are_noted():
+    alone = {name: pool[:1] for name, pool in POOLS.items()}
+    played = deepconf.replay(table(alone), Policy.low(budget=1, window=2), repeats=1)
+    assert "each of the 6 questions has one trace" in played.summary().notes[-1]
+    assert "has one trace" in deepconf.diagnose(table(alone)).notes[-1]
+
+
+def test_a_tie_has_one_value_in_a_diagnosis_and_a_replay():
+    rows = [("a", True), ("b", False), ("b", False), ("a", True), ("c", False)]
+    traces = pa.table(
+        {
+            "question_id": ["q1"] * 5 + ["q2"] * 2,
+            "trace": pa.array([*range(5), 0, 1], pa.int32()),
+            "answer": [*(answer for answer, _ in rows), "a", "a"],
+            "status": ["finished"] * 7,
+            "num_tokens": pa.array([2] * 7, pa.int32()),
+            "confidence": pa.array([[9.0, 8.0]] * 7, pa.list_(pa.float32())),
+            "correct": [*(right for _, right in rows), True, True],
+        }
+    )
+    found = deepconf.diagnose(traces, window=1)
+    assert found.answers.majority.value == 0.75
+    assert (found.answers.majority_wrong, found.answers.tied) == (1, 1)
+    assert any("tie for the majority" in note for note in found.notes)
+    played = deepconf.replay(
+        traces, Policy.low(budget=5, window=1), repeats=400, short_pools="resample"
+    )
+    assert played.frontier.correct["majority"][-1].mean() == pytest.approx(0.75, abs=0.05)
 
 
 def test_where_the_file_says_no_budget_it_is_the_fewest_traces_of_a_question(tmp_path):

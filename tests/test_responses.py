@@ -462,7 +462,7 @@ def test_a_data_frame_of_confidences_is_told_what_to_pass() -> None:
 def test_confidences_that_are_there_become_traces() -> None:
     values = [[9.0, 8.5], np.array([7, 3, 2.5], np.float64), [9.5], []]
     answers = ["1/2", "3", "0.5", None]
-    traces = from_confidences(values, answers, gold={"0": "0.5"})
+    traces = from_confidences(values, answers, gold={"1": "0.5"})
     assert traces.answers == ["1/2", "3", "1/2", None]
     assert traces.correct == [True, False, True, False]
     assert [found.dtype for found in traces.confidences] == [np.float32] * 4

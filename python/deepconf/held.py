@@ -26,7 +26,7 @@ from deepconf.answers import marks, named
 from deepconf.batch import only
 from deepconf.batch._in_force import SCORING, measures
 from deepconf.errors import InvalidInput, SignalNeverArmed
-from deepconf.importing import COLUMNS, right_answers, table
+from deepconf.importing import COLUMNS, misnumbered, right_answers, table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -261,6 +261,12 @@ class Traces:
         if not answers:
             ids, keys = (", ".join(map(repr, list(of)[:3])) for of in (self.questions, known))
             raise InvalidInput(f"gold: has none of the questions, {ids}, ..., but {keys}, ...")
+        if self._numbered and misnumbered(known, self.questions):
+            raise InvalidInput(
+                f"gold: its questions are called {min(known, key=int)} to {max(known, key=int)}, "
+                f"and those of the traces have no ids and are numbered {self.questions[0]} to "
+                f"{self.questions[-1]}: number gold as they are, from 1, or give both ids"
+            )
         for name, answer in zip(self.questions, self.answers, strict=True):
             if name in answers and answer is not None:
                 answers[name][answer] = None

@@ -157,7 +157,8 @@ def read_questions(
     """Questions in any form, and a hash that tells them from others.
 
     Args:
-        questions: a file (see `load_questions`), or `Question`s, or mappings with the same keys.
+        questions: a file (see `load_questions`), or `Question`s, or mappings with the same keys, numbered from 1
+            where they have no id.
 
     Returns:
         The questions, and the SHA-256 of the file, or of what there is instead of one.
@@ -168,7 +169,7 @@ def read_questions(
     if isinstance(questions, str | Path):
         return _read(questions)
     every = [
-        item if isinstance(item, Question) else _question(item, str(at), f"questions[{at}]")
+        item if isinstance(item, Question) else _question(item, str(at + 1), f"questions[{at}]")
         for at, item in enumerate(questions)
     ]
     if not every:

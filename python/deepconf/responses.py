@@ -122,7 +122,7 @@ def from_openai(
         math: whether algebra helps to tell whether answers are the same.
         gold: right answers.
         question_id: how the question of a response is found. None for its `question_id` or
-            `custom_id`, else its number, from 0 (of lines from 1). Responses of one choice each
+            `custom_id`, else its number, from 1. Responses of one choice each
             that have neither are one question to `Traces.vote`.
         missing: "error", or "skip".
 
@@ -156,7 +156,7 @@ def from_confidences(
 ) -> Traces:
     """Traces out of token confidences that are there already, and answers.
 
-    >>> traces = from_confidences([[9.0, 8.5], [7.0, 3.0]], ["4", "5"], gold={"0": "4"})
+    >>> traces = from_confidences([[9.0, 8.5], [7.0, 3.0]], ["4", "5"], gold={"1": "4"})
     >>> traces.correct
     [True, False]
 
@@ -165,7 +165,7 @@ def from_confidences(
             log-probabilities of a token, as `token_confidence` gives.
         answers: `[traces]`, as text; None where a trace has none. Those that are the same within a
             question share a name.
-        questions: `[traces]`, the question that each answers, in any order; None for one, "0".
+        questions: `[traces]`, the question that each answers, in any order; None for one, "1".
         statuses: `[traces]`, `finished` or `length` (cut short); None where all are finished.
         math: whether algebra helps to tell whether answers are the same; see `answers.AnswerBook`.
         gold: right answers: a mapping from question, or a questions file.
@@ -192,7 +192,7 @@ def from_confidences(
     job = Import(math=math, gold=gold)
 
     def found() -> Iterator[Found]:
-        names = columns.get("questions", ["0"] * count)
+        names = columns.get("questions", ["1"] * count)
         ends = columns.get("statuses", ["finished"] * count)
         every = zip(columns["confidences"], columns["answers"], names, ends, strict=True)
         for at, (values, answer, question, status) in enumerate(every):
@@ -207,7 +207,7 @@ def from_confidences(
             row.answer, row.extract = answer, False
             yield row
 
-    rows = list(job.found(found()))
+    rows = list(job.found(found(), named=questions is not None))
     _say(job)
     settings = {name: value for name, value in job.settings().items() if name != "entries"}
     return Traces(rows, settings, math=math)

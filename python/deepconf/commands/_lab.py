@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +14,14 @@ import typer
 from deepconf import _layers, _settings
 from deepconf._core import Policy
 from deepconf._options import OfPolicy
+from deepconf.errors import DeepConfWarning
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from deepconf.traces import TraceReader
 
-__all__ = ["Grid", "Lag", "Laid", "Repeats", "Seed", "Settings", "ShortPools", "Traces"]
+__all__ = ["Grid", "Lag", "Laid", "Repeats", "Seed", "Settings", "ShortPools", "Traces", "warned"]
 
 Traces = Annotated[
     list[str],
@@ -49,6 +54,16 @@ Settings = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A deepconf.json to start from.", show_default=False),
 ]
+
+
+@contextlib.contextmanager
+def warned(err: Console) -> Iterator[None]:
+    """Shows warnings as lines behind the work, without where they were raised."""
+    with warnings.catch_warnings(record=True) as every:
+        warnings.simplefilter("always", DeepConfWarning)
+        yield
+    for each in every:
+        err.print(f"warning: {each.message}", style="yellow", soft_wrap=True)
 
 
 @dataclass(frozen=True)

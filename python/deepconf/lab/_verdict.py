@@ -138,9 +138,10 @@ def difference_in_words(found: Difference) -> str:
 
 
 def counts_in_words(found: Difference) -> str:
-    """The questions lost and won, with their p where each is one or the other."""
-    chance = "" if found.p is None else f", p = {found.p:.2g}"
-    return f"{found.lost} lost, {found.won} won{chance}"
+    """The questions lost and won, with their p; over draws, where it is higher and lower."""
+    if found.p is None:
+        return f"higher on {counted(found.won, 'question')}, lower on {found.lost}"
+    return f"{found.lost} lost, {found.won} won, p = {found.p:.2g}"
 
 
 def ratio(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +74,10 @@ class Replay:
     draws: Mapping[str, Any]
     """How traces were drawn: `repeats`, `seed`, `lag`, `short_pools`; and `resampled` and
     `skipped`, the questions with fewer traces than a budget."""
+    unarmed: list[str] = field(default_factory=list)
+    """Of policies whose window does not fit the traces, how; `SignalNeverArmed` warns of each."""
+    notes: list[str] = field(default_factory=list)
+    """What its reader must know besides."""
 
     @property
     def repeats(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ from deepconf import _layers
 from deepconf._core import Policy, ReplayPool
 from deepconf._progress import Told, bar
 from deepconf._words import counted
-from deepconf.errors import InvalidInput, InvalidType
+from deepconf.errors import InvalidInput, InvalidType, SignalNeverArmed
+from deepconf.lab import _fit
 from deepconf.lab._draws import draws as _draws
 from deepconf.lab._reading import Recorded, read, sized
 from deepconf.lab.played import RUN_COLUMNS, Frontier, Replay
@@ -237,7 +239,7 @@ class Pool:
                 runs.add(question)
                 if tell is not None:
                     tell(done, len(questions))
-        return runs.replay(
+        played = runs.replay(
             questions,
             {
                 "repeats": repeats,
@@ -248,6 +250,9 @@ class Pool:
                 "skipped": short if short_pools == "skip" else [],
             },
         )
+        for note in played.unarmed:
+            warnings.warn(note, SignalNeverArmed, stacklevel=2)
+        return played
 
     def _long_enough(
         self, policies: Mapping[str, Policy], short_pools: ShortPools
@@ -499,6 +504,8 @@ class _Runs:
         plain = np.stack(self._plain, axis=2).reshape(3, len(kinds), -1, len(questions))
         correct, tokens, steps = (dict(zip(kinds, each, strict=True)) for each in plain)
         budgets = [policy.budget for policy in self._frontier[kinds[0]]]
+        lengths = [recorded.lengths[at] for at in questions]
+        shares = columns["unarmed"].mean(axis=(1, 2))
         return Replay(
             policies=self._policies,
             questions=[recorded.questions[at] for at in questions],
@@ -512,4 +519,6 @@ class _Runs:
             reasons=tuple(ReplayPool.REASONS),
             frontier=Frontier(np.array(budgets), self._frontier, correct, tokens, steps),
             draws=how,
+            unarmed=_fit.unarmed(self._policies, shares, np.concatenate(lengths)),
+            notes=_fit.alone([len(each) for each in lengths]),
         )

@@ -345,7 +345,7 @@ def _tuned(
         repeats=played.correct.shape[2],
         folds=folds,
     )
-    return replace(found, notes=_notes(found, chosen), closing=_closing(found, chosen, why))
+    return replace(found, notes=[*played.unarmed, *played.notes, *_notes(found, chosen)], closing=_closing(found, chosen, why))
 
 
 def _majorities(played: Replay) -> _Candidates:
