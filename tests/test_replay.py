@@ -456,7 +456,7 @@ def test_traces_that_cannot_be_replayed_are_refused(traces, said):
     ("policies", "others", "error", "said"),
     [
         ({}, {}, InvalidInput, "there is none"),
-        (["low", 3], {}, InvalidType, "policies by label, or names of presets"),
+        (["low", 3], {}, InvalidType, "or names of presets"),
         (7, {}, InvalidType, "policies is 7"),
         ({"low": 3}, {}, InvalidType, r"policies\['low'\] is a int: must be a Policy"),
         (["lo"], {}, deepconf.UnknownPreset, "lo"),
@@ -800,3 +800,32 @@ def test_a_summary_shows_itself_in_some_lines():
     assert max(map(len, lines)) <= 101
     one = deepconf.replay(table({"q": POOLS["q0"]}), {"low": LOW}, repeats=1)
     assert repr(one) == "<deepconf.Replay: 1 policy, 1 question, 1 repeat>"
+
+
+def test_without_policies_those_of_the_command_are_taken():
+    traces = table(POOLS, metadata={"window": "8"})
+    assert list(deepconf.replay(traces, repeats=1).policies) == ["low", "high"]
+    assert deepconf.tune(traces, repeats=2).confidence.label == "low"
+    assert list(deepconf.grid("low", keep=[0.5])) == ["low keep=0.5"]
+    with pytest.raises(InvalidType, match=r'as \{"mine": policy\}'):
+        deepconf.replay(traces, [LOW])
+
+
+def test_without_answers_what_agreement_is_and_how_they_become_known_is_said(tmp_path):
+    found = deepconf.replay(table(POOLS, marked=False), LOW, repeats=1).summary()
+    assert "agreement is with the vote of all traces" in found.notes[-1]
+    assert "marked(gold)" in found.notes[-1]
+    pq.write_table(table(POOLS), tmp_path / "t.parquet")
+    for command in ("replay", "tune", "diagnose"):
+        result = CliRunner().invoke(app, [command, str(tmp_path / "t.parquet"), "--gold", "g"])
+        assert result.exit_code == 2
+        assert "marked(gold)" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_range_and_a_file_of_settings_that_is_none_are_named(tmp_path):
+    pq.write_table(table(POOLS), tmp_path / "t.parquet")
+    line = [str(tmp_path / "t.parquet"), "-p", "low", "--window", "8"]
+    result = CliRunner().invoke(app, ["replay", *line, "--grid", "keep=0.1:0.9"])
+    assert "keep=0.1,0.9" in result.stderr
+    result = CliRunner().invoke(app, ["tune", *line, "--out", str(tmp_path / "dc.txt")])
+    assert "ends in .json" in " ".join(result.stderr.split())

@@ -495,7 +495,7 @@ def test_confidences_of_several_questions() -> None:
         (([[1.0, np.nan]], ["1"]), InvalidInput, r"confidences\[0\]\[1\] is nan: must be finite"),
         (([[-1.0, -2.0]], ["1"]), InvalidInput, "below 0 on the whole: .* token_confidence makes"),
         (([["a"]], ["1"]), InvalidType, r"confidences\[0\] are no numbers"),
-        (([[1.0]], [1]), InvalidType, r"answers\[0\] is 1, a int: must be a str or None"),
+        (([[1.0]], [[1]]), InvalidType, r"answers\[0\] is \[1\], a list: must be a str, a number"),
         (("abc", ["1"]), InvalidType, "confidences is a str: must be a sequence"),
         ((pd.DataFrame({"c": [[1.0]]}), ["1"]), InvalidType, "must be one of its columns"),
     ],

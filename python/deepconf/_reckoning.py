@@ -271,7 +271,8 @@ class _Beside:
             right, tokens = right[some], tokens[some]
             mine = [place for place in places if place in both]
             equal = self._majorities.at(mine, right, float(tokens.sum()))
-            compared.append(_Compared(label, *estimates(np.stack([right, tokens])), equal))
+            accuracy, spent = estimates(np.stack([right, tokens]))
+            compared.append(_Compared(label, accuracy, spent, equal))
         said = closing(compared, gold=True)
         if all(places == both for places in each):
             return said

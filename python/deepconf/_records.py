@@ -75,9 +75,8 @@ def notes(
     ]
     if given_up:
         found.append(
-            "the filter left fewer traces with an answer than min_ballots, and was given up so that "
-            "all voted, in some questions: "
-            + "; ".join(given_up)
+            "the filter left fewer traces with an answer than min_ballots, and was given up so "
+            "that all voted, in some questions: " + "; ".join(given_up)
         )
     for label, of in by_policy.items():
         unarmed = [why for record in of.values() if (why := record["result"]["unarmed"])]

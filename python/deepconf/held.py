@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -256,6 +257,10 @@ class Traces:
         Raises:
             InvalidInput: none of the questions is in it.
         """
+        if gold is None:
+            raise InvalidInput(
+                "gold is None: must be a mapping from question id, or a questions file"
+            )
         known = right_answers(gold)
         answers: dict[str, dict[str, None]] = {name: {} for name in self.questions if name in known}
         if not answers:
@@ -292,6 +297,28 @@ class Traces:
             MissingExtra: pyarrow is not installed.
         """
         return table(self._rows, lambda: self.settings)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a trace file, which the commands and `Traces.read` take.
+
+        Args:
+            path: where, `.parquet`, `.arrow` or `.feather`; a file that is there is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            InvalidInput: another suffix.
+            MissingExtra: pyarrow is not installed.
+            TraceFileError: it cannot be written.
+        """
+        from deepconf.traces import TraceWriter, spare_recordings, target
+
+        spare_recordings(target(path))
+        found = self.to_arrow()
+        with TraceWriter(path, schema=found.schema, settings=self.settings) as writer:
+            writer.write(found)
+        return writer.path
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """The same through the interface that libraries of data frames share."""

@@ -84,7 +84,10 @@ def _values(content: bytes, name: str) -> Iterator[tuple[str, int, Any]]:
         try:
             value = json.loads(part)
         except ValueError as error:
-            raise InvalidInput(f"{name}, line {line}: not JSON: {error}") from error
+            raise InvalidInput(
+                f"{name}, line {line}: not JSON: {error}: questions are JSON lines, a JSON "
+                "array or Parquet"
+            ) from error
         yield "line", line, value
 
 
@@ -157,8 +160,8 @@ def read_questions(
     """Questions in any form, and a hash that tells them from others.
 
     Args:
-        questions: a file (see `load_questions`), or `Question`s, or mappings with the same keys, numbered from 1
-            where they have no id.
+        questions: a file (see `load_questions`), or `Question`s, or mappings with the same keys,
+            numbered from 1 where they have no id.
 
     Returns:
         The questions, and the SHA-256 of the file, or of what there is instead of one.

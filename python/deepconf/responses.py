@@ -147,7 +147,7 @@ def from_openai(
 
 def from_confidences(
     confidences: Iterable[Any],
-    answers: Iterable[str | None],
+    answers: Iterable[str | int | float | None] | None = None,
     *,
     questions: Iterable[Any] | None = None,
     statuses: Iterable[str] | None = None,
@@ -163,8 +163,8 @@ def from_confidences(
     Args:
         confidences: `[traces]` of float `[num_tokens]` each, nats: minus the mean of the k largest
             log-probabilities of a token, as `token_confidence` gives.
-        answers: `[traces]`, as text; None where a trace has none. Those that are the same within a
-            question share a name.
+        answers: `[traces]`, text or numbers; None, or NaN, where a trace has none. Those that are
+            the same within a question share a name.
         questions: `[traces]`, the question that each answers, in any order; None for one, "1".
         statuses: `[traces]`, `finished` or `length` (cut short); None where all are finished.
         math: whether algebra helps to tell whether answers are the same; see `answers.AnswerBook`.
@@ -177,6 +177,8 @@ def from_confidences(
     """
     from deepconf.importing._json import Found
 
+    if answers is None:
+        raise InvalidType("answers: there are none: must be one a trace, None where it has none")
     given = {"confidences": confidences, "answers": answers, "questions": questions}
     columns = {
         name: _column(values, name)
@@ -198,9 +200,7 @@ def from_confidences(
         for at, (values, answer, question, status) in enumerate(every):
             if status not in ("finished", "length"):
                 raise InvalidInput(f"statuses[{at}] is {status!r}: must be 'finished' or 'length'")
-            if not isinstance(answer, str | None):
-                kind = type(answer).__name__
-                raise InvalidType(f"answers[{at}] is {answer!r}, a {kind}: must be a str or None")
+            answer = _answered(answer, at)
             place = f"confidences[{at}]"
             # Whatever is said of them, an answer that is given is not looked for in a text.
             row = Found(place, str(question), status, rows=_confidences(values, place))
@@ -211,6 +211,21 @@ def from_confidences(
     _say(job)
     settings = {name: value for name, value in job.settings().items() if name != "entries"}
     return Traces(rows, settings, math=math)
+
+
+def _answered(answer: Any, at: int) -> str | None:
+    """An answer as text; None for what stands for none in a data frame."""
+    if isinstance(answer, np.generic):
+        answer = answer.item()
+    if answer is None or type(answer).__name__ in ("NAType", "NaTType") or answer != answer:
+        return None
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise InvalidType(
+            f"answers[{at}] is {answer!r:.100}, a {type(answer).__name__}: must be a str, a number "
+            "or None"
+        )
+    whole = isinstance(answer, float) and answer.is_integer()  # As a column with gaps has them.
+    return str(int(answer) if whole else answer)
 
 
 def _column(values: Any, name: str) -> list[Any]:

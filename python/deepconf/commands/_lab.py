@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
     from deepconf.traces import TraceReader
 
-__all__ = ["Grid", "Lag", "Laid", "Repeats", "Seed", "Settings", "ShortPools", "Traces", "warned"]
+__all__ = [
+    "Grid",
+    "Lag",
+    "Laid",
+    "NoGold",
+    "Repeats",
+    "Seed",
+    "Settings",
+    "ShortPools",
+    "Traces",
+    "warned",
+]
 
 Traces = Annotated[
     list[str],
@@ -50,10 +61,21 @@ ShortPools = Annotated[
         help="What to do with a question of fewer traces than a budget.",
     ),
 ]
+NoGold = Annotated[
+    str | None,
+    typer.Option("--gold", hidden=True, callback=lambda value: _no_gold(value)),
+]
 Settings = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A deepconf.json to start from.", show_default=False),
 ]
+
+
+def _no_gold(value: str | None) -> None:
+    if value is not None:
+        from deepconf.lab._verdict import GIVE_GOLD
+
+        raise typer.BadParameter(f"traces hold their right answers: {GIVE_GOLD}")
 
 
 @contextlib.contextmanager

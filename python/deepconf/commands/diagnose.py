@@ -21,8 +21,8 @@ def diagnose(
     window: Annotated[
         int | None,
         typer.Option(
-            help="Tokens in a group. Default: the recording's, else an eighth of the median length, "
-            "at most 2048."
+            help="Tokens in a group. Default: the recording's, else an eighth of the median "
+            "length, at most 2048."
         ),
     ] = None,
     tail: Annotated[
@@ -32,6 +32,7 @@ def diagnose(
         float | None,
         typer.Option(help="The share of groups of the bottom-group confidence, likewise."),
     ] = None,
+    gold: lab.NoGold = None,
     as_json: AsJson = False,
 ) -> None:
     """Tells whether confidence tells right traces from wrong ones, and whether it could help."""

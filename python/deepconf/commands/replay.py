@@ -53,6 +53,7 @@ def replay(
             show_default=False,
         ),
     ] = None,
+    gold: lab.NoGold = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Replays policies on recorded traces: accuracy and tokens, beside plain majority's.

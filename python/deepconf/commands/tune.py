@@ -70,6 +70,7 @@ def tune(
     lag: lab.Lag = 0,
     short_pools: lab.ShortPools = "error",
     folds: Annotated[int, typer.Option(help="Parts into which the questions are divided.")] = 10,
+    gold: lab.NoGold = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Chooses a policy on some of the recorded questions and measures it on the others.

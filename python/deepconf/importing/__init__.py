@@ -109,7 +109,8 @@ def import_traces(
             `request_id` (vLLM), `id` (Inspect) or `qid` (the authors' package, else the file's
             name), else the number of the record (of the line in JSON lines), from 1. The name of a
             field, with dots for fields within; "regex:..." or a compiled pattern, whose group
-            `question`, first group, or whole match in that id is taken, such as
+            `question`, first group, or whole match in that id (where there is none, the field
+            `id`) is taken, such as
             `r"regex:(.+)-\d+"` for `q1-0`, `q1-1`; or a callable, which is given the parsed record
             or the object.
         missing: what becomes of a token without log-probabilities: "error", or "skip" to leave it
@@ -332,11 +333,13 @@ class Import:
                     f"gold: the traces are of {counted(len(asked), 'question')} without ids, "
                     f"numbered {asked[0]} to {asked[-1]}, and those of gold are called "
                     f"{_some([*self._gold])}: leave gold's ids out, if it is in the same order, or "
-                    f"add a field with the id to the records, which question_id names (for vLLM, 'prompt')"
+                    f"add a field with the id to the records, which question_id names "
+                    "(for vLLM, 'prompt')"
                 )
             raise InvalidInput(
                 "gold: none of the questions of the traces is in it; they are called "
-                f"{_some(asked)}, and those of gold {_some([*self._gold])}: {several}"
+                f"{_some(asked)}, and those of gold {_some([*self._gold])}: {several}; where "
+                "gold goes by the question's text, that of vLLM is question_id='prompt'"
             )
         # Records without ids are matched by number: not where one side counts from another.
         by_number = self.summary.numbered or not self._mapped  # Else both sides have ids.
@@ -486,6 +489,14 @@ def right_answers(gold: Any) -> dict[str, str]:
     """
     if gold is None:
         return {}
+    if hasattr(gold, "columns") or hasattr(gold, "iloc") or isinstance(gold, list | tuple):
+        bare = [each for each in gold if not isinstance(each, Question | Mapping)]
+        if bare or not isinstance(gold, list | tuple):
+            of = f" of {bare[0]!r:.50}, ..." if bare else ""
+            raise InvalidType(
+                f"gold is a {type(gold).__name__}{of}: must be a mapping from question id to "
+                "answer, such as dict(zip(ids, answers)), or a questions file"
+            )
     if not isinstance(gold, Mapping):
         if not isinstance(gold, str | Path | Iterable):
             raise InvalidType(

@@ -20,7 +20,7 @@ from deepconf._statistics import (
 )
 from deepconf._words import counted, in_lines
 from deepconf.errors import InvalidInput
-from deepconf.lab._verdict import VARIANTS, closing, ratio
+from deepconf.lab._verdict import AGREEMENT, VARIANTS, closing, ratio
 
 if TYPE_CHECKING:
     from deepconf.lab.played import Frontier, Replay
@@ -194,7 +194,7 @@ def summary(replay: Replay) -> Summary:
         for at, (label, policy) in enumerate(replay.policies.items())
     ]
     lines = [row for name in VARIANTS for row in _majority_rows(name, replay.frontier)]
-    notes = [*replay.unarmed, *replay.notes]
+    notes = [*replay.unarmed, *replay.notes, *([] if replay.gold else [AGREEMENT])]
     said = closing(rows, replay.gold)
     return Summary(questions, repeats, replay.gold, rows, lines, said, notes)
 

@@ -19,7 +19,7 @@ from deepconf._words import counted, in_lines
 from deepconf.lab._fit import alone
 from deepconf.lab._reading import sized
 from deepconf.lab._scored import Scored, read
-from deepconf.lab._verdict import gainable, is_blind, separated
+from deepconf.lab._verdict import GIVE_GOLD, gainable, is_blind, separated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -417,7 +417,8 @@ def _closing(
     if not separation or answers.majority_wrong is None or answers.within_reach is None:
         return (
             f"No answers are known, so whether confidence tells right from wrong is not known "
-            f"either; the leading answer has {answers.agreement:.0%} of the votes."
+            f"either; the leading answer has {answers.agreement:.0%} of the votes. "
+            f"To know, {GIVE_GOLD}."
         )
     inside = {name: found.within for name, found in separation.items() if found.within is not None}
     if not inside:

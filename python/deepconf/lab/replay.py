@@ -43,14 +43,14 @@ _MOST_DRAWN = 1 << 27
 _BUDGETS = sorted({round(2 ** (i / 2)) for i in range(64)})
 
 
-def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]:
+def grid(base: Policy | Mapping[str, Policy] | str, **axes: Sequence[Any]) -> dict[str, Policy]:
     """Every combination of some settings, over each of some policies.
 
     Offline, where nothing is stopped, `warmup` stays 0 and what only it would tell apart is one
     policy. Online, one that was given nowhere is a quarter of a smaller budget, as in `Policy`.
 
     Args:
-        base: policies by label; one alone is called "policy".
+        base: policies by label; one alone is called "policy". Or the name of a preset.
         axes: for each setting the values to try.
 
     Returns:
@@ -64,8 +64,10 @@ def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str
     """
     if isinstance(base, Policy):
         base = {"policy": base}
+    elif isinstance(base, str):
+        base = {base: Policy.preset(base)}
     if not isinstance(base, Mapping) or not all(isinstance(p, Policy) for p in base.values()):
-        raise InvalidType(f"base is {base!r}: must be a Policy, or policies by label")
+        raise InvalidType(f"base is {base!r:.100}: must be a Policy, or policies by label")
     for setting, some in axes.items():
         if isinstance(some, str) or not isinstance(some, Iterable):
             raise InvalidType(f"{setting}={some!r}: must be a sequence of values to try")
@@ -290,7 +292,7 @@ class Pool:
 
 def replay(
     traces: Any,
-    policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str,
+    policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str | None = None,
     *,
     repeats: int | None = 64,
     seed: int = 0,
@@ -308,6 +310,7 @@ def replay(
         traces: what `deepconf.read_traces` takes, its reader, or a `Pool`. Only complete traces can
             be replayed: record an offline policy.
         policies: policies by label (`grid` makes many), or names of presets; see `Pool.read`.
+            None for those of the `Pool`, else `low` and `high`.
         repeats: how many runs each policy has on each question, on traces drawn without
             replacement, the same for every policy; None for one run in launch order.
         seed: of the draws.
@@ -322,13 +325,15 @@ def replay(
         InvalidType: `policies` is none of these.
         TraceFileError: a file cannot be read as traces.
     """
+    if policies is None and not isinstance(traces, Pool):
+        policies = ("low", "high")
     if isinstance(policies, Mapping):  # Before hours are spent on reading.
         _check(repeats, seed, lag, short_pools, most_runs)
         check_runs(policies, 1, repeats, most_runs)
     pool = (
         traces
         if isinstance(traces, Pool)
-        else Pool.read(traces, policies, progress=progress is True)
+        else Pool.read(traces, policies or (), progress=progress is True)
     )
     return pool.replay(
         policies,
@@ -354,7 +359,8 @@ def _chosen(
     elif not isinstance(policies, Mapping):
         if not isinstance(policies, Iterable) or not all(isinstance(p, str) for p in policies):
             raise InvalidType(
-                f"policies is {policies!r}: must be policies by label, or names of presets"
+                f"policies is {policies!r:.100}: must be policies by label, as "
+                '{"mine": policy}, or names of presets'
             )
         policies = {name: name for name in policies}
     if not policies:
