@@ -240,9 +240,16 @@ def _confidences(values: Any, place: str) -> Any:
     try:
         found = np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
-        raise InvalidType(f"{place} are no numbers: {error}") from error
+        nested = isinstance(values, list | tuple) and any(
+            isinstance(each, list | tuple | np.ndarray) for each in values
+        )
+        hint = ": where questions have lists of traces, flatten them" if nested else ""
+        raise InvalidType(f"{place} are no numbers: {error!s:.200}{hint}") from error
     if found.ndim != 1:
-        raise InvalidInput(f"{place} has {found.ndim} dimensions: must be one number a token")
+        raise InvalidInput(
+            f"{place} has {found.ndim} dimensions: must be one number a token: where questions "
+            "have lists of traces, flatten them, and name the question of each in questions"
+        )
     if not np.isfinite(found).all():
         token = int(np.argmin(np.isfinite(found)))
         raise InvalidInput(f"{place}[{token}] is {found[token]}: must be finite")

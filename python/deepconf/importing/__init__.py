@@ -511,7 +511,7 @@ def right_answers(gold: Any) -> dict[str, str]:
     found = {}
     for name, answer in gold.items():
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-            raise InvalidType(f"gold[{name!r}] is {answer!r}: must be a string or a number")
+            raise InvalidType(f"gold[{name!r}] is {answer!r:.100}: must be a string or a number")
         if not str(answer).strip():
             raise InvalidInput(f"gold[{name!r}] is empty: there must be one to compare with")
         found[str(name)] = str(answer)

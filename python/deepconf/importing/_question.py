@@ -80,7 +80,7 @@ def namer(question_id: Any) -> Namer:
     if callable(question_id):
         return lambda whole: _checked(_called(question_id, whole.value(), whole), whole)
     raise InvalidType(
-        f'question_id={question_id!r}: must be the name of a field, "regex:..." or a callable'
+        f'question_id={question_id!r:.100}: must be the name of a field, "regex:..." or a callable'
     )
 
 

@@ -70,7 +70,7 @@ def grid(base: Policy | Mapping[str, Policy] | str, **axes: Sequence[Any]) -> di
         raise InvalidType(f"base is {base!r:.100}: must be a Policy, or policies by label")
     for setting, some in axes.items():
         if isinstance(some, str) or not isinstance(some, Iterable):
-            raise InvalidType(f"{setting}={some!r}: must be a sequence of values to try")
+            raise InvalidType(f"{setting}={some!r:.100}: must be a sequence of values to try")
     policies = dict(base)
     axes = {name: list(values) for name, values in axes.items()}
     return laid(policies, axes, lambda label, settings: policies[label].replace(**settings))
