@@ -128,6 +128,7 @@ def test_tables_and_unknown_columns_are_scored_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["lowest_group"].to_numpy(), expected)
 
 
+@pytest.mark.filterwarnings("ignore::deepconf.SignalNeverArmed")
 def test_settings_are_those_given_then_those_recorded_then_the_defaults(tmp_path: Path) -> None:
     table = pool(1)
     plain = write(tmp_path / "a.parquet", table)
@@ -723,3 +724,21 @@ def test_log_probabilities_are_no_confidences(tmp_path: Path) -> None:
     whole = wrong.filter(pc.is_in(wrong["status"], pa.array(["finished"])))
     with pytest.raises(InvalidInput, match=r"question .q0., trace .* are these log-probabilities"):
         deepconf.replay(whole, ["low"])
+
+
+def test_a_window_that_no_trace_reaches_is_warned_of(tmp_path):
+    traces = deepconf.from_confidences([[9.0, 8.0], [7.0, 2.0]], ["4", "5"])
+    out = tmp_path / "out.parquet"
+    said = "no trace reaches the window of 2048 tokens .the longest has 2"
+    with pytest.warns(deepconf.SignalNeverArmed, match=said):
+        deepconf.score_traces(traces, out)
+    with pytest.warns(deepconf.SignalNeverArmed, match=said):
+        deepconf.vote_traces(traces, out)
+    deepconf.score_traces(traces, out, window=2)
+    deepconf.vote_traces(traces, out, keep=1.0, weight="majority")
+    pq.write_table(traces.to_arrow(), tmp_path / "t.parquet")
+    for command in ("score", "vote"):
+        line = [command, str(tmp_path / "t.parquet"), "-o", str(out)]
+        result = CliRunner().invoke(app, line)
+        assert result.exit_code == 0
+        assert "warning: no trace reaches the window of 2048 tokens" in result.stderr

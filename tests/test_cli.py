@@ -1042,3 +1042,10 @@ def test_a_run_that_is_killed_carries_on(tmp_path: Path) -> None:
     report = json.loads(table)
     assert report["complete"]
     assert f"{len(before)} finished, {6 - len(before)} to do" in err
+
+
+@pytest.mark.parametrize(("given", "meant"), [("--n", "--budget"), ("--temp", "--temperature")])
+def test_an_option_that_is_called_otherwise_here_is_named(given: str, meant: str) -> None:
+    result = CliRunner().invoke(app, ["think", "1+1=?", given, "8"])
+    assert result.exit_code == 2
+    assert meant in result.stderr

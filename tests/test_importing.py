@@ -225,8 +225,9 @@ def test_reasoning_is_part_of_the_text(tmp_path: Path) -> None:
 def test_gold_without_ids_is_not_matched_by_a_number_that_counts_otherwise() -> None:
     gold = [{"question": f"{n}?", "answer": "2"} for n in range(3)]
     files = [batch(str(n), choice(likely(2), r"\boxed{2}")) for n in (1, 2)]
-    refused(files, "called by their number, '0' to '2'", "are called '1', '2'", gold=gold)
-    same = [batch(str(n), choice(likely(2), r"\boxed{2}")) for n in (0, 1)]
+    files[:0] = [batch("0", choice(likely(2), r"\boxed{2}"))]
+    refused(files, "called by their number, 1 to 3", "are called '0', '1', '2'", gold=gold)
+    same = [batch(str(n), choice(likely(2), r"\boxed{2}")) for n in (1, 2)]
     assert column(import_traces(same, gold=gold), "correct") == [True, True]
 
 
@@ -922,7 +923,7 @@ def test_other_ways_to_find_an_answer() -> None:
 def test_an_extractor_that_fails_is_named_with_its_trace() -> None:
     refused(
         [response(choice(likely(2)))],
-        "source[0], choice 0 (question '0', trace 0): the answer extractor raised ZeroDivision",
+        "source[0], choice 0 (question '1', trace 0): the answer extractor raised ZeroDivision",
         answer=lambda text: str(1 // 0),
     )
 
@@ -971,7 +972,7 @@ def test_tokens_without_entries_are_refused_or_left_out(tmp_path: Path) -> None:
     rows = likely(4)
     rows[2] = []
     one = response(choice(rows))
-    says = "(question '0', trace 0): token 2 has no log-probabilities of the likeliest tokens (1 of"
+    says = "(question '1', trace 0): token 2 has no log-probabilities of the likeliest tokens (1 of"
     refused([one], says, "top_logprobs=20", "missing='skip' leaves out")
     with pytest.warns(RunWarning, match="left out: 1 token without log-probabilities"):
         table = import_traces([one], missing="skip")
@@ -1272,3 +1273,79 @@ def test_what_is_not_installed_is_named() -> None:
         assert f"needs the package {package}" in done.stdout
         assert "pip install '" in done.stdout
         assert "(the extra import of deepconf-rs)" in done.stdout
+
+
+def test_records_and_gold_without_ids_are_both_numbered_from_1(tmp_path: Path) -> None:
+    several = [response(*[choice(likely(2), f"\\boxed{{{n}}}")] * 2) for n in range(3)]
+    right = {n + 1: str(n) for n in range(3)}
+    questions = [{"question": f"{n}?", "answer": str(n)} for n in range(3)]
+    for source in (several, lines(tmp_path, *several)):
+        for gold in (right, questions):
+            found = import_traces(source, gold=gold)
+            assert column(found, "question_id") == ["1", "1", "2", "2", "3", "3"]
+            assert column(found, "correct") == [True] * 6
+        refused(
+            source,
+            "called by their number, 0 to 2",
+            "numbered 1 to 3 (the first is 1)",
+            gold={n: str(n) for n in range(3)},
+        )
+    named = {f"q{n}": str(n) for n in range(3)}
+    refused(several, "3 questions without ids, numbered 1 to 3", "leave gold's ids out", gold=named)
+
+
+def test_marking_later_goes_by_the_same_numbers() -> None:
+    several = [response(*[choice(likely(2), f"\\boxed{{{n}}}")] * 2) for n in range(3)]
+    traces = deepconf.from_openai(several)
+    assert traces.marked({n + 1: str(n) for n in range(3)}).correct == [True] * 6
+    with pytest.raises(InvalidInput, match="numbered 1 to 3: number gold as they are, from 1"):
+        traces.marked({n: str(n) for n in range(3)})
+
+
+def test_a_pattern_reads_id_where_there_is_no_custom_id() -> None:
+    records = [{**response(choice(likely(2))), "id": f"q{n}-0"} for n in range(2)]
+    found = import_traces(records, question_id="regex:(.+)-")
+    assert column(found, "question_id") == ["q0", "q1"]
+    refused(
+        records, "is not in its field id, since it has no custom_id, 'q0-0'", question_id="regex:x"
+    )
+    none = [response(choice(likely(2)))]
+    refused(none, "question_id finds None", "has the keys ", "choices", question_id="nothing")
+
+
+@pytest.mark.parametrize("gold", [["1", "2"], pytest.importorskip("pandas").Series(["1"])])
+def test_gold_that_is_a_mere_list_is_named(gold: Any) -> None:
+    with pytest.raises(InvalidType, match=r"gold is a .*must be a mapping from question id"):
+        import_traces([response(choice(likely(2)))], gold=gold)
+
+
+def test_gold_may_not_be_none_where_traces_are_marked() -> None:
+    traces = deepconf.from_confidences([[9.0]], ["4"])
+    with pytest.raises(InvalidInput, match="gold is None"):
+        traces.marked(None)
+
+
+def test_answers_come_as_a_column_of_a_frame_has_them() -> None:
+    pandas = pytest.importorskip("pandas")
+    column = pandas.Series([4, None, 5])
+    traces = deepconf.from_confidences([[9.0]] * 3, column, gold={"1": 4})
+    assert traces.answers == ["4", None, "5"]
+    assert traces.correct == [True, False, False]
+    assert deepconf.from_confidences([[9.0]] * 2, [7, pandas.NA]).answers == ["7", None]
+    with pytest.raises(InvalidType, match="answers: there are none"):
+        deepconf.from_confidences([[9.0]])
+    with pytest.raises(InvalidInput, match="questions says which question each trace answers"):
+        deepconf.from_confidences([[9.0]] * 2, ["4", "5"], gold={"q1": "4"})
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow"])
+def test_traces_are_saved(tmp_path: Path, name: str) -> None:
+    traces = deepconf.from_confidences([[9.0, 8.0], [7.0]], ["4", "5"], gold={"1": "4"})
+    path = traces.save(tmp_path / name)
+    again = deepconf.Traces.read(path)
+    assert again.correct == traces.correct
+    assert again.to_arrow().drop_columns(["confidence"]).to_pylist() == (
+        traces.to_arrow().drop_columns(["confidence"]).to_pylist()
+    )
+    with pytest.raises(InvalidInput, match=r"\.parquet"):
+        traces.save(tmp_path / "t.txt")

@@ -125,6 +125,7 @@ def pools_of_any_kind(draw):
     return {name: [trace() for _ in range(12)] for name in ("one", "two")}
 
 
+@pytest.mark.filterwarnings("ignore::deepconf.SignalNeverArmed")
 @settings(max_examples=150, deadline=None)
 @given(st.lists(policies_of_any_kind(), min_size=1, max_size=3), pools_of_any_kind())
 def test_any_policy_on_any_pool_is_replayed_as_the_live_controller_decides(policies, pools):
@@ -185,6 +186,33 @@ def test_the_frontier_is_plain_majority_at_every_budget():
             assert frontier.correct["majority"][at, question] == right
     assert (frontier.tokens["consensus"] <= frontier.tokens["majority"]).all()
     assert (frontier.tokens["consensus"] < frontier.tokens["majority"]).any()
+
+
+@given(st.permutations(range(5)))
+@settings(max_examples=20, deadline=None)
+def test_the_frontier_depends_on_budgets_only_and_on_no_order_of_policies(order):
+    policies = [
+        *(Policy.low(budget=budget, window=8, tail=8) for budget in (2, 8, 16)),
+        Policy.high(budget=16, warmup=1, window=4, tail=4, consensus=0.5, min_ballots=0),
+        Policy.offline(budget=16, window=8, tail=8, concurrency=3, seed=9),
+    ]
+    traces = table(POOLS)
+    first = deepconf.replay(traces, {str(at): policies[at] for at in range(5)}, repeats=2)
+    again = deepconf.replay(traces, {str(at): policies[at] for at in order}, repeats=2)
+    assert again.frontier.policies == first.frontier.policies
+    for name in ("correct", "tokens", "steps"):
+        for kind, of in getattr(first.frontier, name).items():
+            np.testing.assert_array_equal(getattr(again.frontier, name)[kind], of)
+
+
+def test_early_consensus_has_the_warmup_of_its_budget_in_flight_and_three_votes_at_least():
+    played = deepconf.replay(table(POOLS), LOW.replace(warmup=1, min_ballots=0), repeats=1)
+    found = [
+        (policy.budget, policy.concurrency, policy.min_ballots)
+        for policy in played.frontier.policies["consensus"]
+    ]
+    assert found[:4] == [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 3)]
+    assert found[-2:] == [(11, 2, 3), (16, 4, 4)]
 
 
 def test_the_full_budget_is_what_nothing_stopped_would_have_cost():
@@ -428,7 +456,7 @@ def test_traces_that_cannot_be_replayed_are_refused(traces, said):
     ("policies", "others", "error", "said"),
     [
         ({}, {}, InvalidInput, "there is none"),
-        (["low", 3], {}, InvalidType, "policies by label, or names of presets"),
+        (["low", 3], {}, InvalidType, "or names of presets"),
         (7, {}, InvalidType, "policies is 7"),
         ({"low": 3}, {}, InvalidType, r"policies\['low'\] is a int: must be a Policy"),
         (["lo"], {}, deepconf.UnknownPreset, "lo"),
@@ -517,8 +545,8 @@ def test_the_command_says_where_nothing_could_be_stopped(tmp_path):
     small = ["--budget", "16", "--window", "2048", "--repeats", "2"]
     result = CliRunner().invoke(app, [*line, *small])
     assert result.exit_code == 0
-    assert "note: low: in 100% of the runs nothing could be stopped" in result.stderr
-    assert "note: offline" not in result.stderr
+    assert "note: low: nothing could be stopped: no trace reaches the window" in result.stderr
+    assert "note: offline: no trace reaches the window" in result.stderr
 
 
 def test_live_runs_are_beside_their_replay_whatever_records_come_in():
@@ -640,6 +668,57 @@ def test_the_command_line_says_what_cannot_be_replayed(tmp_path, arguments, said
     assert "Traceback" not in result.output
 
 
+def test_a_window_that_no_trace_reaches_is_warned_of_and_said_in_what_comes_of_it():
+    traces = table(POOLS)
+    longest = max(len(t.confidence) for pool in POOLS.values() for t in pool)
+    long = LOW.replace(window=longest + 1)
+    with pytest.warns(deepconf.SignalNeverArmed, match=r"mine: nothing could be stopped"):
+        played = deepconf.replay(traces, {"mine": long, "fits": LOW}, repeats=2)
+    (note,) = played.summary().notes
+    assert f"the window of {longest + 1} tokens (the longest has {longest})" in note
+    assert note.split()[0] in repr(played.summary())
+    assert played.summary().to_dict()["notes"] == [note]
+    with pytest.warns(deepconf.SignalNeverArmed):
+        tuned = deepconf.tune(traces, {"mine": long}, repeats=2)
+    assert tuned.notes[0] == note
+    assert "nothing could be stopped" in repr(tuned)
+    offline = Policy.offline(budget=16, window=longest + 1)
+    with pytest.warns(deepconf.SignalNeverArmed, match="each is one group, its mean"):
+        deepconf.replay(traces, {"mine": offline}, repeats=2)
+    votes = offline.replace(keep=1.0, weight="majority")
+    assert not deepconf.replay(traces, {"heads": votes}, repeats=2).summary().notes
+
+
+def test_questions_of_one_trace_are_noted():
+    alone = {name: pool[:1] for name, pool in POOLS.items()}
+    played = deepconf.replay(table(alone), Policy.low(budget=1, window=2), repeats=1)
+    assert "each of the 6 questions has one trace" in played.summary().notes[-1]
+    assert "has one trace" in deepconf.diagnose(table(alone)).notes[-1]
+
+
+def test_a_tie_has_one_value_in_a_diagnosis_and_a_replay():
+    rows = [("a", True), ("b", False), ("b", False), ("a", True), ("c", False)]
+    traces = pa.table(
+        {
+            "question_id": ["q1"] * 5 + ["q2"] * 2,
+            "trace": pa.array([*range(5), 0, 1], pa.int32()),
+            "answer": [*(answer for answer, _ in rows), "a", "a"],
+            "status": ["finished"] * 7,
+            "num_tokens": pa.array([2] * 7, pa.int32()),
+            "confidence": pa.array([[9.0, 8.0]] * 7, pa.list_(pa.float32())),
+            "correct": [*(right for _, right in rows), True, True],
+        }
+    )
+    found = deepconf.diagnose(traces, window=1)
+    assert found.answers.majority.value == 0.75
+    assert (found.answers.majority_wrong, found.answers.tied) == (1, 1)
+    assert any("tie for the majority" in note for note in found.notes)
+    played = deepconf.replay(
+        traces, Policy.low(budget=5, window=1), repeats=400, short_pools="resample"
+    )
+    assert played.frontier.correct["majority"][-1].mean() == pytest.approx(0.75, abs=0.05)
+
+
 def test_where_the_file_says_no_budget_it_is_the_fewest_traces_of_a_question(tmp_path):
     pools = {"a": POOLS["q0"], "b": POOLS["q1"][:10]}
     found = table(pools)
@@ -721,3 +800,32 @@ def test_a_summary_shows_itself_in_some_lines():
     assert max(map(len, lines)) <= 101
     one = deepconf.replay(table({"q": POOLS["q0"]}), {"low": LOW}, repeats=1)
     assert repr(one) == "<deepconf.Replay: 1 policy, 1 question, 1 repeat>"
+
+
+def test_without_policies_those_of_the_command_are_taken():
+    traces = table(POOLS, metadata={"window": "8"})
+    assert list(deepconf.replay(traces, repeats=1).policies) == ["low", "high"]
+    assert deepconf.tune(traces, repeats=2).confidence.label == "low"
+    assert list(deepconf.grid("low", keep=[0.5])) == ["low keep=0.5"]
+    with pytest.raises(InvalidType, match=r'as \{"mine": policy\}'):
+        deepconf.replay(traces, [LOW])
+
+
+def test_without_answers_what_agreement_is_and_how_they_become_known_is_said(tmp_path):
+    found = deepconf.replay(table(POOLS, marked=False), LOW, repeats=1).summary()
+    assert "agreement is with the vote of all traces" in found.notes[-1]
+    assert "marked(gold)" in found.notes[-1]
+    pq.write_table(table(POOLS), tmp_path / "t.parquet")
+    for command in ("replay", "tune", "diagnose"):
+        result = CliRunner().invoke(app, [command, str(tmp_path / "t.parquet"), "--gold", "g"])
+        assert result.exit_code == 2
+        assert "marked(gold)" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_range_and_a_file_of_settings_that_is_none_are_named(tmp_path):
+    pq.write_table(table(POOLS), tmp_path / "t.parquet")
+    line = [str(tmp_path / "t.parquet"), "-p", "low", "--window", "8"]
+    result = CliRunner().invoke(app, ["replay", *line, "--grid", "keep=0.1:0.9"])
+    assert "keep=0.1,0.9" in result.stderr
+    result = CliRunner().invoke(app, ["tune", *line, "--out", str(tmp_path / "dc.txt")])
+    assert "ends in .json" in " ".join(result.stderr.split())

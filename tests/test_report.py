@@ -333,6 +333,19 @@ def test_the_closing_sentence_says_that_majority_is_better() -> None:
     assert (low.against_majority.lost, low.against_majority.p) == (20, 2 / 2**20)
 
 
+def test_an_interrupted_run_is_compared_over_the_questions_that_all_policies_have() -> None:
+    whole = compared([True, False, False, True], spent=55)
+    policies = {"offline": Policy.offline(budget=8, min_ballots=1), "low": Policy.low(warmup=4)}
+    names = [f"q{at}" for at in range(4)]
+    report = summarise("m", names, policies, whole.records[:-2])
+    (beside,) = [row for row in report.rows if row.method == "majority of 5"]
+    assert beside.questions == 2
+    assert "2 of 4 questions finished: its row, and those of majority below it" in report.notes[0]
+    assert report.closing.endswith("That is over the 2 questions that all policies have.")
+    half = summarise("m", names[:2], policies, whole.records[:2] + whole.records[4:6])
+    assert report.closing.startswith(half.closing)
+
+
 def test_a_policy_with_a_failed_trace_is_compared_on_the_other_questions() -> None:
     report = compared([True, True], spent=55)
     records = report.records

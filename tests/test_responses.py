@@ -462,7 +462,7 @@ def test_a_data_frame_of_confidences_is_told_what_to_pass() -> None:
 def test_confidences_that_are_there_become_traces() -> None:
     values = [[9.0, 8.5], np.array([7, 3, 2.5], np.float64), [9.5], []]
     answers = ["1/2", "3", "0.5", None]
-    traces = from_confidences(values, answers, gold={"0": "0.5"})
+    traces = from_confidences(values, answers, gold={"1": "0.5"})
     assert traces.answers == ["1/2", "3", "1/2", None]
     assert traces.correct == [True, False, True, False]
     assert [found.dtype for found in traces.confidences] == [np.float32] * 4
@@ -495,7 +495,7 @@ def test_confidences_of_several_questions() -> None:
         (([[1.0, np.nan]], ["1"]), InvalidInput, r"confidences\[0\]\[1\] is nan: must be finite"),
         (([[-1.0, -2.0]], ["1"]), InvalidInput, "below 0 on the whole: .* token_confidence makes"),
         (([["a"]], ["1"]), InvalidType, r"confidences\[0\] are no numbers"),
-        (([[1.0]], [1]), InvalidType, r"answers\[0\] is 1, a int: must be a str or None"),
+        (([[1.0]], [[1]]), InvalidType, r"answers\[0\] is \[1\], a list: must be a str, a number"),
         (("abc", ["1"]), InvalidType, "confidences is a str: must be a sequence"),
         ((pd.DataFrame({"c": [[1.0]]}), ["1"]), InvalidType, "must be one of its columns"),
     ],

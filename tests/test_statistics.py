@@ -143,7 +143,9 @@ def test_a_difference_is_clear_by_one_rule() -> None:
     assert [paired(each, nothing)[0].clear for each in (few, enough, shares)] == [False, True, True]
     assert [paired(each, nothing)[0].p for each in (few, shares)] == [sign_test(5, 0), None]
     assert "p = 0.062" in difference_in_words(paired(few, nothing)[0])
-    assert difference_in_words(paired(shares, nothing)[0]).endswith("; 0 lost, 5 won")
+    assert difference_in_words(paired(shares, nothing)[0]).endswith(
+        "; higher on 5 questions, lower on 0"
+    )
 
 
 # ---- majority at the same tokens ----------------------------------------------------------------

@@ -119,7 +119,7 @@ def of_replay(replay: Replay) -> str:
     title = (
         f"Replay: {counted(found.questions, 'question')}, {counted(found.repeats, 'draw')} of each"
     )
-    return table(title, columns, rows, len(found.rows), [found.closing])
+    return table(title, columns, rows, len(found.rows), [*found.notes, found.closing])
 
 
 def of_traces(traces: Traces) -> str:

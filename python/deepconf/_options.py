@@ -292,6 +292,10 @@ def _default(option: dataclasses.Field[Any]) -> Any:
     return inspect.Parameter.empty
 
 
+# What other programs call an option of ours.
+_MEANT = {"--n": ["--budget"], "--num-traces": ["--budget"], "--samples": ["--budget"]}
+
+
 class TakesQuestion(TyperCommand):
     """A command whose argument may begin with a minus, as in `-3+5=?`."""
 
@@ -315,4 +319,12 @@ class TakesQuestion(TyperCommand):
                 options.append(arg)
                 if arg in takes_value:
                     options += [value for value in [next(rest, None)] if value is not None]
-        return super().parse_args(ctx, [*options, *(["--", *questions] if questions else [])])
+        try:
+            return super().parse_args(ctx, [*options, *(["--", *questions] if questions else [])])
+        except Exception as error:
+            name = getattr(error, "option_name", None)
+            if name is not None and hasattr(error, "possibilities"):
+                every = [opt for parameter in self.params for opt in parameter.opts]
+                meant = _MEANT.get(name) or [opt for opt in every if opt.startswith(name)]
+                error.possibilities = meant or error.possibilities
+            raise

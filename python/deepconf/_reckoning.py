@@ -30,6 +30,7 @@ from deepconf._records import (
     traces_of,
 )
 from deepconf._statistics import Difference, Estimate, auroc, estimates, paired, pairs_won, within
+from deepconf._words import counted
 from deepconf.errors import MissingExtra
 from deepconf.report import Report, Row, in_words
 from deepconf.result import MEASURES
@@ -216,7 +217,8 @@ class _Beside:
     def __init__(self, majorities: Majorities) -> None:
         self._majorities = majorities
         self._places = {name: at for at, name in enumerate(majorities.questions)}
-        self._compared: list[_Compared] = []
+        # By policy: places of its questions, whether each is right, and its tokens.
+        self._found: dict[str, tuple[list[int], Floats, Floats]] = {}
 
     @classmethod
     def of(
@@ -227,9 +229,8 @@ class _Beside:
             return None, []
         from deepconf.lab.majority import majorities
 
-        online = next((p for p in policies.values() if p.mode == "online"), None)
         try:
-            found = majorities(known, policies[reference], online)
+            found = majorities(known, policies[reference])
         except MissingExtra as error:
             return None, [f"no policy is compared with majority at the same tokens: {error}"]
         return (None if found is None else cls(found)), []
@@ -260,8 +261,7 @@ class _Beside:
         right = np.array([bool(record["correct"]) for record in mine.values()], np.float64)
         tokens = np.array([generated(record) for record in mine.values()], np.float64)
         equal = self._majorities.at(places, right, float(tokens.sum()))
-        accuracy, spent = estimates(np.stack([right, tokens]))
-        self._compared.append(_Compared(label, accuracy, spent, equal))
+        self._found[label] = places, right, tokens
         _, full = self._majorities.whole("majority", places)
         names = {"majority": "majority of", "consensus": f"{_EARLY} of"}
         rows: list[_Found] = []
@@ -279,10 +279,25 @@ class _Beside:
         return equal["majority"].difference, rows
 
     def closing(self) -> str:
-        """Whether confidence helped."""
+        """Whether confidence helped, over the questions that all policies have."""
         from deepconf.lab._verdict import closing
 
-        return closing(self._compared, gold=True) if self._compared else ""
+        each = [set(places) for places, *_ in self._found.values()]
+        both = set.intersection(*each) if each else set()
+        if not both:
+            return ""
+        compared = []
+        for label, (places, right, tokens) in self._found.items():
+            some = np.array([place in both for place in places])
+            right, tokens = right[some], tokens[some]
+            mine = [place for place in places if place in both]
+            equal = self._majorities.at(mine, right, float(tokens.sum()))
+            accuracy, spent = estimates(np.stack([right, tokens]))
+            compared.append(_Compared(label, accuracy, spent, equal))
+        said = closing(compared, gold=True)
+        if all(places == both for places in each):
+            return said
+        return f"{said} That is over the {counted(len(both), 'question')} that all policies have."
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def notes(
             "traces that all ran to their end, so they are left out"
         )
     found += [
-        f"{label}: {len(of)} of {counted(asked, 'question')} finished, its row is over those"
+        f"{label}: {len(of)} of {counted(asked, 'question')} finished: its row, and those of "
+        "majority below it, are over these, and so is what it is compared with; other rows are not"
         for label, of in by_policy.items()
         if len(of) < asked
     ]
@@ -74,8 +75,8 @@ def notes(
     ]
     if given_up:
         found.append(
-            "the filter left too few ballots and was given up in some questions: "
-            + "; ".join(given_up)
+            "the filter left fewer traces with an answer than min_ballots, and was given up so "
+            "that all voted, in some questions: " + "; ".join(given_up)
         )
     for label, of in by_policy.items():
         unarmed = [why for record in of.values() if (why := record["result"]["unarmed"])]

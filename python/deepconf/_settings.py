@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +168,8 @@ def check_target(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(name, str) or not name.strip() or name in Policy.presets():
         raise InvalidInput(f"name={name!r}: must be a name, and not that of a preset")
     path = path.expanduser()
+    if path.suffix.lower() != ".json" and not path.is_dir():
+        raise InvalidInput(f"{path}: a file of settings ends in .json, such as deepconf.json")
     if path.is_dir() or not path.parent.is_dir():
         why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise RunFileError(f"{path}: cannot be written: {why}")
@@ -216,6 +219,11 @@ def axes(given: Iterable[str], option: str) -> dict[str, list[Any]]:
         name, equals, values = pair.partition("=")
         if not equals or not name.strip() or not all(v.strip() for v in values.split(",")):
             raise InvalidInput(f"{option} {pair!r}: must be NAME=VALUE,VALUE,...")
+        if re.fullmatch(r"[-+.\d:]+:[-+.\d]+", values):
+            listed = values.replace(":", ",")
+            raise InvalidInput(
+                f"{option} {pair!r}: is no range: name each value, as {name}={listed}"
+            )
         known = found.setdefault(name.strip().replace("-", "_"), [])
         for value in map(_value, map(str.strip, values.split(","))):
             if value in known:

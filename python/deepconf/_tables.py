@@ -104,9 +104,10 @@ def show_beside(out: Console, policies: Iterable[Beside]) -> None:
 def show_tuning(out: Console, tuning: Tuning) -> None:
     """Prints what was chosen, what it was compared with, and what that is worth."""
     what = "accuracy" if tuning.gold else "agreement"
+    asked = f"{tuning.objective} with {tuning.goal}".replace("accuracy", what)
     table = _table(
         out,
-        f"{tuning.objective} with {tuning.goal}: chosen on some of "
+        f"{asked}: chosen on some of "
         f"{counted(tuning.questions, 'question')} "
         f"and measured on the others, {tuning.folds} times",
         ["", f"{what} [95%]", "tokens", "of full", "goal"],

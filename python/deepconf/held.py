@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,7 +27,7 @@ from deepconf.answers import marks, named
 from deepconf.batch import only
 from deepconf.batch._in_force import SCORING, measures
 from deepconf.errors import InvalidInput, SignalNeverArmed
-from deepconf.importing import COLUMNS, right_answers, table
+from deepconf.importing import COLUMNS, misnumbered, right_answers, table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -256,11 +257,21 @@ class Traces:
         Raises:
             InvalidInput: none of the questions is in it.
         """
+        if gold is None:
+            raise InvalidInput(
+                "gold is None: must be a mapping from question id, or a questions file"
+            )
         known = right_answers(gold)
         answers: dict[str, dict[str, None]] = {name: {} for name in self.questions if name in known}
         if not answers:
             ids, keys = (", ".join(map(repr, list(of)[:3])) for of in (self.questions, known))
             raise InvalidInput(f"gold: has none of the questions, {ids}, ..., but {keys}, ...")
+        if self._numbered and misnumbered(known, self.questions):
+            raise InvalidInput(
+                f"gold: its questions are called {min(known, key=int)} to {max(known, key=int)}, "
+                f"and those of the traces have no ids and are numbered {self.questions[0]} to "
+                f"{self.questions[-1]}: number gold as they are, from 1, or give both ids"
+            )
         for name, answer in zip(self.questions, self.answers, strict=True):
             if name in answers and answer is not None:
                 answers[name][answer] = None
@@ -286,6 +297,28 @@ class Traces:
             MissingExtra: pyarrow is not installed.
         """
         return table(self._rows, lambda: self.settings)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a trace file, which the commands and `Traces.read` take.
+
+        Args:
+            path: where, `.parquet`, `.arrow` or `.feather`; a file that is there is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            InvalidInput: another suffix.
+            MissingExtra: pyarrow is not installed.
+            TraceFileError: it cannot be written.
+        """
+        from deepconf.traces import TraceWriter, spare_recordings, target
+
+        spare_recordings(target(path))
+        found = self.to_arrow()
+        with TraceWriter(path, schema=found.schema, settings=self.settings) as writer:
+            writer.write(found)
+        return writer.path
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """The same through the interface that libraries of data frames share."""

@@ -84,7 +84,10 @@ def _values(content: bytes, name: str) -> Iterator[tuple[str, int, Any]]:
         try:
             value = json.loads(part)
         except ValueError as error:
-            raise InvalidInput(f"{name}, line {line}: not JSON: {error}") from error
+            raise InvalidInput(
+                f"{name}, line {line}: not JSON: {error}: questions are JSON lines, a JSON "
+                "array or Parquet"
+            ) from error
         yield "line", line, value
 
 
@@ -145,7 +148,7 @@ def posed(
         if not isinstance(last.get("content"), str):
             raise InvalidInput(
                 f"suffix={suffix!r}: cannot be appended to the last message of the question, "
-                f"{last!r}: its content must be a string"
+                f"{last!r:.100}: its content must be a string"
             )
         last["content"] += f"\n{suffix}"
     return messages
@@ -157,7 +160,8 @@ def read_questions(
     """Questions in any form, and a hash that tells them from others.
 
     Args:
-        questions: a file (see `load_questions`), or `Question`s, or mappings with the same keys.
+        questions: a file (see `load_questions`), or `Question`s, or mappings with the same keys,
+            numbered from 1 where they have no id.
 
     Returns:
         The questions, and the SHA-256 of the file, or of what there is instead of one.
@@ -168,7 +172,7 @@ def read_questions(
     if isinstance(questions, str | Path):
         return _read(questions)
     every = [
-        item if isinstance(item, Question) else _question(item, str(at), f"questions[{at}]")
+        item if isinstance(item, Question) else _question(item, str(at + 1), f"questions[{at}]")
         for at, item in enumerate(questions)
     ]
     if not every:
@@ -191,17 +195,20 @@ def _question(value: Any, default: str, place: str) -> Question:
         raise InvalidInput(f"{place}: there is no 'question'; the keys are {sorted(value)}")
     name, question, answer = value.get("id", default), value["question"], value.get("answer")
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise InvalidInput(f"{place}: id is {name!r}: must be a string or a whole number")
+        raise InvalidInput(f"{place}: id is {name!r:.100}: must be a string or a whole number")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise InvalidInput(f"{place}: answer is {answer!r}: must be a string or a number")
+        raise InvalidInput(f"{place}: answer is {answer!r:.100}: must be a string or a number")
     if not str(answer).strip():
         raise InvalidInput(f"{place}: answer is empty: leave it out where it is not known")
     if isinstance(question, list) and question:
         for message in question:
             if not (isinstance(message, Mapping) and "role" in message and "content" in message):
                 raise InvalidInput(
-                    f"{place}: question holds the message {message!r}: must have role and content"
+                    f"{place}: question holds the message {message!r:.100}: must have role "
+                    "and content"
                 )
     elif not isinstance(question, str) or not question.strip():
-        raise InvalidInput(f"{place}: question is {question!r}: must be a string or chat messages")
+        raise InvalidInput(
+            f"{place}: question is {question!r:.100}: must be a string or chat messages"
+        )
     return Question(str(name), question, None if answer is None else str(answer))

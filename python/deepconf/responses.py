@@ -122,7 +122,7 @@ def from_openai(
         math: whether algebra helps to tell whether answers are the same.
         gold: right answers.
         question_id: how the question of a response is found. None for its `question_id` or
-            `custom_id`, else its number, from 0 (of lines from 1). Responses of one choice each
+            `custom_id`, else its number, from 1. Responses of one choice each
             that have neither are one question to `Traces.vote`.
         missing: "error", or "skip".
 
@@ -147,7 +147,7 @@ def from_openai(
 
 def from_confidences(
     confidences: Iterable[Any],
-    answers: Iterable[str | None],
+    answers: Iterable[str | int | float | None] | None = None,
     *,
     questions: Iterable[Any] | None = None,
     statuses: Iterable[str] | None = None,
@@ -156,16 +156,16 @@ def from_confidences(
 ) -> Traces:
     """Traces out of token confidences that are there already, and answers.
 
-    >>> traces = from_confidences([[9.0, 8.5], [7.0, 3.0]], ["4", "5"], gold={"0": "4"})
+    >>> traces = from_confidences([[9.0, 8.5], [7.0, 3.0]], ["4", "5"], gold={"1": "4"})
     >>> traces.correct
     [True, False]
 
     Args:
         confidences: `[traces]` of float `[num_tokens]` each, nats: minus the mean of the k largest
             log-probabilities of a token, as `token_confidence` gives.
-        answers: `[traces]`, as text; None where a trace has none. Those that are the same within a
-            question share a name.
-        questions: `[traces]`, the question that each answers, in any order; None for one, "0".
+        answers: `[traces]`, text or numbers; None, or NaN, where a trace has none. Those that are
+            the same within a question share a name.
+        questions: `[traces]`, the question that each answers, in any order; None for one, "1".
         statuses: `[traces]`, `finished` or `length` (cut short); None where all are finished.
         math: whether algebra helps to tell whether answers are the same; see `answers.AnswerBook`.
         gold: right answers: a mapping from question, or a questions file.
@@ -177,6 +177,8 @@ def from_confidences(
     """
     from deepconf.importing._json import Found
 
+    if answers is None:
+        raise InvalidType("answers: there are none: must be one a trace, None where it has none")
     given = {"confidences": confidences, "answers": answers, "questions": questions}
     columns = {
         name: _column(values, name)
@@ -192,25 +194,38 @@ def from_confidences(
     job = Import(math=math, gold=gold)
 
     def found() -> Iterator[Found]:
-        names = columns.get("questions", ["0"] * count)
+        names = columns.get("questions", ["1"] * count)
         ends = columns.get("statuses", ["finished"] * count)
         every = zip(columns["confidences"], columns["answers"], names, ends, strict=True)
         for at, (values, answer, question, status) in enumerate(every):
             if status not in ("finished", "length"):
                 raise InvalidInput(f"statuses[{at}] is {status!r}: must be 'finished' or 'length'")
-            if not isinstance(answer, str | None):
-                kind = type(answer).__name__
-                raise InvalidType(f"answers[{at}] is {answer!r}, a {kind}: must be a str or None")
+            answer = _answered(answer, at)
             place = f"confidences[{at}]"
             # Whatever is said of them, an answer that is given is not looked for in a text.
             row = Found(place, str(question), status, rows=_confidences(values, place))
             row.answer, row.extract = answer, False
             yield row
 
-    rows = list(job.found(found()))
+    rows = list(job.found(found(), named=questions is not None))
     _say(job)
     settings = {name: value for name, value in job.settings().items() if name != "entries"}
     return Traces(rows, settings, math=math)
+
+
+def _answered(answer: Any, at: int) -> str | None:
+    """An answer as text; None for what stands for none in a data frame."""
+    if isinstance(answer, np.generic):
+        answer = answer.item()
+    if answer is None or type(answer).__name__ in ("NAType", "NaTType") or answer != answer:
+        return None
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise InvalidType(
+            f"answers[{at}] is {answer!r:.100}, a {type(answer).__name__}: must be a str, a number "
+            "or None"
+        )
+    whole = isinstance(answer, float) and answer.is_integer()  # As a column with gaps has them.
+    return str(int(answer) if whole else answer)
 
 
 def _column(values: Any, name: str) -> list[Any]:
@@ -225,9 +240,16 @@ def _confidences(values: Any, place: str) -> Any:
     try:
         found = np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
-        raise InvalidType(f"{place} are no numbers: {error}") from error
+        nested = isinstance(values, list | tuple) and any(
+            isinstance(each, list | tuple | np.ndarray) for each in values
+        )
+        hint = ": where questions have lists of traces, flatten them" if nested else ""
+        raise InvalidType(f"{place} are no numbers: {error!s:.200}{hint}") from error
     if found.ndim != 1:
-        raise InvalidInput(f"{place} has {found.ndim} dimensions: must be one number a token")
+        raise InvalidInput(
+            f"{place} has {found.ndim} dimensions: must be one number a token: where questions "
+            "have lists of traces, flatten them, and name the question of each in questions"
+        )
     if not np.isfinite(found).all():
         token = int(np.argmin(np.isfinite(found)))
         raise InvalidInput(f"{place}[{token}] is {found[token]}: must be finite")

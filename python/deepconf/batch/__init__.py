@@ -21,6 +21,7 @@ from deepconf.batch._in_force import (
     SCORING,
     VOTING,
     InForce,
+    check_window,
     is_scored,
     measures,
     scoring_settings,
@@ -120,6 +121,9 @@ def score_traces(
         InvalidInput: a setting that cannot be right, or that files have with different values; a
             confidence that is not finite; a column that has the name of a score.
         TraceFileError: a file cannot be read or written, or is no trace file.
+
+    Warns:
+        SignalNeverArmed: no trace is a window long.
     """
     only(settings, SCORING)
     threads = cores() if threads is None else threads
@@ -128,7 +132,7 @@ def score_traces(
     in_force = scoring_settings(reader, settings)
     schema = score_schema(reader.schema)
     policy = in_force.policy
-    tokens = 0
+    tokens = longest = 0
     metadata = {
         **reader.settings,
         "window": policy.window,
@@ -141,8 +145,11 @@ def score_traces(
     ):
         batches = reader.map(lambda batch: scored(batch, schema, policy, threads), threads=threads)
         for table in _gathered(_watched(batches, reader.num_rows, tell)):
-            tokens += int(np.sum(table["num_tokens"].to_numpy(), dtype=np.int64))
+            lengths = table["num_tokens"].to_numpy()
+            tokens += int(np.sum(lengths, dtype=np.int64))
+            longest = max(longest, int(lengths.max(initial=0)))
             writer.write(table)
+    check_window(policy, longest, 2)
     return Scored(writer.path, writer.num_rows, tokens, in_force)
 
 
@@ -242,6 +249,9 @@ def vote_traces(
             an answer that is marked right and wrong; traces with k = 1 that are to be filtered or
             weighed; traces that were scored with other settings.
         TraceFileError: a file cannot be read or written, or is no trace file.
+
+    Warns:
+        SignalNeverArmed: a group of tokens filters or weighs, and no trace is a window long.
     """
     only(settings, (*VOTING, *SCORING))
     threads = cores() if threads is None else threads
@@ -274,6 +284,8 @@ def vote_traces(
             ballots.add(batch)
         table = ballots.table(schema)
         writer.write(table)
+    if {"lowest_group", "bottom_group"} & set(needed):
+        check_window(in_force.policy, ballots.longest, 2)
     known = table["correct"].drop_null()
     return Voted(
         path=writer.path,

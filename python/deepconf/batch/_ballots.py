@@ -50,6 +50,8 @@ class Ballots:
         self._batches: list[pa.RecordBatch] = []
         self._gold: dict[str, str] = {}
         self._marks: dict[tuple[str, str], bool] = {}
+        self.longest = 0
+        """Tokens of the longest trace."""
 
     def small(self, batch: pa.RecordBatch, threads: int) -> pa.RecordBatch:
         """A batch without its confidences, and with the measures that are needed."""
@@ -65,6 +67,7 @@ class Ballots:
             "trace": batch["trace"],
             "answer": batch["answer"],
             "whole": whole,
+            "num_tokens": batch["num_tokens"],
         }
         for name in ("correct", "gold"):
             if name in batch.schema.names:
@@ -85,6 +88,7 @@ class Ballots:
         """Takes a batch of `small`; what is the same for many traces is kept once."""
         pa = arrow()
         table = pa.Table.from_batches([batch])
+        self.longest = max(self.longest, int(batch["num_tokens"].to_numpy().max(initial=0)))
         if "gold" in batch.schema.names:
             for question, gold in _distinct(table, ["question_id", "gold"]):
                 if self._gold.setdefault(question, gold) != gold:

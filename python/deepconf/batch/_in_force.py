@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deepconf._core import Policy
-from deepconf.errors import InvalidInput
+from deepconf.errors import InvalidInput, SignalNeverArmed
 
 if TYPE_CHECKING:
     from deepconf.traces import TraceReader
@@ -16,6 +17,7 @@ __all__ = [
     "SCORING",
     "VOTING",
     "InForce",
+    "check_window",
     "is_scored",
     "measures",
     "scoring_settings",
@@ -134,6 +136,23 @@ def measures(policy: Policy) -> list[str]:
     ranked = [policy.measure] if policy.keep < 1.0 else []
     weighed = [policy.weight] if policy.weight != "majority" else []
     return list(dict.fromkeys([*ranked, *weighed]))
+
+
+def check_window(policy: Policy, longest: int, stacklevel: int) -> None:
+    """Warns where no trace is a window long, so that the lowest group of each is its mean.
+
+    Args:
+        policy: as traces were scored.
+        longest: tokens of the longest trace; 0 where there is none.
+        stacklevel: whose call it is about, as of `warnings.warn` here.
+    """
+    if 0 < longest < policy.window:
+        warnings.warn(
+            f"no trace reaches the window of {policy.window} tokens (the longest has {longest}): "
+            "each is one group, its mean; use a smaller window, such as an eighth of their length",
+            SignalNeverArmed,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def is_scored(reader: TraceReader, needed: list[str]) -> bool:

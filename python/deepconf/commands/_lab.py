@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +14,25 @@ import typer
 from deepconf import _layers, _settings
 from deepconf._core import Policy
 from deepconf._options import OfPolicy
+from deepconf.errors import DeepConfWarning
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from deepconf.traces import TraceReader
 
-__all__ = ["Grid", "Lag", "Laid", "Repeats", "Seed", "Settings", "ShortPools", "Traces"]
+__all__ = [
+    "Grid",
+    "Lag",
+    "Laid",
+    "NoGold",
+    "Repeats",
+    "Seed",
+    "Settings",
+    "ShortPools",
+    "Traces",
+    "warned",
+]
 
 Traces = Annotated[
     list[str],
@@ -45,10 +61,31 @@ ShortPools = Annotated[
         help="What to do with a question of fewer traces than a budget.",
     ),
 ]
+NoGold = Annotated[
+    str | None,
+    typer.Option("--gold", hidden=True, callback=lambda value: _no_gold(value)),
+]
 Settings = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A deepconf.json to start from.", show_default=False),
 ]
+
+
+def _no_gold(value: str | None) -> None:
+    if value is not None:
+        from deepconf.lab._verdict import GIVE_GOLD
+
+        raise typer.BadParameter(f"traces hold their right answers: {GIVE_GOLD}")
+
+
+@contextlib.contextmanager
+def warned(err: Console) -> Iterator[None]:
+    """Shows warnings as lines behind the work, without where they were raised."""
+    with warnings.catch_warnings(record=True) as every:
+        warnings.simplefilter("always", DeepConfWarning)
+        yield
+    for each in every:
+        err.print(f"warning: {each.message}", style="yellow", soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from deepconf import _options as o
 from deepconf._setup import guarded, own_stdout
 from deepconf._words import counted
 from deepconf.commands._app import app, print_json
-from deepconf.commands._lab import Traces
+from deepconf.commands._lab import Traces, warned
 from deepconf.errors import InvalidInput
 
 Out = Annotated[
@@ -70,7 +70,7 @@ def score_command(
         console, err = _render.console(stdout), _render.console(sys.stderr)
         reader = read_traces(traces)
         err.print(f"settings: {scoring_settings(reader, settings)}", soft_wrap=True)
-        with _render.Bars(err) as bars:
+        with warned(err), _render.Bars(err) as bars:
             done = score_traces(
                 reader,
                 out,
@@ -151,7 +151,7 @@ def vote_command(
         console, err = _render.console(stdout), _render.console(sys.stderr)
         reader = read_traces(traces, columns=["question_id"])
         err.print(f"settings: {voting_settings(reader, settings)}", soft_wrap=True)
-        with _render.Bars(err) as bars:
+        with warned(err), _render.Bars(err) as bars:
             done = vote_traces(
                 reader,
                 out,

@@ -19,7 +19,11 @@ from deepconf.commands._app import app, print_json
 def diagnose(
     traces: lab.Traces,
     window: Annotated[
-        int | None, typer.Option(help="Tokens in a group. Default: the recording's, else 2048.")
+        int | None,
+        typer.Option(
+            help="Tokens in a group. Default: the recording's, else an eighth of the median "
+            "length, at most 2048."
+        ),
     ] = None,
     tail: Annotated[
         int | None, typer.Option(help="Tokens of the tail confidence, likewise.")
@@ -28,6 +32,7 @@ def diagnose(
         float | None,
         typer.Option(help="The share of groups of the bottom-group confidence, likewise."),
     ] = None,
+    gold: lab.NoGold = None,
     as_json: AsJson = False,
 ) -> None:
     """Tells whether confidence tells right traces from wrong ones, and whether it could help."""

@@ -80,7 +80,7 @@ def import_(
         typer.Option(
             help="Where several records answer one question: the field that says which, such as "
             'metadata.id or prompt; or "regex:(.+)-", of which the group is taken out of '
-            "custom_id.",
+            "custom_id, else id.",
             show_default=False,
         ),
     ] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from deepconf._setup import guarded, own_stdout
 from deepconf._words import counted
 from deepconf.commands import _lab as lab
 from deepconf.commands._app import app, print_json
+from deepconf.errors import SignalNeverArmed
 
 
 @app.command("replay")
@@ -51,6 +53,7 @@ def replay(
             show_default=False,
         ),
     ] = None,
+    gold: lab.NoGold = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Replays policies on recorded traces: accuracy and tokens, beside plain majority's.
@@ -77,7 +80,8 @@ def replay(
         policies = laid.policies
         check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
         _render.show_settings(err, laid.in_words)
-        with _render.Bars(err) as bars:
+        with _render.Bars(err) as bars, warnings.catch_warnings():
+            warnings.simplefilter("ignore", SignalNeverArmed)  # A note below.
             reading = functools.partial(bars.tell, "reading traces")
             pool = Pool.read(reader, policies, progress=reading)
             played = pool.replay(
@@ -97,16 +101,8 @@ def replay(
             err.print(
                 f"note: left out: {counted(pool.left_out, 'trace')} that failed when recorded"
             )
-        unarmed = played.columns["unarmed"].mean(axis=(1, 2))
-        for label, share in zip(policies, unarmed, strict=True):
-            if share > 0.5:
-                window = policies[label].window
-                err.print(
-                    f"note: {label}: in {share:.0%} of the runs nothing could be stopped, for no "
-                    f"trace reached the window of {window} tokens, or no warmup trace ended by "
-                    f"itself",
-                    soft_wrap=True,
-                )
+        for note in summary.notes:
+            err.print(f"note: {note}", soft_wrap=True)
         for how in ("resampled", "skipped"):
             if names := played.draws[how]:
                 err.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from deepconf._core import Policy
 from deepconf._setup import guarded, own_stdout
 from deepconf.commands import _lab as lab
 from deepconf.commands._app import app, print_json
+from deepconf.errors import SignalNeverArmed
 
 
 @app.command("tune")
@@ -68,6 +70,7 @@ def tune(
     lag: lab.Lag = 0,
     short_pools: lab.ShortPools = "error",
     folds: Annotated[int, typer.Option(help="Parts into which the questions are divided.")] = 10,
+    gold: lab.NoGold = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Chooses a policy on some of the recorded questions and measures it on the others.
@@ -84,7 +87,8 @@ def tune(
             settings = out
         laid = lab.Laid.of(read_traces(traces), policy, options, grid, settings)
         _render.show_settings(err, laid.in_words)
-        with _render.Bars(err) as bars:
+        with _render.Bars(err) as bars, warnings.catch_warnings():
+            warnings.simplefilter("ignore", SignalNeverArmed)  # A note below.
             found = choose(
                 traces,
                 laid.policies,

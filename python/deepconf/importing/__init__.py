@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from deepconf.importing._formats import Reader
     from deepconf.importing._json import Found
 
-__all__ = ["COLUMNS", "Import", "Summary", "import_traces", "right_answers", "table"]
+__all__ = [
+    "COLUMNS",
+    "Import",
+    "Summary",
+    "import_traces",
+    "misnumbered",
+    "right_answers",
+    "table",
+]
 
 # A row group: so many tokens, traces or characters of text, whichever is reached first.
 _TOKENS = 4_000_000
@@ -99,9 +107,10 @@ def import_traces(
             `questions.load_questions`. It goes before what a log says itself.
         question_id: how the question of a record is found. None for its `question_id`, `custom_id`,
             `request_id` (vLLM), `id` (Inspect) or `qid` (the authors' package, else the file's
-            name), else the number of the record: of lines from 1, of objects from 0. The name of a
+            name), else the number of the record (of the line in JSON lines), from 1. The name of a
             field, with dots for fields within; "regex:..." or a compiled pattern, whose group
-            `question`, first group, or whole match in that id is taken, such as
+            `question`, first group, or whole match in that id (where there is none, the field
+            `id`) is taken, such as
             `r"regex:(.+)-\d+"` for `q1-0`, `q1-1`; or a callable, which is given the parsed record
             or the object.
         missing: what becomes of a token without log-probabilities: "error", or "skip" to leave it
@@ -236,9 +245,10 @@ class Import:
         AnswerBook(math=math)  # Says at once what is wrong with it.
         self.math = math
         self._gold = right_answers(gold)
-        self._numbers = [] if isinstance(gold, Mapping) else _numbers(self._gold)
+        self._mapped = isinstance(gold, Mapping)
         self._namer = namer(question_id)
         self._named = question_id is not None
+        self._several = ""
         self._progress = progress
         self._asked: dict[str, _Asked] = {}
         self._taken: bool | None = None  # Whether confidences are taken as they are.
@@ -279,8 +289,15 @@ class Import:
             self._progress(reader.done, reader.total)
         self._check()
 
-    def found(self, traces: Iterable[Found]) -> Iterator[dict[str, Any]]:
-        """The same of traces that were found already, each with its question."""
+    def found(self, traces: Iterable[Found], named: bool) -> Iterator[dict[str, Any]]:
+        """The same of traces that were found already, each with its question.
+
+        Args:
+            traces: they.
+            named: whether the caller said which questions these are.
+        """
+        self.summary.numbered = not named
+        self._several = "questions says which question each trace answers"
         for each in traces:
             yield self._row(each, str(each.question))
         self._check()
@@ -304,24 +321,40 @@ class Import:
         """Of questions that gold does not have, what they may be called there."""
         unknown, asked = self.summary.unknown, [*self._asked]
         alone = self.summary.traces == len(asked) > 1
-        several = (
+        several = self._several or (
             f"if several of the {self.summary.traces:,} records answer one question, question_id "
             "says which: a field of the record, such as 'metadata.id' (for vLLM 'prompt'), or a "
             'pattern for its id, such as "regex:(.+)-" for q1-0, q1-1'
         )
         if self._gold and len(unknown) == len(asked):
+            if self.summary.numbered and not alone and not self._several:
+                # They are grouped already: each record has several traces.
+                raise InvalidInput(
+                    f"gold: the traces are of {counted(len(asked), 'question')} without ids, "
+                    f"numbered {asked[0]} to {asked[-1]}, and those of gold are called "
+                    f"{_some([*self._gold])}: leave gold's ids out, if it is in the same order, or "
+                    f"add a field with the id to the records, which question_id names "
+                    "(for vLLM, 'prompt')"
+                )
             raise InvalidInput(
                 "gold: none of the questions of the traces is in it; they are called "
-                f"{_some(asked)}, and those of gold {_some([*self._gold])}: {several}"
+                f"{_some(asked)}, and those of gold {_some([*self._gold])}: {several}; where "
+                "gold goes by the question's text, that of vLLM is question_id='prompt'"
             )
         # Records without ids are matched by number: not where one side counts from another.
-        numbers = self._numbers if all(map(str.isdecimal, asked)) else []
-        if numbers and (unknown or numbers[0] not in asked):
+        by_number = self.summary.numbered or not self._mapped  # Else both sides have ids.
+        if by_number and misnumbered(self._gold, asked):
+            numbers = numbers_in(self._gold)
+            of_traces = (
+                f"records that have no ids, numbered {asked[0]} to {asked[-1]} (the first is 1)"
+                if self.summary.numbered
+                else f"called {_some(asked)}"
+            )
             raise InvalidInput(
-                f"gold: its questions have no ids and are called by their number, {numbers[0]!r} "
-                f"to {numbers[-1]!r}; those of the traces are called {_some(asked)}, and may be "
-                "numbered otherwise: give both ids (question_id says where a record has its own), "
-                f"or pass gold as a mapping from question id to answer{f'; {several}' * alone}"
+                f"gold: its questions are called by their number, {numbers[0]} to {numbers[-1]}; "
+                f"those of the traces are {of_traces}, and may be numbered otherwise: give both "
+                "ids (question_id says where a record has its own), or number gold as the traces "
+                f"are{f'; {several}' * alone}"
             )
         if self.summary.numbered and unknown and alone and not self._named:
             raise InvalidInput(
@@ -456,6 +489,14 @@ def right_answers(gold: Any) -> dict[str, str]:
     """
     if gold is None:
         return {}
+    if hasattr(gold, "columns") or hasattr(gold, "iloc") or isinstance(gold, list | tuple):
+        bare = [each for each in gold if not isinstance(each, Question | Mapping)]
+        if bare or not isinstance(gold, list | tuple):
+            of = f" of {bare[0]!r:.50}, ..." if bare else ""
+            raise InvalidType(
+                f"gold is a {type(gold).__name__}{of}: must be a mapping from question id to "
+                "answer, such as dict(zip(ids, answers)), or a questions file"
+            )
     if not isinstance(gold, Mapping):
         if not isinstance(gold, str | Path | Iterable):
             raise InvalidType(
@@ -470,7 +511,7 @@ def right_answers(gold: Any) -> dict[str, str]:
     found = {}
     for name, answer in gold.items():
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-            raise InvalidType(f"gold[{name!r}] is {answer!r}: must be a string or a number")
+            raise InvalidType(f"gold[{name!r}] is {answer!r:.100}: must be a string or a number")
         if not str(answer).strip():
             raise InvalidInput(f"gold[{name!r}] is empty: there must be one to compare with")
         found[str(name)] = str(answer)
@@ -479,7 +520,20 @@ def right_answers(gold: Any) -> dict[str, str]:
     return found
 
 
-def _numbers(gold: Mapping[str, str]) -> list[str]:
+def misnumbered(gold: Mapping[str, str], asked: Sequence[str]) -> bool:
+    """Whether gold and the traces both go by numbers, and these fit each other only in part.
+
+    Args:
+        gold: the right answers by question.
+        asked: the questions of the traces.
+    """
+    numbers = numbers_in(gold)
+    if not numbers or not all(map(str.isdecimal, asked)):
+        return False
+    return numbers[0] not in asked or any(name not in gold for name in asked)
+
+
+def numbers_in(gold: Mapping[str, str]) -> list[str]:
     """The questions, where all are called by their number."""
     names = [name for name in gold if name.isdecimal()]
     starts = ([str(n) for n in range(base, base + len(names))] for base in (0, 1))

@@ -69,11 +69,11 @@ class Reader:
         """How many of them are read."""
 
     def __iter__(self) -> Iterator[tuple[Found, str]]:
-        """Each trace, with the number of its record: of lines from 1, of objects from 0."""
+        """Each trace, with the number of its record: all are counted from 1."""
         if self.files is None:
             for at, item in enumerate(_items(self._objects)):
                 for found in self._of_object(item, f"source[{at}]"):
-                    yield found, str(at)
+                    yield found, str(at + 1)
             return
         before = 0
         for path in self.files:
@@ -107,7 +107,7 @@ class Reader:
                 place = f"{path}[{at}]" if many else str(path)
                 default = None if many else path.stem
                 for found in self._of_object(item, place, default):
-                    yield found, str(at), file.tell()
+                    yield found, str(at + 1), file.tell()
         elif text.startswith((b"{", b"[")):
             yield from self._of_json(file, path, text.startswith(b"["))
         else:

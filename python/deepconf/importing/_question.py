@@ -36,6 +36,11 @@ class Whole:
         """Parsed JSON, or the object."""
         return self._value if self._raw is None else json.loads(bytes(self._raw))
 
+    def keys(self) -> list[str]:
+        """The names of its fields, where it has names."""
+        value = self.value()
+        return list(value) if isinstance(value, Mapping) else []
+
     def field(self, path: Sequence[str]) -> Any:
         """What stands at a path; None where there is none. Parses the first part of it only."""
         if self._raw is None:
@@ -75,7 +80,7 @@ def namer(question_id: Any) -> Namer:
     if callable(question_id):
         return lambda whole: _checked(_called(question_id, whole.value(), whole), whole)
     raise InvalidType(
-        f'question_id={question_id!r}: must be the name of a field, "regex:..." or a callable'
+        f'question_id={question_id!r:.100}: must be the name of a field, "regex:..." or a callable'
     )
 
 
@@ -87,10 +92,16 @@ def _looked_up(found: Any, path: Sequence[str]) -> Any:
 
 
 def _matched(pattern: re.Pattern[str], whole: Whole) -> str:
-    match = None if whole.given is None else pattern.search(whole.given)
+    place, given = "id", whole.given
+    if given is None:
+        found_id = whole.field(["id"])
+        given = str(found_id) if isinstance(found_id, str | int) else None
+        place = "field id, since it has no custom_id"
+    match = None if given is None else pattern.search(given)
     if match is None:
         raise InvalidInput(
-            f"{whole.place}: question_id={pattern.pattern!r} is not in its id, {whole.given!r}"
+            f"{whole.place}: question_id={pattern.pattern!r} is not in its {place}, {given!r}"
+            f"{_with_keys(whole) if given is None else ''}"
         )
     found: str = match["question" if "question" in pattern.groupindex else min(pattern.groups, 1)]
     return found
@@ -104,10 +115,16 @@ def _called(function: Callable[[Any], Any], argument: Any, whole: Whole) -> Any:
         raise InvalidInput(f"{whole.place}: question_id raised {reason}") from error
 
 
+def _with_keys(whole: Whole) -> str:
+    keys = whole.keys()
+    return f"; the record has the keys {', '.join(keys)}"[:500] if keys else ""
+
+
 def _checked(value: Any, whole: Whole) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise InvalidInput(
-            f"{whole.place}: question_id finds {value!r}: must be a string or a whole number"
+            f"{whole.place}: question_id finds {value!r:.100}: must be a string or a whole number"
+            f"{_with_keys(whole) if value is None else ''}"
         )
     try:
         str(value).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from deepconf._statistics import (
 )
 from deepconf._words import counted, in_lines
 from deepconf.errors import InvalidInput
-from deepconf.lab._verdict import VARIANTS, closing, ratio
+from deepconf.lab._verdict import AGREEMENT, VARIANTS, closing, ratio
 
 if TYPE_CHECKING:
     from deepconf.lab.played import Frontier, Replay
@@ -123,6 +123,8 @@ class Summary:
     """Plain majority at every budget, then that with early consensus."""
     closing: str
     """The comparison at equal tokens, in a sentence."""
+    notes: list[str] = field(default_factory=list)
+    """What its reader must know, as that no trace reaches a window."""
 
     def __repr__(self) -> str:
         """The first policies, a line each, and what it comes to."""
@@ -135,7 +137,7 @@ class Summary:
         if len(self.rows) > MOST_LINES:
             lines.append(f"and {len(self.rows) - MOST_LINES:,} more")
         over = f"{counted(self.questions, 'question')}, {counted(self.repeats, 'draw')} of each"
-        return in_lines(f"deepconf.Summary: {over}", [*lines, self.closing])
+        return in_lines(f"deepconf.Summary: {over}", [*lines, *self.notes, self.closing])
 
     def table(self) -> list[dict[str, Any]]:
         """All rows as plain values, those of the frontier behind."""
@@ -148,6 +150,7 @@ class Summary:
             "repeats": self.repeats,
             "gold": self.gold,
             "rows": self.table(),
+            "notes": self.notes,
             "closing": self.closing,
         }
 
@@ -191,7 +194,9 @@ def summary(replay: Replay) -> Summary:
         for at, (label, policy) in enumerate(replay.policies.items())
     ]
     lines = [row for name in VARIANTS for row in _majority_rows(name, replay.frontier)]
-    return Summary(questions, repeats, replay.gold, rows, lines, closing(rows, replay.gold))
+    notes = [*replay.unarmed, *replay.notes, *([] if replay.gold else [AGREEMENT])]
+    said = closing(rows, replay.gold)
+    return Summary(questions, repeats, replay.gold, rows, lines, said, notes)
 
 
 def equal_tokens(frontier: Frontier, correct: Floats, tokens: Floats) -> list[dict[str, Equal]]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from deepconf.lab._summary import Equal
 
 __all__ = [
+    "AGREEMENT",
+    "GIVE_GOLD",
     "VARIANTS",
     "Compared",
     "beside",
@@ -34,6 +36,15 @@ __all__ = [
 
 VARIANTS = {"majority": "plain majority", "consensus": "majority with early consensus"}
 """The two ways a majority is counted, by their names in a frontier, in words."""
+GIVE_GOLD = (
+    "give the right answers when traces are imported (gold=, --gold), or to traces that are there: "
+    "deepconf.Traces.read(file).marked(gold)"
+)
+"""How answers become known."""
+AGREEMENT = (
+    "no answers are known: agreement is with the vote of all traces of a question, to which a "
+    f"majority is nearest by itself; {GIVE_GOLD}"
+)
 # Above this share of pairs, a score is said to tell right from wrong well.
 _WELL = 0.65
 
@@ -138,9 +149,10 @@ def difference_in_words(found: Difference) -> str:
 
 
 def counts_in_words(found: Difference) -> str:
-    """The questions lost and won, with their p where each is one or the other."""
-    chance = "" if found.p is None else f", p = {found.p:.2g}"
-    return f"{found.lost} lost, {found.won} won{chance}"
+    """The questions lost and won, with their p; over draws, where it is higher and lower."""
+    if found.p is None:
+        return f"higher on {counted(found.won, 'question')}, lower on {found.lost}"
+    return f"{found.lost} lost, {found.won} won, p = {found.p:.2g}"
 
 
 def ratio(value: float) -> str:

@@ -16,10 +16,11 @@ from deepconf._progress import Told, bar
 from deepconf._statistics import Estimate, auroc, estimates, pairs_won, within
 from deepconf._windows import fitting
 from deepconf._words import counted, in_lines
+from deepconf.lab._fit import alone
 from deepconf.lab._reading import sized
 from deepconf.lab._scored import Scored, read
 from deepconf.lab._thumb import rule_of_thumb
-from deepconf.lab._verdict import gainable, is_blind, separated
+from deepconf.lab._verdict import GIVE_GOLD, gainable, is_blind, separated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,13 +75,16 @@ class Answers:
     pass_1: Estimate | None = None
     """Accuracy of one trace alone; None without known answers, as all that follows."""
     majority: Estimate | None = None
-    """Accuracy of the vote of all, a head each."""
+    """Accuracy of the vote of all, a head each; a tie counts with the share of right answers in it,
+    as over a replay's draws."""
     pass_n: Estimate | None = None
     """The share of questions with a right answer among the candidates: no vote can do better."""
     majority_wrong: int | None = None
-    """Questions in which the majority is wrong."""
+    """Questions in which the majority is wrong, or ties with a wrong answer."""
     within_reach: int | None = None
     """Those of them with a right answer among the candidates."""
+    tied: int | None = None
+    """Those of them in which a right answer ties with a wrong one."""
     wrong_concentration: float | None = None
     """The share of the leading wrong answer among the wrong ones, over questions that have any."""
     wrong_agreement: float | None = None
@@ -247,7 +251,7 @@ def diagnose(
         reliability=pooled,
         reliability_within=ranked,
         answers=answers,
-        notes=[*_fitted(origins, measured), *_notes(scored)],
+        notes=[*_fitted(origins, measured), *_notes(scored), *_ties(answers)],
         closing=_closing(
             separation, answers, int(scored.known.sum()), armed, fitting(scored.tokens)
         ),
@@ -301,8 +305,13 @@ def _answers(scored: Scored) -> Answers:
     good = scored.correct[spoken][first] == 1
     alone = np.bincount(question, weights=scored.correct == 1, minlength=count) / sizes
     reached = np.bincount(of, weights=good, minlength=count) > 0
-    winner = np.zeros(count, np.bool_)
-    winner[of[leaders]] = good[leaders]
+    # A tie is broken at random, as it is over a replay's draws.
+    most = np.zeros(count, np.int64)
+    np.maximum.at(most, of, heads)
+    leads = heads == most[of]
+    tied = np.bincount(of, weights=leads, minlength=count)
+    winner = np.bincount(of, weights=leads & good, minlength=count) / np.maximum(tied, 1.0)
+    missed = known & (winner < 1.0)
     wrong = np.where(good, 0, heads)
     leading = np.zeros(count, np.int64)
     np.maximum.at(leading, of, wrong)
@@ -316,8 +325,9 @@ def _answers(scored: Scored) -> Answers:
         pass_1=each[0],
         majority=each[1],
         pass_n=each[2],
-        majority_wrong=int((known & ~winner).sum()),
-        within_reach=int((known & ~winner & reached).sum()),
+        majority_wrong=int(missed.sum()),
+        within_reach=int((missed & reached).sum()),
+        tied=int((missed & (winner > 0.0)).sum()),
         wrong_concentration=(
             float((leading[any_wrong] / all_wrong[any_wrong]).mean()) if any_wrong.any() else None
         ),
@@ -377,8 +387,8 @@ def _fitted(origins: Mapping[str, str], measured: Policy) -> list[str]:
 
 
 def _notes(scored: Scored) -> list[str]:
-    notes = []
     count, known = len(scored.questions), int(scored.known.sum())
+    notes = alone(np.bincount(scored.question, minlength=count))
     if scored.left_out:
         every = ", ".join(f"{number} {status}" for status, number in scored.left_out.items())
         notes.append(
@@ -409,6 +419,15 @@ def _thumb(separation: Mapping[str, Separation], answers: Answers) -> str:
     return rule_of_thumb(missed, answers.wrong_agreement, max(inside, default=None))
 
 
+def _ties(answers: Answers) -> list[str]:
+    if not answers.tied:
+        return []
+    return [
+        f"in {counted(answers.tied, 'question')} right and wrong answers tie for the majority: "
+        "that counts as its chance to be right, and among the questions that it misses"
+    ]
+
+
 def _closing(
     separation: Mapping[str, Separation], answers: Answers, known: int, armed: float, fit: int
 ) -> str:
@@ -416,7 +435,8 @@ def _closing(
     if not separation or answers.majority_wrong is None or answers.within_reach is None:
         return (
             f"No answers are known, so whether confidence tells right from wrong is not known "
-            f"either; the leading answer has {answers.agreement:.0%} of the votes."
+            f"either; the leading answer has {answers.agreement:.0%} of the votes. "
+            f"To know, {GIVE_GOLD}."
         )
     inside = {name: found.within for name, found in separation.items() if found.within is not None}
     if not inside:

@@ -76,15 +76,12 @@ def difference(first: Floats, second: Floats) -> Difference:
     return paired(first[None], second[None])[0]
 
 
-def majorities(
-    records: Mapping[str, Record], policy: Policy, online: Policy | None = None
-) -> Majorities | None:
+def majorities(records: Mapping[str, Record], policy: Policy) -> Majorities | None:
     """Replays every majority on an offline run's traces.
 
     Args:
         records: of the run file, by question.
         policy: the offline policy they are of.
-        online: says how many traces are in flight, and what is a consensus; None for `low`.
 
     Returns:
         None where no question has all traces of the budget and a known answer, or no trace has one.
@@ -98,7 +95,7 @@ def majorities(
     whole = {name: record for name, record in records.items() if _is_whole(record, policy.budget)}
     if not any(t["answer"] for record in whole.values() for t in record["result"]["traces"]):
         return None
-    votes = plain(policy, online or Policy.low(), range(1, policy.budget + 1))
+    votes = plain(policy, range(1, policy.budget + 1))
     every = {f"{name} {each.budget}": each for name, of in votes.items() for each in of}
     played = Pool.read(_table(whole), every).replay(repeats=None)
     shape = (len(votes), policy.budget, len(whole))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,8 @@ class Frontier:
     """Traces, `[budgets]`."""
     policies: dict[str, list[Policy]]
     """What was replayed at each: `majority`, of all traces of the budget, all at once; and
-    `consensus`, which has no more in flight than a policy's warmup, and ends once so many agree."""
+    `consensus`, which has no more in flight than the paper's warmup at that budget (16, or a
+    quarter of it), and ends once 95% of as many votes, and three at least, agree."""
     correct: dict[str, NDArray[np.float64]]
     """Accuracy of each, `[budgets, questions]`, means over repeats."""
     tokens: dict[str, NDArray[np.float64]]
@@ -73,6 +74,10 @@ class Replay:
     draws: Mapping[str, Any]
     """How traces were drawn: `repeats`, `seed`, `lag`, `short_pools`; and `resampled` and
     `skipped`, the questions with fewer traces than a budget."""
+    unarmed: list[str] = field(default_factory=list)
+    """Of policies whose window does not fit the traces, how; `SignalNeverArmed` warns of each."""
+    notes: list[str] = field(default_factory=list)
+    """What its reader must know besides."""
 
     @property
     def repeats(self) -> int:

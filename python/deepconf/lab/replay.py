@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ from deepconf import _layers
 from deepconf._core import Policy, ReplayPool
 from deepconf._progress import Told, bar
 from deepconf._words import counted
-from deepconf.errors import InvalidInput, InvalidType
+from deepconf.errors import InvalidInput, InvalidType, SignalNeverArmed
+from deepconf.lab import _fit
 from deepconf.lab._draws import draws as _draws
 from deepconf.lab._reading import Recorded, read, sized
 from deepconf.lab.played import RUN_COLUMNS, Frontier, Replay
@@ -41,14 +43,14 @@ _MOST_DRAWN = 1 << 27
 _BUDGETS = sorted({round(2 ** (i / 2)) for i in range(64)})
 
 
-def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str, Policy]:
+def grid(base: Policy | Mapping[str, Policy] | str, **axes: Sequence[Any]) -> dict[str, Policy]:
     """Every combination of some settings, over each of some policies.
 
     Offline, where nothing is stopped, `warmup` stays 0 and what only it would tell apart is one
     policy. Online, one that was given nowhere is a quarter of a smaller budget, as in `Policy`.
 
     Args:
-        base: policies by label; one alone is called "policy".
+        base: policies by label; one alone is called "policy". Or the name of a preset.
         axes: for each setting the values to try.
 
     Returns:
@@ -62,11 +64,13 @@ def grid(base: Policy | Mapping[str, Policy], **axes: Sequence[Any]) -> dict[str
     """
     if isinstance(base, Policy):
         base = {"policy": base}
+    elif isinstance(base, str):
+        base = {base: Policy.preset(base)}
     if not isinstance(base, Mapping) or not all(isinstance(p, Policy) for p in base.values()):
-        raise InvalidType(f"base is {base!r}: must be a Policy, or policies by label")
+        raise InvalidType(f"base is {base!r:.100}: must be a Policy, or policies by label")
     for setting, some in axes.items():
         if isinstance(some, str) or not isinstance(some, Iterable):
-            raise InvalidType(f"{setting}={some!r}: must be a sequence of values to try")
+            raise InvalidType(f"{setting}={some!r:.100}: must be a sequence of values to try")
     policies = dict(base)
     axes = {name: list(values) for name, values in axes.items()}
     return laid(policies, axes, lambda label, settings: policies[label].replace(**settings))
@@ -237,7 +241,7 @@ class Pool:
                 runs.add(question)
                 if tell is not None:
                     tell(done, len(questions))
-        return runs.replay(
+        played = runs.replay(
             questions,
             {
                 "repeats": repeats,
@@ -248,6 +252,9 @@ class Pool:
                 "skipped": short if short_pools == "skip" else [],
             },
         )
+        for note in played.unarmed:
+            warnings.warn(note, SignalNeverArmed, stacklevel=2)
+        return played
 
     def _long_enough(
         self, policies: Mapping[str, Policy], short_pools: ShortPools
@@ -285,7 +292,7 @@ class Pool:
 
 def replay(
     traces: Any,
-    policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str,
+    policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str | None = None,
     *,
     repeats: int | None = 64,
     seed: int = 0,
@@ -303,6 +310,7 @@ def replay(
         traces: what `deepconf.read_traces` takes, its reader, or a `Pool`. Only complete traces can
             be replayed: record an offline policy.
         policies: policies by label (`grid` makes many), or names of presets; see `Pool.read`.
+            None for those of the `Pool`, else `low` and `high`.
         repeats: how many runs each policy has on each question, on traces drawn without
             replacement, the same for every policy; None for one run in launch order.
         seed: of the draws.
@@ -317,13 +325,15 @@ def replay(
         InvalidType: `policies` is none of these.
         TraceFileError: a file cannot be read as traces.
     """
+    if policies is None and not isinstance(traces, Pool):
+        policies = ("low", "high")
     if isinstance(policies, Mapping):  # Before hours are spent on reading.
         _check(repeats, seed, lag, short_pools, most_runs)
         check_runs(policies, 1, repeats, most_runs)
     pool = (
         traces
         if isinstance(traces, Pool)
-        else Pool.read(traces, policies, progress=progress is True)
+        else Pool.read(traces, policies or (), progress=progress is True)
     )
     return pool.replay(
         policies,
@@ -349,7 +359,8 @@ def _chosen(
     elif not isinstance(policies, Mapping):
         if not isinstance(policies, Iterable) or not all(isinstance(p, str) for p in policies):
             raise InvalidType(
-                f"policies is {policies!r}: must be policies by label, or names of presets"
+                f"policies is {policies!r:.100}: must be policies by label, as "
+                '{"mine": policy}, or names of presets'
             )
         policies = {name: name for name in policies}
     if not policies:
@@ -409,33 +420,40 @@ def _frontier_policies(policies: Mapping[str, Policy], most: int) -> dict[str, l
     """Plain voting at every budget up to the largest: of all traces, and until they agree."""
     budgets = {budget for budget in _BUDGETS if budget < most}
     budgets |= {policy.budget for policy in policies.values()}
-    online = next((p for p in policies.values() if p.mode == "online"), Policy.low())
-    return plain(next(iter(policies.values())), online, sorted(budgets))
+    # Whichever it is, in whatever order they were given: only what a majority ignores differs.
+    return plain(min(policies.values(), key=lambda policy: str(policy.as_dict())), sorted(budgets))
 
 
-def plain(policy: Policy, online: Policy, budgets: Iterable[int]) -> dict[str, list[Policy]]:
+def plain(policy: Policy, budgets: Iterable[int]) -> dict[str, list[Policy]]:
     """Plain voting at each of some budgets, by the names that a frontier has for it.
 
+    With early consensus as many traces are in flight, and vote at least, as the paper's online
+    policy has for a warmup at that budget: 16, or a quarter of it, and at least three votes. So it
+    depends on the budget alone.
+
     Args:
-        policy: what scores as it does.
-        online: says what a consensus is, and by its warmup how many traces are in flight and vote
-            at least.
+        policy: what confidences are made of, as it has them.
         budgets: at least one.
     """
-    budgets = list(budgets)
-    first_ones = online.warmup
+    budgets, paper = list(budgets), Policy.low()
     voting = policy.replace(
         mode="offline", warmup=0, budget=max(budgets), keep=1.0, weight="majority",
-        max_weight=None, measure="mean", stop="budget", min_ballots=3, stopped_vote=False,
-        consensus=online.consensus,
+        max_weight=None, measure="mean", stop="budget", min_ballots=paper.min_ballots,
+        stopped_vote=False, consensus=paper.consensus, concurrency=None,
     )  # fmt: skip
-    agreeing = voting.replace(stop="consensus", concurrency=voting.concurrency or first_ones)
+
+    def agreeing(budget: int) -> Policy:
+        first_ones = Policy.low(budget=budget).warmup
+        return voting.replace(
+            budget=budget,
+            stop="consensus",
+            concurrency=first_ones,
+            min_ballots=min(budget, max(paper.min_ballots, first_ones)),
+        )
+
     return {
         "majority": [voting.replace(budget=budget) for budget in budgets],
-        "consensus": [
-            agreeing.replace(budget=budget, min_ballots=min(budget, first_ones))
-            for budget in budgets
-        ],
+        "consensus": list(map(agreeing, budgets)),
     }
 
 
@@ -492,6 +510,8 @@ class _Runs:
         plain = np.stack(self._plain, axis=2).reshape(3, len(kinds), -1, len(questions))
         correct, tokens, steps = (dict(zip(kinds, each, strict=True)) for each in plain)
         budgets = [policy.budget for policy in self._frontier[kinds[0]]]
+        lengths = [recorded.lengths[at] for at in questions]
+        shares = columns["unarmed"].mean(axis=(1, 2))
         return Replay(
             policies=self._policies,
             questions=[recorded.questions[at] for at in questions],
@@ -505,4 +525,6 @@ class _Runs:
             reasons=tuple(ReplayPool.REASONS),
             frontier=Frontier(np.array(budgets), self._frontier, correct, tokens, steps),
             draws=how,
+            unarmed=_fit.unarmed(self._policies, shares, np.concatenate(lengths)),
+            notes=_fit.alone([len(each) for each in lengths]),
         )

@@ -40,6 +40,7 @@ GOAL = "accuracy >= majority - 0.005"
 """What a policy must reach, unless something else is asked for."""
 FOLDS = 10
 """How often the questions are divided into those to choose on and those to report on."""
+DEFAULT = ("low",)
 _FEW = 2
 
 
@@ -136,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 def tune(
     traces: Any,
-    policies: Mapping[str, Policy | str] | Sequence[str] | None = None,
+    policies: Mapping[str, Policy | str] | Sequence[str] | Policy | str | None = None,
     *,
     goal: str = GOAL,
     minimise: Literal["tokens", "steps"] | None = None,
@@ -162,7 +163,7 @@ def tune(
     Args:
         traces: what `deepconf.read_traces` takes, a `Pool`, or a `Replay` that is there already.
         policies: the candidates, as `deepconf.grid` makes them; None for those of the `Pool` or
-            `Replay`.
+            `Replay`, else `low`.
         goal: what must be reached: `METRIC >= BOUND` or `METRIC <= BOUND`, several joined by `and`.
             Metrics are accuracy, tokens and steps, means over questions; a bound is a number or
             `majority`, the same metric of the plain majority at the full budget, with a factor
@@ -206,7 +207,11 @@ def tune(
             if not isinstance(traces, Pool):
                 if isinstance(policies, Mapping):
                     _check_size(len(policies), repeats)
-                pool = Pool.read(traces, policies or (), progress=watch("reading traces"))
+                pool = Pool.read(
+                    traces,
+                    DEFAULT if policies is None else policies,
+                    progress=watch("reading traces"),
+                )
             played = replay(
                 pool,
                 pool.policies if policies is None else policies,
@@ -345,7 +350,11 @@ def _tuned(
         repeats=played.correct.shape[2],
         folds=folds,
     )
-    return replace(found, notes=_notes(found, chosen), closing=_closing(found, chosen, why))
+    return replace(
+        found,
+        notes=[*played.unarmed, *played.notes, *_notes(found, chosen)],
+        closing=_closing(found, chosen, why),
+    )
 
 
 def _majorities(played: Replay) -> _Candidates:
@@ -453,6 +462,9 @@ def _closing(found: Tuning, chosen: Choice, why: str) -> str:
     what = "accuracy" if found.gold else "agreement"
     share = f"{ratio(chosen.tokens.value / full)} of " if full else ""
     since = f", since {why}" if why else ""
+    atonce = chosen.policy.concurrency
+    if why and atonce is not None:
+        since += f"; it runs {counted(atonce, 'trace')} at a time"
     # Where folds chose others, the figures are not those of this one.
     whose = "it has" if set(chosen.by_fold) == {chosen.label} else "what is chosen so has"
     mine = other.label if set(other.by_fold) == {other.label} else "what is chosen by confidence"
