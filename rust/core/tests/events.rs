@@ -129,9 +129,10 @@ fn a_stop_names_its_token_and_what_follows_is_only_counted() {
 #[test]
 fn a_trace_that_begins_anew_is_as_if_nothing_had_been_told_of_it() {
     let (mut broken, mut whole) = (sampling(), sampling());
+    let before = format!("{broken:?}");
     broken.tokens(2, &[9.0, 9.0, 4.0]).unwrap();
     broken.relaunched(2).unwrap();
-    assert_eq!(format!("{broken:?}"), format!("{whole:?}"));
+    assert_eq!(format!("{broken:?}"), before);
     let stop = Some(Action::Stop { trace: 2, token: 1 });
     for controller in [&mut broken, &mut whole] {
         // 4 + 3 is below the threshold, and would not have been together with a 9 before.
