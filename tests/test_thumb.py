@@ -30,6 +30,14 @@ def test_all_three_figures_are_wanted(missed, shared, told, gains):
     assert ("majority is enough" in said) is not gains
 
 
+def test_where_nothing_is_right_there_is_no_verdict():
+    traces = deepconf.from_confidences([[9.0, 8.0], [2.0, 1.0]] * 4, ["4", "5"] * 4, gold={1: "6"})
+    said = deepconf.diagnose(traces).thumb
+    assert "Not one trace is right" in said
+    assert "enough" not in said
+    assert "majority is enough" in rule_of_thumb(0.0, None, None)
+
+
 def test_only_what_speaks_against_it_is_named():
     said = rule_of_thumb(0.3, 0.1, 0.9)
     assert "Two wrong traces of a question agree in 10% of cases" in said

@@ -415,10 +415,11 @@ def _why_majority(
     task: _Task,
 ) -> str:
     """Why a majority does what is asked for as well or better; empty where it does not."""
+    ahead = all(each.difference.clear and each.difference.value > 0 for each in equal.values())
+    if is_blind(separation) and not ahead:  # Whatever it reaches, it reaches by luck.
+        return "these questions do not show that confidence tells right traces from wrong ones"
     if majority.meets_goal != confidence.meets_goal:
         return "it alone reaches the goal" if majority.meets_goal else ""
-    if is_blind(separation) and any(each.difference.value <= 0 for each in equal.values()):
-        return "these questions do not show that confidence tells right traces from wrong ones"
     if task.objective == "accuracy" or not majority.meets_goal:
         worse, why = majority.accuracy.value < confidence.accuracy.value, "it is as accurate"
     elif task.objective == "steps":
