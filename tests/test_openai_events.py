@@ -121,5 +121,5 @@ def test_without_counts_a_text_that_is_too_long_tells() -> None:
     longer["choices"][0]["delta"]["content"] = "many words of which one has log-probabilities"
     for each in events.feed(b"data: " + json.dumps(longer).encode() + b"\n\n"):
         found.take(each)
-    with pytest.raises(EngineError, match="has 3 bytes in its tokens and the text 45"):
+    with pytest.raises(EngineError, match="has 3 bytes in its tokens and the text 39"):
         found.check_whole()

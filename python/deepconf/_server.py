@@ -61,6 +61,9 @@ def of(options: Common) -> Server | None:
         if variable is not None:
             raise InvalidInput("--api-key-env: is for --url, which is not given")
         return None
+    from deepconf.engines.openai._client import checked_url
+
+    url = checked_url(options.url)  # It is shown from here on.
     if variable is not None and not re.fullmatch(r"[A-Za-z_]\w*", variable, re.ASCII):
         # It may be the key itself.
         raise InvalidInput("--api-key-env: must be the name of an environment variable")
@@ -71,5 +74,5 @@ def of(options: Common) -> Server | None:
     if model is None:
         from deepconf.engines.openai._probe import only_model
 
-        model = only_model(options.url, key)
-    return Server(options.url, model, key)
+        model = only_model(url, key)
+    return Server(url, model, key)

@@ -42,6 +42,8 @@ class Capabilities:
     """Whether it stops to generate when the connection is closed."""
     max_model_len: int | None
     """Tokens in its context."""
+    refused_chat: str | None = None
+    """What it said where chat completions were tried first, and are not to be had."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Capabilities:

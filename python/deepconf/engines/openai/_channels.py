@@ -17,16 +17,14 @@ class Channels:
     def __init__(self) -> None:
         self._reasoning = bytearray()
         self._content = bytearray()
+        self._ends = False  # Whether thoughts have ended in the content.
 
     def add(self, reasoning: str | None, content: str | None) -> None:
         if reasoning:
             self._reasoning += reasoning.encode("utf-8", "surrogatepass")
         if content:
             self._content += content.encode("utf-8", "surrogatepass")
-
-    def clear(self) -> None:
-        self._reasoning.clear()
-        self._content.clear()
+            self._ends = self._ends or _THOUGHT in content
 
     @property
     def whole(self) -> str:
@@ -41,6 +39,18 @@ class Channels:
         """What answers."""
         content = _text(self._content)
         return content if self._reasoning else final_part(content)
+
+    @property
+    def ends_thoughts(self) -> bool:
+        """Whether thoughts end in the content that did not begin there, but in the prompt."""
+        if not self._ends:
+            return False
+        return not self._content[:64].lstrip().startswith(_THINK.encode())
+
+    @property
+    def all_thoughts(self) -> bool:
+        """Whether all of it is thought, where the prompt begins the thoughts."""
+        return not self._reasoning and _THOUGHT.encode() not in self._content
 
 
 def final_part(text: str) -> str:

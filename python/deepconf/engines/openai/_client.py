@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import errno
 import importlib.util
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -49,6 +50,7 @@ class Passing(EngineError):
         after: seconds to wait before, where the server says so.
         away: whether there was no server at all.
         refused: whether it was refused before anything was generated.
+        busy: whether the server itself said that it has no room.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class Passing(EngineError):
         after: float | None = None,
         away: bool = False,
         refused: bool = False,
+        busy: bool = False,
     ) -> None:
         self.after = after
         self.away = away
-        self.refused = refused or away
+        self.refused = refused or away or busy
+        self.busy = busy
         super().__init__(message)
 
 
@@ -86,6 +90,7 @@ class Client:
         api_key: sent as a bearer token.
         headers: further headers of every request.
         connect_timeout: seconds to connect.
+        patience: seconds for which a server that has no room is asked again.
     """
 
     def __init__(
@@ -94,17 +99,18 @@ class Client:
         api_key: str | None,
         headers: Mapping[str, str],
         connect_timeout: float,
+        patience: float,
     ) -> None:
         for package in ("aiohttp", "msgspec"):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra("http", package)
         self.base_url = checked_url(base_url)
+        self.patience = patience
         # A server that compresses keeps tokens back.
         self._headers = {"Accept-Encoding": "identity", **_checked_headers(headers)}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {_checked_key(api_key)}"
-        given = (api_key, *headers.values())
-        self._secrets = [value for value in given if value and len(value) >= _SECRET]
+        self._secrets = _secrets((api_key or "", *headers.values()))
         self._connect_timeout = connect_timeout
         self._session: aiohttp.ClientSession | None = None
 
@@ -120,7 +126,6 @@ class Client:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE),
-                headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 read_bufsize=_BUFFER,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
@@ -138,21 +143,26 @@ class Client:
             Refused: the server does not take the request.
             EngineError: what comes is no stream of events.
         """
+        import aiohttp
+
         url = self.base_url + path
-        headers = {"Accept": "text/event-stream"}
-        with self._failing(url):
+        headers = {**self._headers, "Accept": "text/event-stream"}
+        begun, failure = False, None
+        try:
             async with self._opened().post(
                 url, json=dict(body), headers=headers, allow_redirects=False
             ) as response:
+                begun = True
                 try:
                     if response.status != 200:
                         raise await self._refusal(response, url)
                     if response.content_type != "text/event-stream":
-                        start = await _start(response)
+                        kind = self.redacted(response.content_type)[:_WORDS]
+                        start = self.quoted(await _start(response))
                         raise EngineError(
-                            f"{url} answers with {response.content_type} where a stream of events "
-                            f"was asked for, which begins {self.quoted(start)}: it is no "
-                            "OpenAI-style server that streams, or base_url is another"
+                            f"{url} answers with {kind} where a stream of events was asked for, "
+                            f"which begins {start}: it is no OpenAI-style server that streams, or "
+                            "base_url is another"
                         )
                     yield response.content
                 finally:
@@ -160,32 +170,47 @@ class Client:
                     # notices a stop by this.
                     if not response.content.is_eof():
                         response.close()
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            failure = self._failure(error, url, begun)
+        if failure is not None:  # Out here it has no context, which would have the headers.
+            raise failure
 
     async def get(self, path: str) -> tuple[int, str]:
-        """The status and text of what is answered at once; `path` may be a whole address.
+        """The status and text of what is answered at once.
+
+        `path` may be a whole address, which neither key nor headers are sent to.
 
         Raises:
             Passing: the server cannot be reached.
             EngineError: it answers without end.
         """
-        url = path if "://" in path else self.base_url + path
         import aiohttp
 
-        whole = aiohttp.ClientTimeout(total=_SHORT)
-        with self._failing(url):
-            async with self._opened().get(url, allow_redirects=False, timeout=whole) as response:
+        whole = "://" in path
+        url, headers = (path, {}) if whole else (self.base_url + path, self._headers)
+        options: Any = {"allow_redirects": False, "timeout": aiohttp.ClientTimeout(total=_SHORT)}
+        begun = False
+        try:
+            async with self._opened().get(url, headers=headers, **options) as response:
+                begun = True
                 content = await _start(response, _MOST + 1)
                 if len(content) > _MOST:
                     raise EngineError(f"{url} answers with more than {_MOST >> 20} MiB")
                 return response.status, content.decode("utf-8", "replace")
-        raise AssertionError
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            failure = self._failure(error, url, begun)
+        raise failure
+
+    def redacted(self, text: str) -> str:
+        """A text without the secrets that a server repeats in it."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
     def quoted(self, words: str | bytes) -> str:
         """A server's own words for a message, without secrets that it repeats."""
         text = words.decode("utf-8", "replace") if isinstance(words, bytes) else words
-        for secret in self._secrets:
-            text = text.replace(secret, "[key]")
-        text = " ".join(text.split())
+        text = " ".join(self.redacted(text).split())
         return repr(text[:_WORDS] + ("…" if len(text) > _WORDS else ""))
 
     async def _refusal(self, response: aiohttp.ClientResponse, url: str) -> EngineError:
@@ -200,8 +225,7 @@ class Client:
         said = self.quoted(_error_text(await _start(response)))
         if status in PASSING:
             after = _retry_after(response.headers.get("Retry-After"))
-            refused = status != 500
-            return Passing(f"{url}: status {status}: {said}", after=after, refused=refused)
+            return Passing(f"{url}: status {status}: {said}", after=after, busy=status != 500)
         hint = ""
         if status in (401, 403):
             given = "Authorization" in self._headers
@@ -210,39 +234,46 @@ class Client:
             hint = ": is base_url right? It often ends in /v1"
         return Refused(f"{url}: status {status}: {said}{hint}", status)
 
-    @contextlib.contextmanager
-    def _failing(self, url: str) -> Any:
-        """What the client library raises, in our words."""
+    def _failure(self, error: Exception, url: str, begun: bool) -> EngineError:
+        """What the client library raises, in our words.
+
+        Args:
+            error: what it raised.
+            url: where.
+            begun: whether an answer had begun; else nothing was generated.
+        """
         import aiohttp
 
-        where = _place(url)
-        try:
-            yield
-        except (ssl.SSLError, aiohttp.ClientSSLError) as error:
-            raise EngineError(
-                f"{where}: TLS fails: {_short(error)}: is it https, and its certificate one that "
-                "this machine trusts (SSL_CERT_FILE names further ones)?"
-            ) from None
-        except aiohttp.ClientConnectorDNSError as error:
-            raise Passing(f"{where}: there is no such host: {_short(error)}", away=True) from None
-        except aiohttp.ClientConnectorError as error:
-            raise Passing(f"{where} cannot be reached: {_short(error)}", away=True) from None
-        except aiohttp.ConnectionTimeoutError:
-            raise Passing(
-                f"{where} does not take a connection within {self._connect_timeout:g} seconds",
-                away=True,
-            ) from None
-        except (asyncio.TimeoutError, TimeoutError):
-            raise Passing(f"{where}: no answer in time") from None
-        except aiohttp.ServerDisconnectedError:
-            raise Passing(f"{where} closed the connection without an answer") from None
-        except aiohttp.ClientResponseError as error:
+        where, said = _place(url), self.redacted(_short(error))[:_WORDS]
+        if _errno(error) in (errno.EMFILE, errno.ENFILE):
+            return Passing(
+                f"{where}: this process can open no more connections ({said}): raise `ulimit -n`, "
+                "or set a lower `concurrency`",
+                refused=True,
+            )
+        if isinstance(error, ssl.SSLError | aiohttp.ClientSSLError):
+            return EngineError(
+                f"{where}: TLS fails: {said}: is it https, and its certificate one that this "
+                "machine trusts (SSL_CERT_FILE names further ones)?"
+            )
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            return Passing(f"{where}: there is no such host: {said}", away=True)
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return Passing(f"{where} cannot be reached: {said}", away=True)
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            within = f"within {self._connect_timeout:g} seconds"
+            return Passing(f"{where} does not take a connection {within}", away=True)
+        if isinstance(error, asyncio.TimeoutError | TimeoutError):
+            return Passing(f"{where}: no answer in time", refused=not begun)
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            what = "closed the connection without an answer"
+            return Passing(f"{where} {what}", refused=not begun)
+        if isinstance(error, aiohttp.ClientResponseError):
             said = self.quoted(str(error.message))
-            raise EngineError(f"{where} does not speak HTTP as it should: {said}") from None
-        except aiohttp.ClientPayloadError as error:
-            raise Passing(f"{where}: the stream was cut: {_short(error)}") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise Passing(f"{where}: the connection broke: {_short(error)}") from None
+            return EngineError(f"{where} does not speak HTTP as it should: {said}")
+        if isinstance(error, aiohttp.ClientPayloadError):
+            return Passing(f"{where}: the stream was cut: {said}")
+        return Passing(f"{where}: the connection broke: {said}", refused=not begun)
 
 
 async def _start(response: aiohttp.ClientResponse, most: int = 16 << 10) -> bytes:
@@ -262,23 +293,24 @@ def checked_url(base_url: str) -> str:
     """
     if not isinstance(base_url, str):
         raise InvalidType(f"base_url is a {type(base_url).__name__}: must be a string")
+    shown = "" if "@" in base_url else f"={base_url!r}"  # It may have a password in it.
     try:
         parts = urlsplit(base_url)
         port = parts.port
-    except ValueError as error:
-        raise InvalidInput(f"base_url: is no address: {error}") from None
-    if parts.username is not None or parts.password is not None:
+    except ValueError:
+        parts = None
+    if parts is None:
+        raise InvalidInput(f"base_url{shown}: is no address: its host or port cannot be")
+    if "@" in parts.netloc:
         raise InvalidInput(
             "base_url: has a name or password in it, which would be in every message: set api_key"
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise InvalidInput(
-            f"base_url={base_url!r}: must be an address such as http://localhost:8000/v1"
-        )
+        raise InvalidInput(f"base_url{shown}: must be an address such as http://localhost:8000/v1")
     if parts.query or parts.fragment:
         raise InvalidInput("base_url: has a ? or # in it: must end with the path, such as /v1")
     if any(ord(letter) <= 32 or ord(letter) == 127 for letter in base_url):
-        raise InvalidInput(f"base_url={base_url!r}: has a space or control character in it")
+        raise InvalidInput(f"base_url{shown}: has a space or control character in it")
     return base_url.rstrip("/")
 
 
@@ -339,4 +371,17 @@ def _place(url: str) -> str:
 
 def _short(error: BaseException) -> str:
     """What an exception says, without its `repr`, which may have headers in it."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _errno(error: Exception) -> int | None:
+    """The operating system's, where it is behind it."""
+    return getattr(getattr(error, "os_error", error), "errno", None)
+
+
+def _secrets(values: Iterable[str]) -> list[str]:
+    """What of these is in no message: each as a whole, and its parts but for a scheme's name."""
+    parts = {part for value in values for part in (value, *value.split())}
+    kept = {part for part in parts if len(part) >= _SECRET and part.lower() != "bearer"}
+    kept |= {json.dumps(part)[1:-1] for part in kept}  # As it looks in an answer.
+    return sorted(kept, key=len, reverse=True)

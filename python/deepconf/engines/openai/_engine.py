@@ -69,7 +69,8 @@ class OpenAI(EngineLoop):
             `dict(enable_thinking=True)`; of vLLM and SGLang.
         headers: further headers of every request.
         connect_timeout: seconds to connect.
-        first_token_timeout: seconds to the first token of a trace; waiting for room counts.
+        first_token_timeout: seconds to the first token of a trace; while other traces get tokens,
+            it waits for room, which does not count.
         token_timeout: seconds from one token to the next.
         tries: how often a trace that breaks off is begun in all, under its own number and seed.
         patience: seconds for which what the server refuses (429, 503, no connection) is tried
@@ -121,11 +122,12 @@ class OpenAI(EngineLoop):
             sampling=sampling, chat=chat, chat_template_kwargs=chat_template_kwargs
         )
         self._sampling: dict[str, Any] = self._given["sampling"]
-        self._client = Client(base_url, api_key, headers or {}, connect_timeout)
-        from deepconf.engines.openai._request import Limits
+        self._client = Client(base_url, api_key, headers or {}, connect_timeout, patience)
+        from deepconf.engines.openai._request import Limits, Others
         from deepconf.engines.openai._turns import Turns
 
-        self._limits = Limits(first_token_timeout, token_timeout, tries, patience)
+        self._limits = Limits(first_token_timeout, token_timeout, tries)
+        self._others = Others()
         self._turns = Turns()
         self._running: dict[str, Any] = {}
         self._tallies: dict[str, Tally] = {}
@@ -239,6 +241,7 @@ class OpenAI(EngineLoop):
             self._client,
             self._turns,
             self._limits,
+            self._others,
             self._path,
             body,
             width=width,
@@ -257,6 +260,7 @@ class OpenAI(EngineLoop):
             answer = request.answer
             self._tallies[request_id] = Tally(
                 whole=ending is not None and ending.finish_reason != "aborted",
+                counted=answer.counted,
                 tokens=answer.count,
                 unsure=answer.unsure,
                 refusals=request.refusals,
@@ -279,9 +283,13 @@ class OpenAI(EngineLoop):
         steps: deque[Step] = deque()
         news = asyncio.Event()
 
+        begun = False
+
         def take(step: Step) -> Collection[int]:
-            if step.relaunched:
+            nonlocal begun
+            if step.relaunched and begun:
                 raise EngineError(f"request {request_id} broke off in the middle of its stream")
+            begun = begun or bool(step.traces)
             steps.append(step)
             news.set()
             return ()

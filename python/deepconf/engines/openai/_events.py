@@ -7,7 +7,7 @@ Only what is needed is decoded, into structures that the garbage collector need 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -87,47 +87,49 @@ class Events:
         self._quoted = quoted
         self._rest = bytearray()
         self._data: list[bytes] = []
+        self._size = 0  # Bytes of their lines.
         self.done = False
         """Whether the server has said that nothing more comes."""
 
-    def feed(self, new: bytes) -> list[Chunk]:
-        """The chunks that are complete with these bytes; none behind the end.
+    def feed(self, new: bytes) -> Iterator[Chunk]:
+        """The chunks that are complete with these bytes, to be read to the end; none behind it.
 
         Raises:
             Passing: the server says that it failed.
             EngineError: an event is no chunk, or too large.
         """
         if self.done:
-            return []
+            return
         self._rest += new
         lines: list[bytes] = []
         if b"\n" in new:
             *lines, rest = bytes(self._rest).split(b"\n")
             self._rest = bytearray(rest)
-        found = []
         for line in lines:
             if line[-1:] == b"\r":
                 line = line[:-1]
             if line[:5] == b"data:":
                 self._data.append(line[5:])
+                self._size += len(line)
             elif not line and self._data:
-                data, self._data = b"\n".join(self._data), []
+                data, self._data, self._size = b"\n".join(self._data), [], 0
                 if data.strip() == b"[DONE]":
                     self.done = True
                     break
-                found.append(self._chunk(data))
-        if len(self._rest) + sum(map(len, self._data)) > _MOST:
+                yield self._chunk(data)
+            if self._size > _MOST:
+                break
+        if len(self._rest) + self._size > _MOST:
             raise EngineError(
                 f"{self._where}: an event of the stream has more than {_MOST >> 20} MiB: a token "
                 "with its log-probabilities takes some kilobytes"
             )
-        return found
 
     def _chunk(self, data: bytes) -> Chunk:
         try:
             chunk = _decode(data)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            start = self._quoted(data[:120].decode("utf-8", "replace"))
+            start = self._quoted(data.decode("utf-8", "replace"))
             raise EngineError(
                 f"{self._where}: an event of the stream is no chunk of a completion: "
                 f"{_json.said(error)}; it begins {start}"

@@ -10,7 +10,7 @@ import asyncio
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from deepconf.engines.base import Signal
 from deepconf.engines.openai._capabilities import Capabilities
 from deepconf.engines.openai._client import Client, Passing, Refused
 from deepconf.engines.openai._events import Events
+from deepconf.engines.openai._patience import Patience
 from deepconf.engines.openai._remarks import CHANCE
 from deepconf.engines.openai._tokens import Answer
 from deepconf.errors import EngineError, InvalidInput
@@ -40,6 +41,8 @@ _MANY = 2_000
 _WIDTHS = (21, 20, 11, 10, 6, 5, 2)
 # Sampling parameters that say how long an answer is.
 _LENGTHS = ("max_tokens", "max_completion_tokens", "min_tokens")
+# Fields that requests of both interfaces have.
+_FIELDS = (*_LENGTHS, "temperature", "seed", "logprobs", "top_logprobs", "stream_options")
 # Seconds for all that one of the requests takes, for a server to be through with them, and for it
 # to notice a closed connection.
 _LONG, _REST, _NOTICE = 120.0, 1.0, 5.0
@@ -114,14 +117,13 @@ async def find_model(client: Client, model: str | None) -> Found:
     if model is None or model not in names:
         near = difflib.get_close_matches(model or "", names, n=5) or sorted(names)[:20]
         more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
-        raise InvalidInput(
-            f"model={model!r}: {client.base_url} has {', '.join(map(repr, near))}{more}"
-        )
+        listed_names = client.redacted(", ".join(map(repr, near)))
+        raise InvalidInput(f"model={model!r}: {client.base_url} has {listed_names}{more}")
     entry = listed[names.index(model)]
     longest, owner = entry.get("max_model_len"), entry.get("owned_by")
     return Found(
         model,
-        owner if isinstance(owner, str) else None,
+        client.redacted(owner)[:60] if isinstance(owner, str) else None,
         longest if isinstance(longest, int) and longest > 0 else None,
     )
 
@@ -135,7 +137,7 @@ def only_model(base_url: str, api_key: str | None) -> str:
     """
 
     async def ask() -> str:
-        client = Client(base_url, api_key, {}, _CONNECT)
+        client = Client(base_url, api_key, {}, _CONNECT, _CONNECT)
         try:
             return (await find_model(client, None)).model
         finally:
@@ -172,6 +174,7 @@ async def probe(
     """
     if found.software == "vllm":
         extra = {**extra, "return_token_ids": True, "return_tokens_as_token_ids": True}
+    refused: str | None = None
     if wanted is not None:
         first, width = await _first(client, found.model, wanted, extra)
         interface = wanted
@@ -180,6 +183,9 @@ async def probe(
             first, width = await _first(client, found.model, "chat", extra)
             interface = "chat"
         except Refused as refusal:  # A model without a chat template, say.
+            if _names_field(str(refusal), extra):
+                raise
+            refused = str(refusal)
             try:
                 first, width = await _first(client, found.model, "completions", extra)
             except EngineError:
@@ -206,8 +212,15 @@ async def probe(
         raw=_is_raw(first.top, cold.top),
         abort=await _aborts(client, ask, (found.max_model_len or 2 * _MANY) // 2),
         max_model_len=found.max_model_len,
+        refused_chat=refused,
     )
     return capabilities, dict(extra)
+
+
+def _names_field(said: str, extra: Mapping[str, Any]) -> bool:
+    """Whether a refusal is of a field that completions are asked with as well."""
+    names = "|".join(map(re.escape, (*_FIELDS, *extra)))
+    return re.search(rf"\b(?:{names})\b", said) is not None
 
 
 async def width_given(
@@ -262,9 +275,10 @@ async def _first(
 class _Probed(Answer):
     """An answer of which nothing is known before."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, redacted: Callable[[str], str]) -> None:
         # One entry is enough to be looked at, and masked ones are no matter here.
-        super().__init__(where, Signal(top_logprobs=10_000, logprob_floor=-1e4), 1, _MANY + 1)
+        signal = Signal(top_logprobs=10_000, logprob_floor=-1e4)
+        super().__init__(where, signal, 1, _MANY + 1, redacted)
         self._k = 1 << 30  # Of each row, all.
         self.top: list[float] = []  # Of the first token.
 
@@ -301,12 +315,21 @@ class _Asking:
             seed=seed,
             sampling={**self._extra, "temperature": temperature, "max_tokens": tokens},
         )
-        answer = _Probed(where)
-        try:
-            await asyncio.wait_for(self._read(answer, body, stop_after), _LONG)
-        except (asyncio.TimeoutError, TimeoutError):
-            raise Passing(f"{where}: {tokens} tokens took more than {_LONG:g} seconds") from None
-        return answer
+        patience, busy = Patience(self._client.patience), False
+        while True:
+            answer = _Probed(where, self._client.redacted)
+            try:
+                await asyncio.wait_for(self._read(answer, body, stop_after), _LONG)
+                return answer
+            except (asyncio.TimeoutError, TimeoutError):
+                late = f"{where}: {tokens} tokens took more than {_LONG:g} seconds"
+                raise Passing(late) from None
+            except Passing as error:  # A server that still loads its model, say.
+                busy = error.busy or (busy and error.refused)  # It may close connections, too.
+                if not busy or patience.spent():
+                    raise
+                pause = patience.pause(error.after)
+            await asyncio.sleep(pause)
 
     async def _read(self, answer: _Probed, body: Mapping[str, Any], stop_after: int) -> None:
         events = Events(answer.where, self._client.quoted)

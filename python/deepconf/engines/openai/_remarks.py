@@ -19,6 +19,8 @@ class Tally:
 
     whole: bool
     """Whether it ran to its end."""
+    counted: bool
+    """Whether the server said how many tokens there were, or which."""
     tokens: int
     unsure: int
     """Tokens of which the k-th likeliest may be missing."""
@@ -43,11 +45,23 @@ def remarks_on(tallies: Sequence[Tally], found: Capabilities) -> list[str]:
             "policy with top_logprobs one less is exact, or a server that gives one more"
         )
     whole = [tally for tally in tallies if tally.whole]
+    uncounted = sum(not tally.counted for tally in whole)
+    if uncounted:
+        remarks.append(
+            f"of {uncounted} of {len(whole)} whole traces {server} gave neither token counts nor "
+            "token ids: a token whose log-probabilities are lost is noticed only where the text is "
+            "longer than the tokens that came"
+        )
     chance = sum(tally.likelihood for tally in whole[1:])
     if len({tally.digest for tally in whole}) == 1 and chance < CHANCE:
         remarks.append(
             f"all {len(whole)} traces that ran to their end are equal, token by token: {server} "
             "ignores seeds, or the temperature is 0; their vote is one trace's"
+        )
+    if found.refused_chat is not None:
+        remarks.append(
+            f"{server} refuses chat completions, so questions went to completions, without a chat "
+            f"template (chat=False, if that is meant): {found.refused_chat}"
         )
     if found.raw is False:
         remarks.append(

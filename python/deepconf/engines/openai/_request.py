@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from deepconf.engines.base import Ending, Signal, Step, Take
-from deepconf.engines.openai._client import Client, Passing
+from deepconf.engines.openai._client import Client, Passing, Refused
 from deepconf.engines.openai._events import Events
+from deepconf.engines.openai._patience import Patience
 from deepconf.engines.openai._tokens import Answer
 from deepconf.engines.openai._turns import Turns
 from deepconf.errors import EngineDied, EngineError
 
-__all__ = ["Limits", "Request"]
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ["Limits", "Others", "Request"]
 
 T = TypeVar("T")
 
-# Seconds of the first pause, and of the longest.
-_PAUSE, _LONGEST = 0.5, 30.0
 # Seconds for what follows the end of a trace, which is how many tokens there were, and for the
 # stream to end when nothing more is to come.
-_TAIL, _CLOSE = 5.0, 0.2
+_TAIL, _CLOSE = 1.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,16 @@ class Limits:
     """Seconds from one token to the next."""
     tries: int
     """How often a trace that breaks off is begun, in all."""
-    patience: float
-    """Seconds for which what the server refuses is asked for again."""
+
+
+@dataclass
+class Others:
+    """What all requests of an engine have seen of its server."""
+
+    last: float = -math.inf
+    """When tokens came last, by the event loop's clock."""
+    prompted: bool = False
+    """Whether a text ended thoughts that it had not begun: the prompt begins them."""
 
 
 class _Stopped(Exception):
@@ -58,6 +67,7 @@ class Request:
         client: where to.
         turns: through which its tokens go.
         limits: how long and how often.
+        others: what all requests have seen.
         path: what is asked.
         body: with which parameters.
         width: how many log-probabilities a token `body` asks for.
@@ -77,6 +87,7 @@ class Request:
         client: Client,
         turns: Turns,
         limits: Limits,
+        others: Others,
         path: str,
         body: Mapping[str, Any],
         *,
@@ -92,16 +103,17 @@ class Request:
         self._client = client
         self._turns = turns
         self._limits = limits
+        self._others = others
         self._path = path
         self._body = body
         self._where = client.base_url + path
-        self._answer_args = (self._where, signal, width, most)
+        self._answer_args = (self._where, signal, width, most, client.redacted)
         self.answer = Answer(*self._answer_args)
         self.deadline = math.inf
         self.refusals = 0
         self._task: asyncio.Future[Any] | None = None
-        self._stopped = False
-        self._why: Exception | None = None
+        self._stopped: Exception | None = None
+        self._late: Passing | None = None
 
     async def follow(self) -> Ending:
         """Generates it, with as many tries as it takes.
@@ -110,36 +122,36 @@ class Request:
             EngineDied: there was no server for so long that none is expected.
             EngineError: this trace has failed for good.
         """
-        loop = asyncio.get_running_loop()
-        broken = waits = 0
-        since = loop.time()
+        broken, patience = 0, Patience(self._client.patience)
         while True:
             try:
                 await self._interruptible(self._try())
-                finish = self.answer.finish
-                assert finish is not None, "it has ended"
-                return Ending(finish, self.answer.channels.whole, self.answer.channels.final)
-            except _Stopped:
                 return self._ending()
+            except _Stopped:
+                return self._ending(stopped=True)
             except Passing as error:
                 self.deadline = math.inf
-                if not error.refused:
-                    broken, waits, since = broken + 1, 0, loop.time()
+                if error.refused:
+                    self.refusals += 1
+                    if patience.spent():
+                        raise self._given_up(error, patience) from None
+                else:
+                    broken += 1
+                    patience.begin()
                     if broken >= self._limits.tries:
                         raise EngineError(f"{error} (try {broken} of {broken})") from None
-                else:
-                    self.refusals += 1
-                    if loop.time() - since >= self._limits.patience:
-                        kind = EngineDied if error.away else EngineError
-                        waited = f"for {self._limits.patience:g} seconds it was tried again"
-                        raise kind(f"{error} ({waited})") from None
-                pause = _pause(waits, error.after)
-                waits += 1
+                pause, anew = patience.pause(error.after), not error.refused
             try:
-                self._begin_anew()
+                self._begin_anew(anew)
                 await self._interruptible(asyncio.sleep(pause))
             except _Stopped:
                 return self._ending()
+
+    def _given_up(self, error: Passing, patience: Patience) -> EngineError:
+        """What to raise when patience is spent: no server, unless it serves others meanwhile."""
+        gone = error.away and self._others.last < patience.since
+        said = f"{error} (for {patience.seconds:g} seconds it was tried again)"
+        return EngineDied(said) if gone else EngineError(said)
 
     def stop(self, error: Exception | None = None) -> None:
         """Ends it now, and closes its connection.
@@ -147,23 +159,34 @@ class Request:
         Args:
             error: what makes it a failure.
         """
-        self._stopped = True
-        self._interrupt(error or _Stopped())
+        if self._stopped is None:
+            self._stopped = error or _Stopped()
+            self._cancel()
 
     def overdue(self) -> None:
         """Gives the try at hand up: nothing came in time."""
+        limits, first = self._limits, not self.answer.count
+        if first:  # Where the server serves others, it waits for room.
+            self.deadline = max(self.deadline, self._others.last + limits.first_token)
+            if self.deadline >= asyncio.get_running_loop().time():
+                return
         self.deadline = math.inf
-        first = not self.answer.count
-        limit = self._limits.first_token if first else self._limits.between_tokens
+        limit = limits.first_token if first else limits.between_tokens
         which = "first token" if first else f"token after {self.answer.count} tokens"
-        self._interrupt(Passing(f"{self._where}: no {which} within {limit:g} seconds"))
+        hint = (
+            ", nor of any other trace: a lower `concurrency` or a longer `first_token_timeout` "
+            "gives the server more time for each"
+        )
+        self._late = Passing(
+            f"{self._where}: no {which} within {limit:g} seconds{hint if first else ''}"
+        )
+        self._cancel()
 
     # ---- one try -----------------------------------------------------------------------------
 
     async def _try(self) -> None:
-        loop = asyncio.get_running_loop()
-        limits, answer, events = self._limits, self.answer, Events(self._where, self._client.quoted)
-        self.deadline = loop.time() + limits.first_token
+        answer, events = self.answer, Events(self._where, self._client.quoted)
+        self.deadline = asyncio.get_running_loop().time() + self._limits.first_token
         async with self._client.stream(self._path, self._body) as content:
             while answer.finish is None:
                 new = b"" if events.done else await content.readany()
@@ -172,62 +195,81 @@ class Request:
                         f"{self._where}: the stream ended in the middle of the trace, after "
                         f"{answer.count} tokens"
                     )
-                rows = [row for chunk in events.feed(new) for row in answer.take(chunk)]
-                if rows:
-                    self._turns.add(self, rows)
-                    self.deadline = loop.time() + limits.between_tokens
+                self._take_in(events, new)
             self.deadline = math.inf
-            end = loop.time() + _TAIL
-            while not content.at_eof() and loop.time() < end:
-                try:
-                    new = await asyncio.wait_for(content.readany(), end - loop.time())
-                except (asyncio.TimeoutError, TimeoutError):
-                    break
-                for chunk in events.feed(new):
-                    answer.take(chunk)  # How many tokens there were; no more of them.
-                if events.done:  # So the connection can be used again.
-                    end = min(end, loop.time() + _CLOSE)
+            await self._read_on(content, events)
         answer.check_whole()
-        self._turns.flush()  # No token comes after the end.
 
-    def _begin_anew(self) -> None:
+    def _take_in(self, events: Events, new: bytes) -> None:
+        """What came; tokens before a failure in the same piece were generated, too."""
+        rows: list[list[float]] = []
+        try:
+            for chunk in events.feed(new):
+                rows += self.answer.take(chunk)
+        except (Passing, Refused):
+            if self.answer.finish is None:
+                raise
+        finally:
+            if rows:
+                others = self._others
+                self._turns.add(self, rows)
+                others.last = asyncio.get_running_loop().time()
+                self.deadline = others.last + self._limits.between_tokens
+                others.prompted = others.prompted or self.answer.channels.ends_thoughts
+
+    async def _read_on(self, content: aiohttp.StreamReader, events: Events) -> None:
+        """What follows the end: how many tokens there were. What fails here costs no trace."""
+        import aiohttp
+
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _TAIL
+        while not content.at_eof() and loop.time() < end:
+            try:
+                new = await asyncio.wait_for(content.readany(), end - loop.time())
+            except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+                break
+            self._take_in(events, new)  # No more tokens.
+            if events.done:  # So the connection can be used again.
+                end = min(end, loop.time() + _CLOSE)
+
+    def _begin_anew(self, broken: bool) -> None:
         """Before another try: what came is void."""
         self._turns.flush()
-        if self._stopped:
+        if self._stopped is not None:
             return
-        if self.answer.count:
+        if broken:
             self.take(Step([], np.empty(0, np.float32), relaunched=[self.trace]))
         self.answer = Answer(*self._answer_args)
 
-    def _ending(self) -> Ending:
-        self._turns.flush()
-        return Ending("aborted", self.answer.channels.whole, self.answer.channels.final)
+    def _ending(self, *, stopped: bool = False) -> Ending:
+        self._turns.flush()  # No token comes after the end.
+        channels, finish = self.answer.channels, self.answer.finish or "aborted"
+        if stopped and finish != "aborted":  # It was over, and waited for the count of its tokens.
+            try:
+                self.answer.check_whole()
+            except EngineError:
+                finish = "aborted"
+        self._others.prompted = self._others.prompted or channels.ends_thoughts
+        thinks = finish == "length" and self._others.prompted and channels.all_thoughts
+        return Ending(finish, channels.whole, "" if thinks else channels.final)
 
     async def _interruptible(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._stopped:
+        self._late = None
+        if self._stopped is not None:
             work.close()
-            raise self._why or _Stopped()
+            raise self._stopped
         task: asyncio.Task[T] = asyncio.ensure_future(work)
         self._task = task
         try:
             return await task
         except asyncio.CancelledError:
-            why, self._why = self._why, None
+            why = self._stopped or self._late
             if why is None:
                 raise
             raise why from None
         finally:
             self._task = None
 
-    def _interrupt(self, why: Exception) -> None:
-        if self._why is None:
-            self._why = why
-            if self._task is not None:
-                self._task.cancel()
-
-
-def _pause(waits: int, after: float | None) -> float:
-    """Seconds to wait: twice as long each time, and not all at once; or as the server says."""
-    longest = min(_LONGEST, _PAUSE * 2.0**waits)
-    jitter = random.uniform(0.5, 1.0)
-    return jitter * longest if after is None else after + jitter * _PAUSE
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()

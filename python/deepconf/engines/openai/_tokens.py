@@ -6,7 +6,7 @@ token: nothing is scored that was not looked at. Costs some 3 microseconds a tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,10 @@ Sampled = tuple[str, float | None, Sequence[float]]
 _ROUNDING = 1e-3
 # What servers write of tokens that are ruled out.
 _MASKED = -9999.0
+# Rows with fewer entries may be alike by chance, as coarse logits have few values.
+_TELLING = 6
+# Bytes that a text may be longer than its tokens, where those stand for parts of characters.
+_PARTS = 16
 
 
 class Answer:
@@ -38,6 +42,7 @@ class Answer:
         signal: what is wanted of the log-probabilities.
         width: how many of the likeliest the server was asked for.
         most: tokens that there can be.
+        redacted: takes secrets out of the server's words.
 
     Attributes:
         where: the server.
@@ -51,15 +56,25 @@ class Answer:
         named: whether every chunk with tokens named them.
     """
 
-    def __init__(self, where: str, signal: Signal, width: int, most: int) -> None:
+    def __init__(
+        self,
+        where: str,
+        signal: Signal,
+        width: int,
+        most: int,
+        redacted: Callable[[str], str] = str,
+    ) -> None:
         self.where = where
+        self._redacted = redacted
         self._k = min(signal.top_logprobs, width)
         self._width = width
         self._returned = signal.entries == "returned"
         self._floor = signal.logprob_floor
         self._most = most
-        self._spelled = 0  # Bytes of the tokens that came, and of the text.
+        self._spelled = 0  # Bytes of the tokens that came, and of the text; white space apart.
         self._written = 0
+        self._parts = False  # Whether a token is part of a character.
+        self._bare = 0  # Bytes of the text that came without tokens.
         self.channels = Channels()
         self.reasoned = False
         self.count = self.unsure = self.digest = 0
@@ -68,6 +83,11 @@ class Answer:
         self.finish: Literal["finished", "length"] | None = None
         self.usage: int | None = None
         self.named = True
+
+    @property
+    def counted(self) -> bool:
+        """Whether the server said itself how many tokens there were, or which."""
+        return self.usage is not None or self.named
 
     def take(self, chunk: Chunk) -> list[list[float]]:
         """The log-probabilities of a chunk's tokens that count, most likely first, nats.
@@ -100,8 +120,13 @@ class Answer:
         if not self.count and not self._written:
             raise EngineError(f"{self.where}: an empty answer: it has no token and no text")
         if self.usage is None:
-            # Some tokenizers leave out a space.
-            if self._written > self._spelled + self.count + 16:
+            if self._bare:
+                raise self._wrong(
+                    "logprobs",
+                    f"is missing at the end, where a text of {self._bare} bytes comes, and no "
+                    "usage says how many tokens there were",
+                )
+            if self._written > self._spelled + (_PARTS if self._parts else 0):
                 raise self._wrong(
                     "logprobs",
                     f"has {self._spelled} bytes in its tokens and the text {self._written}: tokens "
@@ -147,8 +172,11 @@ class Answer:
                 raise self._too_few(token, len(row))
             if own is None:
                 raise self._wrong("logprob", "is missing", token)
-            if row[0] > _ROUNDING or (self._floor is None and row[k - 1] <= _MASKED):
-                self._refuse(row, token)
+            counted = row[:k]
+            if self._returned and own < counted[-1]:
+                counted.append(own)
+            if counted[0] > _ROUNDING or (self._floor is None and counted[-1] <= _MASKED):
+                self._refuse(counted, token)
             if own not in row and min(abs(own - p) for p in row) > _ROUNDING and own > row[-1]:
                 raise self._wrong(
                     "top_logprobs",
@@ -156,7 +184,7 @@ class Answer:
                     f"{row[-1]:g}: they are those of another token",
                     token,
                 )
-            if row == before and len(row) > 1 and row[1] > _MASKED:
+            if row == before and len(row) >= _TELLING and row[1] > _MASKED:
                 raise self._wrong(
                     "top_logprobs",
                     "is the same as that of the token before, to the last digit: they are repeated",
@@ -168,14 +196,12 @@ class Answer:
             # Listed first though not the likeliest, it may have taken the place of the last.
             if len(row) == k > 1 and entries[0] == row[-1] < row[-2]:
                 self.unsure += 1
-            row = row[:k]
-            if self._returned and own < row[-1]:
-                row.append(own)
-            rows.append(row)
+            rows.append(counted)
             self.count += 1
             self.digest = hash((self.digest, token or own))
             self.likelihood += own
-            self._spelled += len(token.encode("utf-8", "surrogatepass"))
+            self._spelled += _bytes(token)
+            self._parts = self._parts or "\ufffd" in token or token.startswith("bytes:")
         if self.count > self._most:
             raise self._wrong(
                 "choices", f"goes on behind {self._most} tokens, which was the most asked for"
@@ -212,11 +238,13 @@ class Answer:
             raise self._wrong(name, "has a text and no log-probabilities of its tokens")
         self.reasoned = self.reasoned or bool(reasoning)
         self.channels.add(reasoning, content)
-        text = (reasoning or "") + (content or "")
-        self._written += len(text.encode("utf-8", "surrogatepass"))
+        length = _bytes((reasoning or "") + (content or ""))
+        self._written += length
+        if not rows and choice.token_ids is None:
+            self._bare += length
 
     def _end(self, reason: str) -> None:
-        reason = reason[:60]
+        reason = self._redacted(reason)[:60]
         try:
             status = status_of(reason, f"{self.where}: choices[0].finish_reason")
         except InvalidInput as error:
@@ -230,7 +258,9 @@ class Answer:
     # ---- what is wrong -----------------------------------------------------------------------
 
     def _wrong(self, field: str, what: str, token: str | None = None) -> EngineError:
-        which = f"token {self.count}" + ("" if token is None else f", {token[:60]!r}")
+        which = f"token {self.count}" + (
+            "" if token is None else f", {self._redacted(token)[:60]!r}"
+        )
         field = field if field in ("choices", "usage.completion_tokens") else f"choices[0].{field}"
         return EngineError(f"{self.where}: {field} {what} (at {which} of the trace)")
 
@@ -246,14 +276,18 @@ class Answer:
 
     def _refuse(self, row: list[float], token: str) -> None:
         """Says of numbers that are no log-probabilities what reading files says of them."""
-        row = row[: self._k]
         values, width = np.array(row), np.array([len(row)])
         rows = Rows(values, width, width, True, np.empty(0, np.int64))
         try:
-            Scorer(self._k, "topk", self._floor, "error")(rows, "top_logprobs")
+            Scorer(len(row), "topk", self._floor, "error")(rows, "top_logprobs")
         except InvalidInput as error:
             said = str(error).partition(": token 0 ")[2] or str(error)
             raise self._wrong("top_logprobs", said, token) from None
+
+
+def _bytes(text: str) -> int:
+    """Of a text without its white space, of which some tokenizers leave out a part."""
+    return len("".join(text.replace("▁", " ").split()).encode("utf-8", "surrogatepass"))
 
 
 def _of_chat(choice: Choice) -> Iterator[Sampled]:

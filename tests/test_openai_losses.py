@@ -1,0 +1,391 @@
+"""What a server does that would be a wrong result or a lost trace, were it not looked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import warnings
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from deepconf import DeepThink
+from deepconf.commands import app
+from deepconf.engines import OpenAI
+from deepconf.engines.base import Signal
+from deepconf.engines.openai._client import Client, Passing
+from deepconf.engines.openai._events import Events
+from deepconf.engines.openai._patience import Patience
+from deepconf.engines.openai._request import Request
+from deepconf.errors import EngineError, InvalidInput, RunWarning
+from false_server import KEY, FalseServer, content
+from test_openai_engine import WHOLE, run, server, warned
+from test_openai_faults import at
+from typer.testing import CliRunner
+
+__all__ = ["server"]
+
+
+# ---- what would be wrong without a word ---------------------------------------------------------
+
+
+def test_a_text_without_log_probabilities_at_the_end_needs_a_count(server: FalseServer) -> None:
+    def bare(chunk: Any, number: int) -> Any:
+        if chunk["choices"][0]["finish_reason"]:
+            chunk["choices"][0] |= {"logprobs": None, "delta": {"content": " \\boxed{5}"}}
+        return chunk
+
+    with OpenAI(server.url) as engine:
+        server.faults.usage, server.faults.damage, server.faults.only = False, bare, (12,)
+        with warned("1 of 8 traces failed, .*missing at the end, where a text of 9 bytes"):
+            run(engine)
+
+
+def test_lost_entries_show_in_the_text_and_uncounted_tokens_are_said(server: FalseServer) -> None:
+    def lose(chunk: Any, number: int) -> Any:
+        content(chunk).pop()
+        return chunk
+
+    server.faults.usage, server.faults.width_of_chunk = False, 6
+    with OpenAI(server.url) as engine:
+        with warned("neither token counts nor token ids"):
+            run(engine)
+        server.faults.damage, server.faults.only = lose, (12,)
+        with warned("1 of 8 traces failed, .* the text .*: tokens are missing"):
+            run(engine)
+
+
+def test_a_masked_sampled_token_does_not_count(server: FalseServer) -> None:
+    change = at(5, lambda chunk: content(chunk)[0].update(logprob=-9999.0))
+    with OpenAI(server.url) as engine:
+        server.faults.damage, server.faults.only = change, (12,)
+        with warned("1 of 8 traces failed, .*-9999.* set logprob_floor"):
+            run(engine, WHOLE.replace(entries="returned"))
+        assert run(engine).warnings == ()
+
+
+def test_thoughts_that_the_prompt_begins_are_no_answer(server: FalseServer) -> None:
+    words = server.words
+    thoughts = [" maybe", " \\boxed{7}", "?"]
+    server.words = lambda seed: [*thoughts, *words(seed)[:-2], "</think>", *words(seed)[-2:]]  # type: ignore[method-assign]
+    with OpenAI(server.url) as engine:
+        assert run(engine).answer == "4"
+        cut = DeepThink(engine, WHOLE, sampling={"max_tokens": 12})
+        with warned("none of the 8 traces .* has an answer"):
+            assert cut.run("?").answer is None
+
+
+def test_completions_in_the_place_of_chats_are_said(server: FalseServer) -> None:
+    server.faults.chat = False
+    with OpenAI(server.url) as engine, warned("refuses chat .*there is no chat template"):
+        run(engine)
+
+    async def strict(request: web.Request, body: Any, tries: int) -> Any:
+        return web.Response(status=400, text="seed: extra fields not permitted")
+
+    server.faults.chat, server.faults.before = True, strict
+    bodies = len(server.bodies)
+    with pytest.raises(InvalidInput, match="seed: extra fields"):
+        OpenAI(server.url)
+    assert len(server.bodies) == bodies + 1
+
+
+# ---- traces that need not be lost ---------------------------------------------------------------
+
+
+def answering(server: FalseServer, end: bytes, cut: int, *, hang: bool = False) -> Any:
+    """Answers with the events before `cut`, and this; then it hangs, or closes the connection."""
+
+    async def before(request: web.Request, body: Any, tries: int) -> Any:
+        if body["seed"] < 10:
+            return None
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for event in list(server._events(body, True, body["top_logprobs"]))[:cut]:
+            await response.write(event)
+        await response.write(end)
+        if hang:
+            await asyncio.sleep(20)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    return before
+
+
+ERROR = b'data: {"error": {"message": "no usage", "code": 500}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("cut", "end"), [(-1, b""), (-1, b"data: [DONE]\n\n"), (-2, b""), (-2, ERROR)]
+)
+def test_what_fails_behind_the_end_costs_no_trace(
+    server: FalseServer, cut: int, end: bytes
+) -> None:
+    with OpenAI(server.url, tries=1) as engine:
+        server.faults.before = answering(server, end, cut)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RunWarning)
+            result = run(engine)
+    assert {(trace.status, trace.tries) for trace in result.traces} == {("finished", 1)}
+    assert result.answer == "4"
+
+
+def test_a_trace_that_is_over_is_finished_though_its_stream_stays_open(
+    server: FalseServer,
+) -> None:
+    with OpenAI(server.url) as engine:
+        server.faults.before = answering(server, b"", -2, hang=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RunWarning)
+            result = DeepThink(engine, WHOLE).run("?", timeout=3)
+    assert {trace.status for trace in result.traces} == {"finished"}
+    assert result.answer == "4"
+
+
+def test_a_stop_of_a_trace_that_is_over_leaves_it_finished(server: FalseServer) -> None:
+    async def stopped(engine: OpenAI) -> Any:
+        whole = asyncio.ensure_future(
+            engine.generate_into(
+                lambda step: (),
+                engine.prepare("?"),
+                trace=0,
+                request_id="one",
+                seed=12,
+                signal=Signal(top_logprobs=10),
+            )
+        )
+        await asyncio.sleep(0.4)
+        await engine.abort(["one"])
+        return await whole
+
+    with OpenAI(server.url) as engine:
+        DeepThink(engine, WHOLE)
+        server.faults.before = answering(server, b"", -2, hang=True)
+        ending = engine.submit(stopped(engine)).result(5)
+    assert (ending.finish_reason, ending.text) == ("finished", "".join(server.words(12)))
+
+
+def refusing(error: Any) -> Any:
+    """Of seed 12 every stream fails so."""
+    original = Client.stream
+
+    @contextlib.asynccontextmanager
+    async def stream(self: Client, path: str, body: Any) -> AsyncIterator[Any]:
+        if body["seed"] == 12:
+            raise error()
+        async with original(self, path, body) as content:
+            yield content
+
+    return stream
+
+
+def test_one_that_cannot_connect_ends_no_stream_that_delivers(
+    server: FalseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.delay = 0.05
+    monkeypatch.setattr(Client, "stream", refusing(lambda: Passing("it is away", away=True)))
+    says = "1 of 8 traces failed, .*it is away .for 0.5 seconds"
+    with OpenAI(server.url, patience=0.5) as engine, warned(says):
+        result = run(engine)
+    assert [trace.status for trace in result.traces].count("finished") == 7
+
+
+def test_too_few_descriptors_are_no_server_that_is_away() -> None:
+    client = Client("http://h/v1", None, {}, 1.0, 1.0)
+    found = client._failure(OSError(24, "Too many open files"), "http://h/v1", False)
+    assert isinstance(found, Passing)
+    assert (found.away, found.refused) == (False, True)
+    assert "ulimit -n" in str(found)
+    assert "concurrency" in str(found)
+
+
+def test_connections_that_close_without_an_answer_are_refusals(server: FalseServer) -> None:
+    """As of a forwarder whose server is away."""
+
+    async def away(request: web.Request, body: Any, tries: int) -> Any:
+        if body["seed"] != 12 or tries > 4:
+            return None
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    with OpenAI(server.url, tries=1) as engine:
+        server.faults.before = away
+        with warned("was away or refused requests 4 times"):
+            result = run(engine)
+    assert {trace.status for trace in result.traces} == {"finished"}
+
+
+def test_waiting_for_room_is_no_timeout_while_others_get_tokens(server: FalseServer) -> None:
+    server.delay = 0.02
+    with OpenAI(server.url, first_token_timeout=0.6) as engine:
+        room = asyncio.Semaphore(2)
+
+        async def queue(request: web.Request, body: Any, tries: int) -> Any:
+            async with room:
+                await asyncio.sleep(0.5)
+
+        server.faults.before = queue
+        result = run(engine)
+    assert {(trace.status, trace.tries) for trace in result.traces} == {("finished", 1)}
+
+
+def test_the_probe_has_patience(server: FalseServer) -> None:
+    async def loading(request: web.Request, body: Any, tries: int) -> Any:
+        if sum(server.tries.values()) < 3:
+            return web.Response(status=503, headers={"Retry-After": "0"}, text="Loading model")
+        return None
+
+    server.faults.before = loading
+    OpenAI(server.url).close()
+    server.faults.before = None
+    with OpenAI(server.url) as engine:
+        server.tries.clear()
+        server.faults.before = loading
+        assert DeepThink(engine, WHOLE).run("?").answer == "4"
+
+
+def test_tokens_before_an_error_in_one_read_are_lost_ones(server: FalseServer) -> None:
+    async def fails(request: web.Request, body: Any, tries: int) -> Any:
+        if body["seed"] not in (12, 13) or tries > 1:
+            return None
+        if body["seed"] == 13:
+            return web.Response(status=500, text="boom")
+        events = list(server._events(body, True, body["top_logprobs"]))[:4]
+        return web.Response(body=b"".join(events) + ERROR, content_type="text/event-stream")
+
+    with OpenAI(server.url) as engine:
+        server.faults.before = fails
+        with warned("2 of 8 traces broke off .*: 4 tokens"):
+            result = run(engine)
+    assert [(t.tries, t.lost_tokens) for t in result.traces[1:4]] == [(1, 0), (2, 4), (2, 0)]
+
+
+def test_pauses_end_with_patience_and_grow_where_the_server_says_none() -> None:
+    async def pauses() -> None:
+        patience = Patience(60.0)
+        assert patience.pause(3600.0) <= 60
+        assert [patience.pause(0.0) < 30.1 for _ in range(2000)] == [True] * 2000
+        assert patience.pause(0.0) >= 15
+
+    asyncio.run(pauses())
+
+
+def test_patience_begins_with_the_first_refusal(server: FalseServer) -> None:
+    async def late(request: web.Request, body: Any, tries: int) -> Any:
+        if body["seed"] != 12 or tries > 1:
+            return None
+        await asyncio.sleep(0.6)
+        return web.Response(status=503)
+
+    with OpenAI(server.url, patience=0.3) as engine:
+        server.faults.before = late
+        with warned("refused requests 1 times"):
+            result = run(engine)
+    assert {trace.status for trace in result.traces} == {"finished"}
+
+
+def test_endless_empty_data_lines_are_an_error() -> None:
+    events = Events("http://x")
+    feeds = (list(events.feed(b"data:\n" * 2730)) for _ in range(1000))
+    with pytest.raises(EngineError, match="more than 8 MiB"):
+        any(feeds)
+
+
+def test_few_alternatives_may_be_alike(server: FalseServer) -> None:
+    def coarse(chunk: Any, number: int) -> Any:
+        for token in content(chunk):
+            token["logprob"] = 0.0
+            for place, entry in enumerate(token["top_logprobs"]):
+                entry["logprob"] = -18.0 * place
+        return chunk
+
+    with OpenAI(server.url) as engine:
+        server.faults.width_of_chunk, server.faults.damage = 2, coarse
+        result = run(engine, WHOLE.replace(top_logprobs=2))
+    assert {trace.status for trace in result.traces} == {"finished"}
+
+
+def test_a_try_that_ends_as_it_is_overdue_leaves_no_trace_deaf(
+    server: FalseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Request._try
+
+    async def attempt(self: Request) -> None:
+        try:
+            await original(self)
+        finally:
+            asyncio.get_running_loop().call_soon(self.overdue)
+
+    async def hang(request: web.Request, body: Any, tries: int) -> Any:
+        if body["seed"] < 10:
+            return None
+        if tries == 1:
+            return web.Response(status=500)
+        return await asyncio.sleep(20)
+
+    monkeypatch.setattr(Request, "_try", attempt)
+    with OpenAI(server.url, tries=2, first_token_timeout=0.5) as engine:
+        server.faults.before = hang
+        with pytest.raises(EngineError, match=r"first token .*`concurrency`.*try 2 of 2"):
+            run(engine, WHOLE.replace(budget=2))
+
+
+# ---- keys ---------------------------------------------------------------------------------------
+
+
+def test_parts_of_headers_are_secrets(server: FalseServer) -> None:
+    async def guard(request: web.Request, body: Any, tries: int) -> Any:
+        return web.json_response({"error": "x" * 295 + f" not {KEY}"}, status=400)
+
+    with OpenAI(server.url, headers={"X-Auth": f"Token {KEY}"}) as engine:
+        end = engine._client.redacted(f"of {KEY} and Token")
+        assert end == "of [key] and Token"
+        assert engine._client.quoted("x" * 295 + f" not {KEY}").count("sk-") == 0
+    server.faults.before = guard
+    with pytest.raises(InvalidInput, match="status 400") as caught:
+        OpenAI(server.url, api_key=KEY)
+    assert "sk-" not in str(caught.value)
+
+
+def test_the_key_does_not_go_to_metrics(
+    server: FalseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+
+    async def metrics(self: Client, path: str) -> Any:
+        assert self._session is None or "Authorization" not in self._session.headers
+        sent.append(path)
+        return await original(self, path)
+
+    original = Client.get
+    monkeypatch.setattr(Client, "get", metrics)
+    with OpenAI(server.url, api_key=KEY):
+        assert f"{server.root}/metrics" in sent
+
+
+def test_no_exception_behind_ours_has_the_key(server: FalseServer) -> None:
+    async def broken(request: web.Request, body: Any, tries: int) -> Any:
+        assert request.transport is not None
+        request.transport.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        return web.Response()
+
+    server.faults.before = broken
+    with pytest.raises(EngineError, match="does not speak HTTP") as caught:
+        OpenAI(server.url, api_key=KEY)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert not type(error).__module__.startswith("aiohttp"), repr(error)
+        error = error.__context__
+
+
+@pytest.mark.parametrize("url", ["http://u:{}@h:x/v1", "u:{}@h/v1", "http://u:{}@[h/v1"])
+def test_addresses_with_a_password_are_not_shown(url: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        OpenAI(url.format(KEY), "m")
+    assert KEY not in str(caught.value)
+    shown = CliRunner().invoke(app, ["think", "?", "--url", url.format(KEY), "--model", "m"])
+    assert shown.exit_code != 0
+    assert KEY not in shown.output + shown.stderr
