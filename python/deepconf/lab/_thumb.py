@@ -30,8 +30,8 @@ def rule_of_thumb(missed: float, shared: float | None, told: float | None) -> st
     """
     if told is None and missed == 1.0:
         return (
-            "Rule of thumb: none. Not one trace is right, so look at an answer beside its gold first: "
-            "what is taken for the answer, and what for right, is said where traces are imported."
+            "Rule of thumb: none. Not one trace is right, so look at an answer beside its gold "
+            "first: what is taken for either is said where traces are imported."
         )
     if shared is None or told is None:
         return "Rule of thumb: majority is enough. No question has right traces beside wrong ones."
