@@ -1349,3 +1349,15 @@ def test_traces_are_saved(tmp_path: Path, name: str) -> None:
     )
     with pytest.raises(InvalidInput, match=r"\.parquet"):
         traces.save(tmp_path / "t.txt")
+
+
+def test_gold_needs_no_question(tmp_path: Path) -> None:
+    source = [{**response(choice(likely(2), r"\boxed{4}")), "question_id": "q"}]
+    good = lines(tmp_path, {"id": "q", "answer": "4"}, name="gold.jsonl")
+    for gold in (good, [{"id": "q", "answer": 4}]):
+        assert column(import_traces(source, gold=gold), "correct") == [True]
+    other = lines(tmp_path, {"id": "q", "gold": "4"}, name="other.jsonl")
+    refused(source, "other.jsonl, line 1: there is no 'answer'", "['gold', 'id']", gold=other)
+    table = tmp_path / "gold.csv"
+    table.write_text("id,answer\nq,4\n")
+    refused(source, "gold.csv: questions are JSON lines, a JSON array or Parquet", gold=table)

@@ -41,8 +41,8 @@ def load_questions(path: str | Path) -> list[Question]:
     return _read(path)[0]
 
 
-def _read(path: str | Path) -> tuple[list[Question], str]:
-    """The questions of a file, and its SHA-256."""
+def _read(path: str | Path, asked: bool = True) -> tuple[list[Question], str]:
+    """The questions of a file, and its SHA-256; see `read_questions`."""
     name = "-" if str(path) == "-" else str(Path(path).expanduser())
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
@@ -51,7 +51,7 @@ def _read(path: str | Path) -> tuple[list[Question], str]:
     questions: list[Question] = []
     seen: dict[str, str] = {}
     for at, number, value in _values(content, name):
-        question = _question(value, str(number), f"{name}, {at} {number}")
+        question = _question(value, str(number), f"{name}, {at} {number}", asked)
         if question.id in seen:
             raise InvalidInput(
                 f"{name}, {at} {number}: id {question.id!r} is taken by {seen[question.id]}"
@@ -65,6 +65,12 @@ def _read(path: str | Path) -> tuple[list[Question], str]:
 
 def _values(content: bytes, name: str) -> Iterator[tuple[str, int, Any]]:
     """What is in a file, each with what it is called there and its number, from 1."""
+    if name.lower().endswith((".csv", ".tsv")):
+        raise InvalidInput(
+            f"{name}: questions are JSON lines, a JSON array or Parquet, and no CSV: "
+            "pandas.read_csv(...).to_json(path, orient='records', lines=True) makes JSON lines of "
+            "one with the columns id, question and answer"
+        )
     if content.startswith(b"PAR1"):
         for row, value in enumerate(_rows(content, name), start=1):
             yield "row", row, value
@@ -155,13 +161,14 @@ def posed(
 
 
 def read_questions(
-    questions: str | Path | Iterable[Question | Mapping[str, Any]],
+    questions: str | Path | Iterable[Question | Mapping[str, Any]], *, asked: bool = True
 ) -> tuple[list[Question], str]:
     """Questions in any form, and a hash that tells them from others.
 
     Args:
         questions: a file (see `load_questions`), or `Question`s, or mappings with the same keys,
             numbered from 1 where they have no id.
+        asked: whether they are to be asked. If not, an answer needs no question, which is empty.
 
     Returns:
         The questions, and the SHA-256 of the file, or of what there is instead of one.
@@ -170,9 +177,11 @@ def read_questions(
         InvalidInput: a question is broken, or an id is there twice.
     """
     if isinstance(questions, str | Path):
-        return _read(questions)
+        return _read(questions, asked)
     every = [
-        item if isinstance(item, Question) else _question(item, str(at + 1), f"questions[{at}]")
+        item
+        if isinstance(item, Question)
+        else _question(item, str(at + 1), f"questions[{at}]", asked)
         for at, item in enumerate(questions)
     ]
     if not every:
@@ -186,14 +195,19 @@ def read_questions(
     return every, hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _question(value: Any, default: str, place: str) -> Question:
+def _question(value: Any, default: str, place: str, asked: bool) -> Question:
     if not isinstance(value, Mapping):
         raise InvalidInput(
             f'{place}: must be an object, such as {{"question": ..., "answer": ...}}'
         )
-    if "question" not in value:
-        raise InvalidInput(f"{place}: there is no 'question'; the keys are {sorted(value)}")
-    name, question, answer = value.get("id", default), value["question"], value.get("answer")
+    bare = not asked and "question" not in value
+    if (needed := "answer" if bare else "question") not in value:
+        raise InvalidInput(f"{place}: there is no {needed!r}; the keys are {sorted(value)}")
+    name, question, answer = (
+        value.get("id", default),
+        value.get("question", ""),
+        value.get("answer"),
+    )
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise InvalidInput(f"{place}: id is {name!r:.100}: must be a string or a whole number")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
@@ -207,7 +221,7 @@ def _question(value: Any, default: str, place: str) -> Question:
                     f"{place}: question holds the message {message!r:.100}: must have role "
                     "and content"
                 )
-    elif not isinstance(question, str) or not question.strip():
+    elif not bare and not (isinstance(question, str) and question.strip()):
         raise InvalidInput(
             f"{place}: question is {question!r:.100}: must be a string or chat messages"
         )

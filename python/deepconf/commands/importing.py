@@ -70,8 +70,8 @@ def import_(
     gold: Annotated[
         Path | None,
         typer.Option(
-            help="A file of questions, for the right answers; found by id, else by the question's "
-            "text.",
+            help='The right answers: JSON lines such as {"id": "q1", "answer": "2"}, a JSON array, '
+            "or Parquet; found by id, else by the text in question.",
             show_default=False,
         ),
     ] = None,

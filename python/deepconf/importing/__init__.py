@@ -104,7 +104,8 @@ def import_traces(
         math: whether algebra helps to tell whether answers are the same; see `answers.AnswerBook`.
         gold: right answers: a mapping from question id, or a questions file, whose questions are
             found by their id, else by their text (`question_id="prompt"`); see
-            `questions.load_questions`. It goes before what a log says itself.
+            `questions.load_questions`, of which `id` and `answer` are enough here. It goes before
+            what a log says itself.
         question_id: how the question of a record is found. None for its `question_id`, `custom_id`,
             `request_id` (vLLM), `id` (Inspect) or `qid` (the authors' package, else the file's
             name), else the number of the record (of the line in JSON lines), from 1. The name of a
@@ -503,11 +504,10 @@ def right_answers(gold: Any) -> dict[str, str]:
                 f"gold is a {type(gold).__name__}: must be a mapping from question id to answer, "
                 "or a questions file"
             )
-        known = [each for each in read_questions(gold)[0] if each.answer is not None]
-        texts = {each.question: each.answer for each in known if isinstance(each.question, str)}
-        return {each.id: str(each.answer) for each in known} | {
-            text: str(answer) for text, answer in texts.items()
-        }
+        known = [each for each in read_questions(gold, asked=False)[0] if each.answer is not None]
+        by_text = {q.question: str(q.answer) for q in known if isinstance(q.question, str)}
+        by_text.pop("", None)
+        return {each.id: str(each.answer) for each in known} | by_text
     found = {}
     for name, answer in gold.items():
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
