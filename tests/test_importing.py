@@ -1129,7 +1129,7 @@ def test_plain_responses_in_several_files_need_a_question(tmp_path: Path) -> Non
         ({"question_id": 3}, InvalidType, ["question_id=3"]),
         ({"question_id": ""}, InvalidType, ["question_id=''"]),
         ({"question_id": "regex:("}, InvalidInput, ["no regular expression"]),
-        ({"question_id": "regex:x"}, InvalidInput, ["'x' is not in its id, 'q'"]),
+        ({"question_id": "regex:x"}, InvalidInput, ["'x' is not in its custom_id, 'q'"]),
         ({"question_id": "nowhere.at"}, InvalidInput, ["question_id finds None"]),
         ({"question_id": lambda r: r["no"]}, InvalidInput, ["question_id raised KeyError"]),
         ({"question_id": lambda r: 1.5}, InvalidInput, ["question_id finds 1.5"]),
@@ -1291,7 +1291,7 @@ def test_records_and_gold_without_ids_are_both_numbered_from_1(tmp_path: Path) -
             gold={n: str(n) for n in range(3)},
         )
     named = {f"q{n}": str(n) for n in range(3)}
-    refused(several, "3 questions without ids, numbered 1 to 3", "leave gold's ids out", gold=named)
+    refused(several, "3 questions without ids, numbered 1 to 3", "question_id='id'", gold=named)
 
 
 def test_marking_later_goes_by_the_same_numbers() -> None:
@@ -1306,9 +1306,9 @@ def test_a_pattern_reads_id_where_there_is_no_custom_id() -> None:
     records = [{**response(choice(likely(2))), "id": f"q{n}-0"} for n in range(2)]
     found = import_traces(records, question_id="regex:(.+)-")
     assert column(found, "question_id") == ["q0", "q1"]
-    refused(
-        records, "is not in its field id, since it has no custom_id, 'q0-0'", question_id="regex:x"
-    )
+    refused(records, "is not in its id, 'q0-0': searched is the first", question_id="regex:x")
+    named = [{**record, "question_id": "q0"} for record in records]
+    refused(named, "is not in its question_id, 'q0': searched", question_id="regex:(.+)-")
     none = [response(choice(likely(2)))]
     refused(none, "question_id finds None", "has the keys ", "choices", question_id="nothing")
 

@@ -79,8 +79,9 @@ def import_(
         str | None,
         typer.Option(
             help="Where several records answer one question: the field that says which, such as "
-            'metadata.id or prompt; or "regex:(.+)-", of which the group is taken out of '
-            "custom_id, else id.",
+            'metadata.id or prompt; or "regex:(.+)-", of which the group is taken out of the first '
+            "that a record has of question_id, custom_id, request_id, id. Default: the first of "
+            "these but id.",
             show_default=False,
         ),
     ] = None,

@@ -106,14 +106,13 @@ def import_traces(
             found by their id, else by their text (`question_id="prompt"`); see
             `questions.load_questions`, of which `id` and `answer` are enough here. It goes before
             what a log says itself.
-        question_id: how the question of a record is found. None for its `question_id`, `custom_id`,
-            `request_id` (vLLM), `id` (Inspect) or `qid` (the authors' package, else the file's
-            name), else the number of the record (of the line in JSON lines), from 1. The name of a
-            field, with dots for fields within; "regex:..." or a compiled pattern, whose group
-            `question`, first group, or whole match in that id (where there is none, the field
-            `id`) is taken, such as
-            `r"regex:(.+)-\d+"` for `q1-0`, `q1-1`; or a callable, which is given the parsed record
-            or the object.
+        question_id: how the question of a record is found. None for its `question_id`, else
+            `custom_id`, `request_id` (vLLM), `id` (Inspect) or `qid` (the authors' package, else
+            the file's name), else the number of the record (of the line in JSON lines), from 1. The
+            name of a field, with dots for fields within; "regex:..." or a compiled pattern, whose
+            group `question`, first group, or whole match in that id (where there is none, the field
+            `id`) is taken, such as `r"regex:(.+)-\d+"` for `q1-0`, `q1-1`; or a callable, which is
+            given the parsed record or the object.
         missing: what becomes of a token without log-probabilities: "error", or "skip" to leave it
             out of the trace.
         out: a file to write, `.parquet`, `.arrow` or `.feather`, which is there only when it is
@@ -333,9 +332,9 @@ class Import:
                 raise InvalidInput(
                     f"gold: the traces are of {counted(len(asked), 'question')} without ids, "
                     f"numbered {asked[0]} to {asked[-1]}, and those of gold are called "
-                    f"{_some([*self._gold])}: leave gold's ids out, if it is in the same order, or "
-                    f"add a field with the id to the records, which question_id names "
-                    "(for vLLM, 'prompt')"
+                    f"{_some([*self._gold])}: leave gold's ids out, if it is in the same order; or "
+                    "question_id='id', if these are the ids of the responses; or add a field with "
+                    "the id to the records, which question_id names (for vLLM, 'prompt')"
                 )
             raise InvalidInput(
                 "gold: none of the questions of the traces is in it; they are called "

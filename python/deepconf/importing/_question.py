@@ -53,6 +53,9 @@ class Whole:
         return None if part is None else _looked_up(json.loads(bytes(part)), path[1:])
 
 
+_IDS = ("question_id", "custom_id", "request_id", "id")
+"""Where a record may have its id."""
+
 Namer = Callable[[Whole], "str | None"]
 
 
@@ -92,15 +95,17 @@ def _looked_up(found: Any, path: Sequence[str]) -> Any:
 
 
 def _matched(pattern: re.Pattern[str], whole: Whole) -> str:
-    place, given = "id", whole.given
+    given = whole.given
     if given is None:
         found_id = whole.field(["id"])
         given = str(found_id) if isinstance(found_id, str | int) else None
-        place = "field id, since it has no custom_id"
     match = None if given is None else pattern.search(given)
     if match is None:
+        field = next((name for name in _IDS if str(whole.field([name])) == given), "id")
         raise InvalidInput(
-            f"{whole.place}: question_id={pattern.pattern!r} is not in its {place}, {given!r}"
+            f"{whole.place}: question_id={pattern.pattern!r} is not in its {field}, {given!r}: "
+            "searched is the first that a record has of question_id, custom_id, request_id (of "
+            "vLLM's outputs) and id"
             f"{_with_keys(whole) if given is None else ''}"
         )
     found: str = match["question" if "question" in pattern.groupindex else min(pattern.groups, 1)]
