@@ -165,7 +165,7 @@ def test_a_diagnosis_shows_itself_in_some_lines() -> None:
     lines = repr(found).splitlines()
     assert lines[0] == "<deepconf.Diagnosis: 480 traces of 30 questions, window 6"
     assert lines[1].startswith("  AUROC within questions: mean 0.")
-    assert " ".join(line.strip() for line in lines[2:]).endswith(f"{found.closing}>")
+    assert " ".join(line.strip() for line in lines[2:]).endswith(f"{found.closing} {found.thumb}>")
     assert max(map(len, lines)) <= 101
 
 

@@ -800,6 +800,7 @@ def test_a_summary_shows_itself_in_some_lines():
     assert max(map(len, lines)) <= 101
     one = deepconf.replay(table({"q": POOLS["q0"]}), {"low": LOW}, repeats=1)
     assert repr(one) == "<deepconf.Replay: 1 policy, 1 question, 1 repeat>"
+    assert str(one) == repr(one.summary())
 
 
 def test_without_policies_those_of_the_command_are_taken():

@@ -52,6 +52,7 @@ def test_only_what_speaks_against_it_is_named():
 def test_it_tells_the_two_tiny_reasoners_apart(reasoner, said):
     found = deepconf.diagnose(TINY.parent / reasoner / "calibration.parquet")
     assert said in found.thumb
+    assert said in " ".join(str(found).split())
     assert found.to_dict()["thumb"] == found.thumb
 
 

@@ -231,7 +231,8 @@ def _placed(message: str, preset: str, policy: Policy, origins: Mapping[str, str
     if message.startswith("unknown setting"):  # And lists those that there are.
         given = next((origins[name] for name in origins if f'"{name}"' in message), None)
         return f"{message} (from {given})" if given else message
-    words = set(re.findall(r"\w+", message))
+    about = message.partition("must be one of")[0]  # What it must be may be called as a setting is.
+    words = set(re.findall(r"\w+", about))
     named = [name for name in policy.as_dict() if name in words]
     where = [f"{name} is from {origins.get(name, f'the preset {preset}')}" for name in named]
     return f"{message} ({', '.join(where)})" if where else message

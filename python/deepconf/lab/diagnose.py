@@ -123,7 +123,7 @@ class Diagnosis:
     answers."""
 
     def __repr__(self) -> str:
-        """How well each score tells right from wrong, and what that comes to."""
+        """How well each score tells right from wrong, what that comes to, and the rule of thumb."""
         of = f"{counted(self.traces, 'trace')} of {counted(self.questions, 'question')}"
         inside = [
             f"{name.replace('_', ' ')} {each.within.value:.2f}"
@@ -132,7 +132,8 @@ class Diagnosis:
         ]
         auroc = [f"AUROC within questions: {', '.join(inside)}"] if inside else []
         title = f"deepconf.Diagnosis: {of}, window {self.window}"
-        return in_lines(title, [*auroc, *self.notes, self.closing])
+        thumb = [self.thumb] if self.thumb else []
+        return in_lines(title, [*auroc, *self.notes, self.closing, *thumb])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""

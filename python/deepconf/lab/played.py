@@ -90,6 +90,10 @@ class Replay:
         shape = f"{policies}, {counted(len(self.questions), 'question')}"
         return f"<deepconf.Replay: {shape}, {counted(self.repeats, 'repeat')}>"
 
+    def __str__(self) -> str:
+        """What it comes to: the summary, with its verdict."""
+        return str(self.summary())
+
     def _repr_html_(self) -> str:
         from deepconf import _html
 
