@@ -1315,7 +1315,7 @@ def test_a_pattern_reads_id_where_there_is_no_custom_id() -> None:
 
 @pytest.mark.parametrize("gold", [["1", "2"], pytest.importorskip("pandas").Series(["1"])])
 def test_gold_that_is_a_mere_list_is_named(gold: Any) -> None:
-    with pytest.raises(InvalidType, match=r"gold is a .*must be a mapping from question id"):
+    with pytest.raises(InvalidType, match=r"gold is a .*must be a mapping .*to_dict.*{1: "):
         import_traces([response(choice(likely(2)))], gold=gold)
 
 

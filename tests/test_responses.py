@@ -130,7 +130,8 @@ def test_clients_objects_that_are_iterable() -> None:
 
 def test_responses_of_one_choice_that_name_no_question_vote_together() -> None:
     together = from_openai(response(*choices())).vote(**FEW)
-    apart = from_openai([response(each) for each in choices()])
+    with pytest.warns(RunWarning, match="each of the 6 questions has one trace"):
+        apart = from_openai([response(each) for each in choices()])
     assert repr(apart.vote(**FEW)) == repr(together)
     with pytest.raises(InvalidInput, match="6 traces, and none says which question it answers"):
         apart.vote_many(**FEW)
@@ -510,3 +511,10 @@ def test_confidences_of_another_end_are_refused() -> None:
         from_confidences([[1.0]], ["1"], statuses=["stop"])
     with pytest.raises(InvalidInput, match="there are no traces"):
         from_confidences([], [])
+
+
+def test_lists_of_lists_are_to_be_flattened() -> None:
+    with pytest.raises(InvalidInput, match=r"responses\[0\] is a list: .* flatten"):
+        deepconf.from_openai([[], []])
+    with pytest.raises(InvalidType, match=r"answers\[0\] is array.*, a ndarray: .* flatten"):
+        deepconf.from_confidences(np.ones((3, 4, 5)), np.ones((3, 4)))

@@ -123,7 +123,8 @@ def from_openai(
         gold: right answers.
         question_id: how the question of a response is found. None for its `question_id` or
             `custom_id`, else its number, from 1. Responses of one choice each
-            that have neither are one question to `Traces.vote`.
+            that have neither are one question to `Traces.vote`; that each has one trace is warned
+            of (`RunWarning`).
         missing: "error", or "skip".
 
     Raises:
@@ -208,6 +209,7 @@ def from_confidences(
             yield row
 
     rows = list(job.found(found(), named=questions is not None))
+    job.summary.alone = False  # It was said which question each answers.
     _say(job)
     settings = {name: value for name, value in job.settings().items() if name != "entries"}
     return Traces(rows, settings, math=math)
@@ -217,6 +219,12 @@ def _answered(answer: Any, at: int) -> str | None:
     """An answer as text; None for what stands for none in a data frame."""
     if isinstance(answer, np.generic):
         answer = answer.item()
+    if isinstance(answer, np.ndarray | list | tuple):
+        raise InvalidType(
+            f"answers[{at}] is {answer!r:.100}, a {type(answer).__name__}: must be a str, a number "
+            "or None: where questions have lists of traces, flatten them, and confidences "
+            "likewise, and name the question of each in questions"
+        )
     if answer is None or type(answer).__name__ in ("NAType", "NaTType") or answer != answer:
         return None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
@@ -271,18 +279,21 @@ _WHOLES = ("outputs", "choices", "response", "generated_text", "error")
 def _traces(job: Import, source: Any, parts: str, question_id: Any) -> Traces:
     if hasattr(source, "columns"):
         raise InvalidType(
-            f"{'outputs' if parts == 'outputs' else 'responses'} is a {type(source).__name__}, a "
-            "table: pass the column that holds them, such as table['response']; confidences that "
-            "are there already: from_confidences; traces in the columns of a trace file: "
-            "Traces.read"
+            f"{_called(parts)} is a {type(source).__name__}, a table: pass the column that "
+            "holds them, such as table['response']; confidences that are there already: "
+            "from_confidences; traces in the columns of a trace file: Traces.read"
         )
     rows = list(job.rows(_records(source, parts, question_id is not None)))
     _say(job)
     return Traces(rows, job.settings(), numbered=job.summary.numbered, math=job.math)
 
 
+def _called(parts: str) -> str:
+    """The argument that holds them."""
+    return "outputs" if parts == "outputs" else "responses"
+
+
 def _say(job: Import) -> None:
-    job.summary.alone = False  # It is the vote that needs to know what they answer.
     for text in job.summary.notes():
         warnings.warn(text, RunWarning, stacklevel=4)
 
@@ -305,6 +316,13 @@ def _records(source: Any, parts: str, named: bool) -> Any:
     one = isinstance(source, Mapping) or any(_field(source, name) is not None for name in _WHOLES)
     if one or not isinstance(source, Iterable):
         return source if not one else [source]
+    source = list(source)
+    for at, each in enumerate(source):
+        if isinstance(each, list | tuple):
+            raise InvalidInput(
+                f"{_called(parts)}[{at}] is a {type(each).__name__}: where questions have lists of "
+                "them, flatten these, and say by question_id which question each answers"
+            )
     items = [item for each in source for item in (_values(each) if _is_json(each) else [each])]
     if not items or not all(map(_is_part, items)):
         return items

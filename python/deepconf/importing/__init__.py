@@ -495,7 +495,9 @@ def right_answers(gold: Any) -> dict[str, str]:
             of = f" of {bare[0]!r:.50}, ..." if bare else ""
             raise InvalidType(
                 f"gold is a {type(gold).__name__}{of}: must be a mapping from question id to "
-                "answer, such as dict(zip(ids, answers)), or a questions file"
+                "answer, such as dict(zip(ids, answers)) or that of a pandas Series with the ids "
+                "as its index, .to_dict(); where questions have no ids, {1: ..., 2: ...}, by their "
+                "number; or a questions file"
             )
     if not isinstance(gold, Mapping):
         if not isinstance(gold, str | Path | Iterable):

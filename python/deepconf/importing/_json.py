@@ -444,4 +444,7 @@ def rows_of(logprobs: Any, place: str, returned: bool) -> Rows:
                 return Rows.of_flat(flat[0], flat[1], flat[2])
             except InvalidInput as error:
                 raise InvalidInput(f"{place}: {error}") from error
-    raise InvalidInput(f"{place}: has no log-probabilities; {ASK}")
+    raise InvalidInput(
+        f"{place}: has no log-probabilities; {ASK}; missing='skip' leaves out tokens: leave out a "
+        "response that has none before it comes here"
+    )
