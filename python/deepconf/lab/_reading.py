@@ -247,7 +247,10 @@ class _Reading:
         if known and unknown:
             raise InvalidInput(
                 f"question {names[unknown[0]]!r} has answers that are not marked, and "
-                f"{len(known)} other questions are marked: mark all (correct, or gold), or none"
+                f"{len(known)} other questions are marked: mark all (correct, or gold), or "
+                "none; or leave out those that are not marked, which of a table, such as "
+                "traces.to_arrow() or pyarrow.parquet.read_table(path), is "
+                'table.filter(pyarrow.compute.field("correct").is_valid())'
             )
         nothing = np.zeros((3, 0), np.int64)  # Of a question of which all traces failed.
         rows = [np.concatenate([nothing, *rows], axis=1) for rows in self._rows]
