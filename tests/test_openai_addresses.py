@@ -7,12 +7,11 @@ import json
 import logging
 import socket
 import ssl
-import subprocess
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp import web
 from deepconf.engines import OpenAI
 from deepconf.errors import (
@@ -188,33 +187,11 @@ def test_a_list_of_models_without_an_end(server: FalseServer) -> None:
         OpenAI(server.url)
 
 
-def test_tls_that_is_not_trusted(tmp_path: Path, server: FalseServer) -> None:
+def test_tls_that_is_not_trusted(server: FalseServer) -> None:
     with pytest.raises(EngineError, match="TLS fails"):
         OpenAI(server.url.replace("http:", "https:"), MODEL)  # It speaks plain HTTP.
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    made = subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-            key,
-            "-out",
-            certificate,
-        ],
-        capture_output=True,
-    )
-    if made.returncode:
-        pytest.skip("openssl makes no certificate here")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
 
     async def serve() -> asyncio.Server:
         return await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0, ssl=context)

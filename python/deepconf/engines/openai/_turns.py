@@ -79,5 +79,5 @@ def _confidences(rows: Sequence[list[float]], floor: float | None) -> NDArray[np
     lengths = np.array(widths)
     for width in set(widths):
         of = np.flatnonzero(lengths == width)
-        found[of] = token_confidence(np.array([rows[i] for i in of]), logprob_floor=floor)
+        found[of] = token_confidence(np.array([rows[i] for i in of.tolist()]), logprob_floor=floor)
     return found
