@@ -168,12 +168,8 @@ impl Booth {
         let ranges = std::mem::take(&mut self.questions);
         let decided =
             ranges.iter().zip(questions).map(|((first, kept, threshold), (rows, scores))| {
-                let filtered = self.cast(kept.clone(), columns);
-                let outcome = if filtered.num_voters >= rules.min_ballots {
-                    Outcome { threshold: *threshold, ..filtered }
-                } else {
-                    self.unfiltered(*threshold, rows, scores, columns)
-                };
+                let (kept, least) = (kept.clone(), rules.min_ballots);
+                let outcome = self.settle(kept, *threshold, rows, scores, columns, least);
                 Decided::new(*first, &outcome, &self.count)
             });
         let decided = decided.collect();
@@ -181,7 +177,7 @@ impl Booth {
         decided
     }
 
-    /// Those whose score reaches the threshold vote; all that have one when that leaves too few.
+    /// The vote of those whose score reaches the threshold; all that have one when that leaves too few.
     pub(super) fn above<K: Keys + ?Sized>(
         &mut self,
         threshold: Option<f64>,
@@ -193,21 +189,23 @@ impl Booth {
         self.kept.clear();
         let kept = self.kept.add(reaches(threshold), rows, scores);
         self.kept.look(columns.answers);
-        let filtered = self.cast(kept, columns);
-        if filtered.num_voters >= min_ballots {
-            return Outcome { threshold, ..filtered };
-        }
-        self.unfiltered(threshold, rows, scores, columns)
+        self.settle(kept, threshold, rows, scores, columns, min_ballots)
     }
 
-    /// The filter is given up: all that have a score vote.
-    fn unfiltered<K: Keys + ?Sized>(
+    /// The vote of those that are kept; of all that have a score when these are too few.
+    fn settle<K: Keys + ?Sized>(
         &mut self,
+        kept: Range<usize>,
         threshold: Option<f64>,
         rows: &[u32],
         scores: &[f64],
         columns: &Columns<'_, K>,
+        min_ballots: usize,
     ) -> Outcome {
+        let filtered = self.cast(kept, columns);
+        if filtered.num_voters >= min_ballots {
+            return Outcome { threshold, ..filtered };
+        }
         let all = self.kept.add(|score| !score.is_nan(), rows, scores);
         self.kept.look(columns.answers);
         Outcome { threshold, fallback: true, ..self.cast(all, columns) }
