@@ -1,4 +1,4 @@
-"""One vLLM engine on the tiny reasoner for every test that wants a real one."""
+"""What tests share: one vLLM engine on the tiny reasoner, and a file of questions."""
 
 from __future__ import annotations
 
@@ -32,3 +32,11 @@ def tiny_engine() -> Iterator[VLLM]:
         warnings.simplefilter("ignore", ResourceWarning)
         engine.close()
         gc.collect()  # vLLM leaves its ZeroMQ context to the garbage collector.
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "sums.jsonl"
+    lines = [{"id": f"q{i}", "question": f"2+2={'?' * (i + 1)}", "answer": "4"} for i in range(3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path

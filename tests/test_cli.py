@@ -88,14 +88,6 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
     assert all(not engine._thread.is_alive() for engine in made.engines), "an engine was left open"
 
 
-@pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    path = tmp_path / "sums.jsonl"
-    lines = [{"id": f"q{i}", "question": f"2+2={'?' * (i + 1)}", "answer": "4"} for i in range(3)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
 # ---- what every command line has ----------------------------------------------------------------
 
 

@@ -25,14 +25,6 @@ def cli(*arguments: object, **env: str) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env=env)
 
 
-@pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    path = tmp_path / "sums.jsonl"
-    lines = [{"id": f"q{i}", "question": f"2+2={'?' * (i + 1)}", "answer": "4"} for i in range(3)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
 def test_think_asks_a_server(server: FalseServer) -> None:
     asked = ["--temperature", "0.7", "--sampling", "top_k=9", "--engine-arg", "tries=5"]
     result = cli("think", "2+2=?", "--url", server.url, *SMALL, *asked)
