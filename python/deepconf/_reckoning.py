@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from deepconf._core import Policy, vote_many
 from deepconf._records import (
-    WHOLE,
     Record,
     answered,
     failed,
@@ -29,11 +28,20 @@ from deepconf._records import (
     notes,
     traces_of,
 )
-from deepconf._statistics import Difference, Estimate, auroc, estimates, paired, pairs_won, within
+from deepconf._statistics import (
+    Difference,
+    Estimate,
+    auroc,
+    estimates,
+    pair_agreement,
+    paired,
+    pairs_won,
+    within,
+)
 from deepconf._words import counted
 from deepconf.errors import MissingExtra
 from deepconf.report import Report, Row, in_words
-from deepconf.result import MEASURES
+from deepconf.result import MEASURES, WHOLE
 
 if TYPE_CHECKING:
     from deepconf.lab._summary import Equal
@@ -178,15 +186,11 @@ class _Traces:
         from deepconf.lab._thumb import rule_of_thumb
 
         plain, _ = self._vote(None, 1.0)
-        wrong: list[Counter[str]] = [Counter() for _ in self.records]
-        for at, answer, right in zip(self.question, self.answers, self.right, strict=True):
-            if answer is not None and not right:
-                wrong[at][answer] += 1
-        pairs = sum(heads.total() * (heads.total() - 1) for heads in wrong)
-        agree = sum(n * (n - 1) for heads in wrong for n in heads.values())
+        each = zip(self.question.tolist(), self.answers, self.right, strict=True)
+        wrong = Counter((at, name) for at, name, right in each if name is not None and not right)
         return rule_of_thumb(
             1.0 - float(plain.mean()),
-            agree / pairs if pairs else None,
+            pair_agreement([*wrong.values()], [at for at, _ in wrong]),
             max((found.value for found in inside.values()), default=None),
         )
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from deepconf._words import counted
 from deepconf.report import Row
+from deepconf.result import WHOLE
 
 __all__ = [
-    "WHOLE",
     "Record",
     "answered",
     "failed",
@@ -20,9 +20,6 @@ __all__ = [
 ]
 
 Record = Mapping[str, Any]
-
-WHOLE = ("finished", "length")
-"""How traces end that ran to their end."""
 
 
 def notes(

@@ -41,7 +41,7 @@ from deepconf.errors import (
     RunWarning,
     SignalNeverArmed,
 )
-from deepconf.result import Question, Result, Timing, Tokens, Trace
+from deepconf.result import WHOLE, Question, Result, Timing, Tokens, Trace
 
 __all__ = ["Run", "Task"]
 
@@ -554,7 +554,7 @@ class Run:
                 f"{len(failed)} of {counted(len(traces), 'trace')} failed, the first with: "
                 f"{failed[0].error}"
             )
-        whole = [trace for trace in traces if trace.status in ("finished", "length")]
+        whole = [trace for trace in traces if trace.status in WHOLE]
         if whole and all(trace.answer is None for trace in whole):
             self.complaints["no answer"] = (
                 f"none of the {counted(len(whole), 'trace')} that ran to their end has an answer: "

@@ -26,6 +26,7 @@ __all__ = [
     "bootstrap",
     "estimates",
     "intervals",
+    "pair_agreement",
     "paired",
     "pairs_won",
     "per_question",
@@ -337,6 +338,22 @@ def auroc(scores: ArrayLike, right: ArrayLike) -> float:
         raise InvalidInput(f"scores {values.shape} and right {labels.shape} must be two equal rows")
     won, pairs = pairs_won(values, labels, np.zeros(len(values), np.int64), 1)
     return float(won[0] / pairs[0]) if pairs[0] else float("nan")
+
+
+def pair_agreement(votes: ArrayLike, question: ArrayLike) -> float | None:
+    """How often two traces of a question give the same answer, over all such pairs.
+
+    Args:
+        votes: `[answers]`, for each different answer of a question the traces that give it.
+        question: `[answers]`, its question, counted from 0.
+
+    Returns:
+        A share; None where no question has two traces.
+    """
+    votes = np.asarray(votes, np.int64)
+    all_votes = np.bincount(np.asarray(question, np.int64), weights=votes)
+    pairs = float((all_votes * (all_votes - 1)).sum())
+    return float((votes * (votes - 1)).sum()) / pairs if pairs else None
 
 
 def _check(means: Floats) -> None:

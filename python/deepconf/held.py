@@ -28,6 +28,7 @@ from deepconf.batch import only
 from deepconf.batch._in_force import SCORING, measures
 from deepconf.errors import InvalidInput, SignalNeverArmed
 from deepconf.importing import COLUMNS, misnumbered, right_answers, table
+from deepconf.result import WHOLE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Traces"]
 
 _VOTING = ("measure", "weight", "keep", "min_ballots", "max_weight")
-_WHOLE = ("finished", "length")
 
 
 class Traces:
@@ -217,7 +217,7 @@ class Traces:
                     stacklevel=3,
                 )
         answers = [
-            answer if status in _WHOLE and len(confidence) else None
+            answer if status in WHOLE and len(confidence) else None
             for answer, status, confidence in zip(
                 self.answers, self.statuses, self.confidences, strict=True
             )

@@ -32,6 +32,7 @@ import numpy as np
 from deepconf.errors import InvalidInput, InvalidType, RunWarning
 from deepconf.held import Traces
 from deepconf.importing import Import
+from deepconf.result import WHOLE
 
 if TYPE_CHECKING:
     from deepconf.questions import Question
@@ -199,7 +200,7 @@ def from_confidences(
         ends = columns.get("statuses", ["finished"] * count)
         every = zip(columns["confidences"], columns["answers"], names, ends, strict=True)
         for at, (values, answer, question, status) in enumerate(every):
-            if status not in ("finished", "length"):
+            if status not in WHOLE:
                 raise InvalidInput(f"statuses[{at}] is {status!r}: must be 'finished' or 'length'")
             answer = _answered(answer, at)
             place = f"confidences[{at}]"

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.axes import Axes
 
-__all__ = ["MEASURES", "Result", "Timing", "Tokens", "Trace"]
+__all__ = ["MEASURES", "WHOLE", "Result", "Timing", "Tokens", "Trace"]
 
 MEASURES = ("mean", "lowest_group", "bottom_group", "tail")
 """The scores of a trace that a vote can weigh."""
+
+WHOLE = ("finished", "length")
+"""How traces end that ran to their end."""
 
 # Texts that become Arrow's at a time.
 _PIECE = 16

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from deepconf._core import Policy, Vote, vote
 from deepconf.batch._scoring import scores_of
 from deepconf.errors import InvalidInput
+from deepconf.result import WHOLE
 from deepconf.traces._schema import arrow
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["Ballots", "vote_schema"]
 
 # How traces end that may vote, as in an offline run.
-_WHOLE = ("finished", "length")
 
 
 def vote_schema() -> pa.Schema:
@@ -59,7 +59,7 @@ class Ballots:
 
         pa = arrow()
         whole = pc.and_(
-            pc.is_in(batch["status"], value_set=pa.array(_WHOLE, pa.string())),
+            pc.is_in(batch["status"], value_set=pa.array(WHOLE, pa.string())),
             pc.greater(batch["num_tokens"], 0),
         )
         columns: dict[str, Any] = {

@@ -27,6 +27,7 @@ __all__ = [
     "SteppingEngine",
     "Take",
     "as_messages",
+    "check_counted",
     "generate_by_stream",
     "result_of",
     "settings_of",
@@ -284,6 +285,25 @@ def result_of(future: Future[T], timeout: float | None = None) -> T:
             raise TimeoutError(f"not done after {timeout} seconds")
         wait([future], timeout=left)
     return future.result()
+
+
+def check_counted(k: int | None, entries: str) -> None:
+    """Refuses what makes no token confidence.
+
+    Args:
+        k: how many of the most likely tokens count; None for all.
+        entries: which entries of a token do.
+
+    Raises:
+        InvalidInput: fewer than two of them, or entries that there are not.
+    """
+    if entries not in ("topk", "returned"):
+        raise InvalidInput(f"entries={entries!r}: must be 'topk' or 'returned'")
+    if k is not None and k < 2:
+        raise InvalidInput(
+            f"k={k}: must be at least 2 (minus the log-probability of the likeliest token alone is "
+            "lowest where the model is surest; the paper takes 20), or None for all that there are"
+        )
 
 
 def as_messages(question: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from deepconf.engines.base import (
     Signal,
     Take,
     as_messages,
+    check_counted,
     generate_by_stream,
     result_of,
 )
@@ -552,13 +553,7 @@ def confidences(
         InvalidInput: the output carries no log-probabilities, or fewer than k.
         InvalidType: it is no output of vLLM.
     """
-    if entries not in ("topk", "returned"):
-        raise InvalidInput(f"entries={entries!r}: must be 'topk' or 'returned'")
-    if k is not None and k < 2:
-        raise InvalidInput(
-            f"k={k}: must be at least 2 (minus the log-probability of the likeliest token alone is "
-            "lowest where the model is surest; the paper takes 20), or None for all that there are"
-        )
+    check_counted(k, entries)
     completions = getattr(output, "outputs", None)
     if completions is not None:
         if not isinstance(completions, list | tuple):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deepconf._core import ReplayPool
 from deepconf.errors import InvalidInput
+from deepconf.result import WHOLE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +25,6 @@ __all__ = ["Recorded", "read"]
 _COLUMNS = ("question_id", "trace", "answer", "status", "num_tokens", "confidence")
 _MARKED = ("correct", "gold")
 _CUT = ("stopped", "aborted")
-_WHOLE = ("finished", "length")
 _UNKNOWN = -1
 
 
@@ -63,7 +63,7 @@ def sized(reader: TraceReader) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     lengths: list[NDArray[np.int32]] = []
     for batch in reader.select(["question_id", "status", "num_tokens"]):
-        is_whole = np.isin(batch.column("status").to_numpy(zero_copy_only=False), _WHOLE)
+        is_whole = np.isin(batch.column("status").to_numpy(zero_copy_only=False), WHOLE)
         whole = batch.filter(pa.array(is_whole))
         for each in whole.column("question_id").value_counts().to_pylist():
             counts[each["values"]] += each["counts"]

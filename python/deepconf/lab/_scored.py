@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepconf._core import Policy, Scores, score
 from deepconf.errors import InvalidInput
-from deepconf.result import MEASURES
+from deepconf.result import MEASURES, WHOLE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +25,6 @@ Ints = NDArray[np.int64]
 
 COLUMNS = ("question_id", "trace", "answer", "status", "num_tokens", "confidence")
 _MARKED = ("correct", "gold")
-_WHOLE = ("finished", "length")
 _UNKNOWN = -1
 
 
@@ -93,7 +92,7 @@ class _Reading:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        whole = pc.is_in(batch["status"], value_set=pa.array(_WHOLE))
+        whole = pc.is_in(batch["status"], value_set=pa.array(WHOLE))
         self._left_out.update(batch["status"].filter(pc.invert(whole)).to_pylist())
         batch = batch.filter(whole)
         if not batch.num_rows:

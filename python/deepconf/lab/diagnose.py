@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deepconf import _layers
 from deepconf._core import Policy
 from deepconf._progress import Told, bar
-from deepconf._statistics import Estimate, auroc, estimates, pairs_won, within
+from deepconf._statistics import Estimate, auroc, estimates, pair_agreement, pairs_won, within
 from deepconf._windows import fitting
 from deepconf._words import counted, in_lines
 from deepconf.lab._fit import alone
@@ -318,8 +318,6 @@ def _answers(scored: Scored) -> Answers:
     np.maximum.at(leading, of, wrong)
     all_wrong = np.bincount(of, weights=wrong, minlength=count)
     any_wrong = known & (all_wrong > 0)
-    pairs = int((all_wrong * (all_wrong - 1))[known].sum())
-    agree = int((wrong * (wrong - 1))[known[of]].sum())
     each = estimates(np.stack([alone, winner, reached])[:, known].astype(np.float64))
     return replace(
         found,
@@ -332,7 +330,7 @@ def _answers(scored: Scored) -> Answers:
         wrong_concentration=(
             float((leading[any_wrong] / all_wrong[any_wrong]).mean()) if any_wrong.any() else None
         ),
-        wrong_agreement=agree / pairs if pairs else None,
+        wrong_agreement=pair_agreement(wrong[known[of]], of[known[of]]),
     )
 
 

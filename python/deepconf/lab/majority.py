@@ -18,6 +18,7 @@ from deepconf._core import Policy
 from deepconf._statistics import Difference, paired
 from deepconf.lab._summary import Equal
 from deepconf.lab.replay import Pool, plain
+from deepconf.result import WHOLE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +109,7 @@ def majorities(records: Mapping[str, Record], policy: Policy) -> Majorities | No
 
 def _is_whole(record: Record, budget: int) -> bool:
     traces = record["result"]["traces"]
-    ended = all(trace["status"] in ("finished", "length") for trace in traces)
+    ended = all(trace["status"] in WHOLE for trace in traces)
     return record["correct"] is not None and ended and len(traces) == budget
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepconf.errors import InvalidInput, MissingExtra
+from deepconf.result import WHOLE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -278,7 +279,7 @@ def _check_rows(source: Source, first: int, batch: pa.RecordBatch) -> None:
             wrong = count < lengths
             if "status" in columns:
                 # What comes behind a stop or an abort, or fails, is counted and not always scored.
-                whole = pc.is_in(columns["status"], value_set=pa.array(("finished", "length")))
+                whole = pc.is_in(columns["status"], value_set=pa.array(WHOLE))
                 wrong |= whole.to_numpy(zero_copy_only=False) & (count != lengths)
             check(
                 wrong,

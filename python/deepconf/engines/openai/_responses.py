@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import openai_confidences
+from deepconf.engines.base import check_counted
 from deepconf.errors import InvalidInput, InvalidType
 
 __all__ = ["confidences"]
@@ -37,13 +38,7 @@ def confidences(
         InvalidInput: the response carries no log-probabilities, fewer than k, or one a token.
         InvalidType: it is no such response.
     """
-    if entries not in ("topk", "returned"):
-        raise InvalidInput(f"entries={entries!r}: must be 'topk' or 'returned'")
-    if k is not None and k < 2:
-        raise InvalidInput(
-            f"k={k}: must be at least 2 (minus the log-probability of the likeliest token alone is "
-            "lowest where the model is surest; the paper takes 20), or None for all that there are"
-        )
+    check_counted(k, entries)
     choices = _field(response, "choices")
     if choices is not None:
         if not isinstance(choices, list | tuple):
