@@ -114,7 +114,7 @@ CALLS: dict[str, Call] = {
     ),
     "BatchScorer.reset": (lambda: deepconf.BatchScorer(2).reset, {"slot_ids": [0]}),
     "BatchScorer.set_threshold": (
-        lambda: deepconf.BatchScorer(2).set_threshold, {"threshold": 1.0},
+        lambda: deepconf.BatchScorer(2).set_threshold, {"threshold": 1.0, "slot_ids": [0]},
     ),
     "Policy.preset": (lambda: lambda name: deepconf.Policy.preset(name), {"name": "low"}),
     "Controller": (lambda: deepconf.Controller, {"policy": POLICY}),

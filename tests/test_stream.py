@@ -155,6 +155,17 @@ def test_a_batch_takes_a_new_threshold() -> None:
     assert batch.step([0], [2.0]).tolist() == [False]
 
 
+def test_a_batch_takes_a_threshold_for_some_of_its_slots() -> None:
+    batch = BatchScorer(3, window=1)
+    batch.set_threshold(3.0, slot_ids=[0, 2])
+    assert batch.step([0, 1, 2], [2.0, 2.0, 4.0]).tolist() == [True, False, False]
+    batch.reset([0])
+    assert batch.step([0], [2.0]).tolist() == [True]
+    with pytest.raises(InvalidInput, match="slot_ids=3: there are 3 slots"):
+        batch.set_threshold(9.0, slot_ids=[1, 3])
+    assert batch.step([1], [2.0]).tolist() == [False]
+
+
 BAD_STEPS: list[tuple[Any, Any, type[Exception], str]] = [
     ([0, 2], [1.0, 1.0], InvalidInput, "slot_ids=2: there are 2 slots"),
     ([0, -1], [1.0, 1.0], InvalidInput, "slot_ids=-1"),

@@ -29,52 +29,30 @@ pub const MAX_SLOTS: usize = 1 << 20;
 /// Tokens that are added at once: so many changes of a group fit 64 bits.
 const CHUNK: usize = 64;
 
-/// How traces are followed, and when one asks for a stop.
-#[derive(Clone, Debug)]
-struct StopRule {
-    settings: Checked,
-    threshold: Option<f64>,
-    /// A complete group whose sum is smaller asks for a stop.
-    stop_below: i128,
+/// A complete group whose sum is smaller asks for a stop under this threshold.
+///
+/// An integer comparison then decides exactly as the float comparison of the means would.
+fn stop_below(settings: &Checked, threshold: Option<f64>) -> Result<i128> {
+    let Some(s) = threshold else { return Ok(i128::MIN) };
+    if !s.is_finite() {
+        return Err(Error::setting("threshold", s, "must be finite"));
+    }
+    // No sum is so large: 2³¹ tokens of 2⁵⁵ quanta.
+    let (mut below, mut reaching) = (-(1_i128 << 90), 1_i128 << 90);
+    while reaching - below > 1 {
+        let middle = below + (reaching - below) / 2;
+        let side = if settings.lowest(middle) < s { &mut below } else { &mut reaching };
+        *side = middle;
+    }
+    Ok(reaching)
 }
 
-impl StopRule {
-    fn new(settings: Checked, threshold: Option<f64>) -> Result<Self> {
-        let mut rule = Self { settings, threshold: None, stop_below: i128::MIN };
-        rule.set_threshold(threshold)?;
-        Ok(rule)
-    }
-
-    fn set_threshold(&mut self, threshold: Option<f64>) -> Result<()> {
-        self.stop_below = match threshold {
-            None => i128::MIN,
-            Some(s) if s.is_finite() => self.smallest_sum_reaching(s),
-            Some(s) => return Err(Error::setting("threshold", s, "must be finite")),
-        };
-        self.threshold = threshold;
-        Ok(())
-    }
-
-    /// The smallest group sum whose mean is not below `s`: an integer comparison then decides
-    /// exactly as the float comparison would.
-    fn smallest_sum_reaching(&self, s: f64) -> i128 {
-        // No sum is so large: 2³¹ tokens of 2⁵⁵ quanta.
-        let (mut below, mut reaching) = (-(1_i128 << 90), 1_i128 << 90);
-        while reaching - below > 1 {
-            let middle = below + (reaching - below) / 2;
-            let side = if self.settings.lowest(middle) < s { &mut below } else { &mut reaching };
-            *side = middle;
-        }
-        reaching
-    }
-
-    /// How many tokens must be kept.
-    #[inline]
-    fn capacity(&self) -> usize {
-        match self.settings.bottom {
-            Some(_) => usize::MAX,
-            None => self.settings.window.max(self.settings.tail),
-        }
+/// How many tokens must be kept.
+#[inline]
+fn capacity(settings: &Checked) -> usize {
+    match settings.bottom {
+        Some(_) => usize::MAX,
+        None => settings.window.max(settings.tail),
     }
 }
 
@@ -87,25 +65,35 @@ struct Followed {
     total: i128,
     group: i128,
     lowest: i128,
+    /// A complete group whose sum is smaller asks for a stop.
+    stop_below: i128,
 }
 
 impl Followed {
-    const NOTHING: Self =
-        Self { recent: Vec::new(), num_tokens: 0, total: 0, group: 0, lowest: i128::MAX };
+    fn new(stop_below: i128) -> Self {
+        Self {
+            recent: Vec::new(),
+            num_tokens: 0,
+            total: 0,
+            group: 0,
+            lowest: i128::MAX,
+            stop_below,
+        }
+    }
 
-    /// Forgets the trace, keeping the memory.
+    /// Forgets the trace, keeping threshold and memory.
     fn reset(&mut self) {
-        *self = Self { recent: std::mem::take(&mut self.recent), ..Self::NOTHING };
+        *self = Self { recent: std::mem::take(&mut self.recent), ..Self::new(self.stop_below) };
     }
 
     /// Adds a token that is in range; whether its group is complete and below the threshold.
     #[inline]
-    fn add(&mut self, c: f64, rule: &StopRule) -> bool {
-        let token = fixed::quantise(rule.settings.round(c));
-        self.make_room(1, rule);
+    fn add(&mut self, c: f64, settings: &Checked) -> bool {
+        let token = fixed::quantise(settings.round(c));
+        self.make_room(1, settings);
         let (at, mask) = (self.num_tokens, self.recent.len() - 1);
         // What leaves the group is read before its place in the ring is used again.
-        let old = match at.checked_sub(rule.settings.window) {
+        let old = match at.checked_sub(settings.window) {
             Some(old) => self.recent[old & mask],
             None => 0,
         };
@@ -113,37 +101,35 @@ impl Followed {
         self.group += i128::from(token - old);
         self.total += i128::from(token);
         self.num_tokens = at + 1;
-        if !self.armed(rule) {
+        if !self.armed(settings) {
             return false;
         }
         self.lowest = self.lowest.min(self.group);
-        self.group < rule.stop_below
+        self.group < self.stop_below
     }
 
     /// Adds tokens that are in range up to and including the first that asks for a stop.
-    fn extend<T: Sample>(&mut self, confidences: &[T], rule: &StopRule) -> Option<usize> {
+    fn extend<T: Sample>(&mut self, confidences: &[T], settings: &Checked) -> Option<usize> {
         // One by one until a group is complete.
-        let filling = rule.settings.window.saturating_sub(self.num_tokens);
+        let filling = settings.window.saturating_sub(self.num_tokens);
         let (filling, sliding) = confidences.split_at(filling.min(confidences.len()));
-        if let Some(stop) = filling.iter().position(|c| self.add(c.wide(), rule)) {
+        if let Some(stop) = filling.iter().position(|c| self.add(c.wide(), settings)) {
             return Some(stop);
         }
         let mut at = filling.len();
         for chunk in sliding.chunks(CHUNK) {
             let mut quanta = [0; CHUNK];
             let is_fast = |c: &T| c.wide().abs() < fixed::FAST_LIMIT;
-            if rule.settings.decimals.is_none()
-                && chunk.iter().fold(true, |all, c| all & is_fast(c))
-            {
+            if settings.decimals.is_none() && chunk.iter().fold(true, |all, c| all & is_fast(c)) {
                 for (token, c) in quanta.iter_mut().zip(chunk) {
                     *token = fixed::biased(c.wide()).wrapping_sub(fixed::BIAS);
                 }
             } else {
                 for (token, c) in quanta.iter_mut().zip(chunk) {
-                    *token = fixed::quantise(rule.settings.round(c.wide()));
+                    *token = fixed::quantise(settings.round(c.wide()));
                 }
             }
-            if let Some(stop) = self.slide(&quanta[..chunk.len()], rule) {
+            if let Some(stop) = self.slide(&quanta[..chunk.len()], settings) {
                 return Some(at + stop);
             }
             at += chunk.len();
@@ -154,12 +140,12 @@ impl Followed {
     /// Adds a chunk of tokens in quanta to a trace with a complete group, up to and including the first
     /// that asks for a stop: in 64 bits, as changes of the group.
     #[inline]
-    fn slide(&mut self, tokens: &[i64], rule: &StopRule) -> Option<usize> {
-        self.make_room(tokens.len(), rule);
+    fn slide(&mut self, tokens: &[i64], settings: &Checked) -> Option<usize> {
+        self.make_room(tokens.len(), settings);
         let recent = &mut self.recent[..];
         let mask = recent.len() - 1;
-        let (new, old) = (self.num_tokens, self.num_tokens - rule.settings.window);
-        let stop_below = rule.stop_below.saturating_sub(self.group);
+        let (new, old) = (self.num_tokens, self.num_tokens - settings.window);
+        let stop_below = self.stop_below.saturating_sub(self.group);
         let stop_below = stop_below.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
         let (mut change, mut least, mut total) = (0, i64::MAX, 0);
         let (mut added, mut stop) = (tokens.len(), None);
@@ -183,9 +169,9 @@ impl Followed {
 
     /// Makes the ring longer while it has not come round yet, for `more` tokens, a chunk at the most.
     #[inline]
-    fn make_room(&mut self, more: usize, rule: &StopRule) {
+    fn make_room(&mut self, more: usize, settings: &Checked) {
         let len = self.recent.len();
-        if self.num_tokens + more > len && len < rule.capacity() {
+        if self.num_tokens + more > len && len < capacity(settings) {
             self.grow();
         }
     }
@@ -197,24 +183,24 @@ impl Followed {
     }
 
     #[inline]
-    fn armed(&self, rule: &StopRule) -> bool {
-        self.num_tokens >= rule.settings.window
+    fn armed(&self, settings: &Checked) -> bool {
+        self.num_tokens >= settings.window
     }
 
-    fn group(&self, rule: &StopRule) -> Option<f64> {
-        self.armed(rule).then(|| fixed::mean(self.group, rule.settings.window as u64))
+    fn group(&self, settings: &Checked) -> Option<f64> {
+        self.armed(settings).then(|| fixed::mean(self.group, settings.window as u64))
     }
 
-    fn lowest_group(&self, rule: &StopRule) -> f64 {
-        if self.armed(rule) { rule.settings.lowest(self.lowest) } else { self.mean() }
+    fn lowest_group(&self, settings: &Checked) -> f64 {
+        if self.armed(settings) { settings.lowest(self.lowest) } else { self.mean() }
     }
 
     fn mean(&self) -> f64 {
         fixed::mean(self.total, self.num_tokens as u64)
     }
 
-    fn tail(&self, rule: &StopRule) -> f64 {
-        let count = self.num_tokens.min(rule.settings.tail);
+    fn tail(&self, settings: &Checked) -> f64 {
+        let count = self.num_tokens.min(settings.tail);
         let kept = |token: usize| self.recent[token & (self.recent.len() - 1)];
         let last = (self.num_tokens - count..self.num_tokens).map(kept);
         fixed::mean(last.map(i128::from).sum(), count as u64)
@@ -224,13 +210,15 @@ impl Followed {
 /// Follows one trace, a token at a time.
 #[derive(Clone, Debug)]
 pub struct TraceScorer {
-    rule: StopRule,
+    settings: Checked,
+    threshold: Option<f64>,
     trace: Followed,
 }
 
 impl TraceScorer {
     pub(crate) fn new(settings: Checked, threshold: Option<f64>) -> Result<Self> {
-        Ok(Self { rule: StopRule::new(settings, threshold)?, trace: Followed::NOTHING })
+        let trace = Followed::new(stop_below(&settings, threshold)?);
+        Ok(Self { settings, threshold, trace })
     }
 
     /// Forgets the trace, keeping settings, threshold and memory.
@@ -243,7 +231,9 @@ impl TraceScorer {
     /// # Errors
     /// [`Error::Setting`] when it is not finite.
     pub fn set_threshold(&mut self, threshold: Option<f64>) -> Result<()> {
-        self.rule.set_threshold(threshold)
+        self.trace.stop_below = stop_below(&self.settings, threshold)?;
+        self.threshold = threshold;
+        Ok(())
     }
 
     /// Adds one token's confidence; whether its group is complete and below the threshold.
@@ -253,7 +243,7 @@ impl TraceScorer {
     #[inline]
     pub fn push(&mut self, c: f64) -> Result<bool> {
         check_confidence(c, Place::Position(0))?;
-        Ok(self.trace.add(c, &self.rule))
+        Ok(self.trace.add(c, &self.settings))
     }
 
     /// Adds tokens up to and including the first that asks for a stop, and returns its index.
@@ -267,19 +257,19 @@ impl TraceScorer {
                 check_confidence(c.wide(), Place::Position(position))?;
             }
         }
-        Ok(self.trace.extend(confidences, &self.rule))
+        Ok(self.trace.extend(confidences, &self.settings))
     }
 
     /// The group that ends at the last token, in nats; `None` before w tokens.
     #[must_use]
     pub fn group(&self) -> Option<f64> {
-        self.trace.group(&self.rule)
+        self.trace.group(&self.settings)
     }
 
     /// Lowest group confidence so far; before w tokens the mean of what there is, NaN for nothing.
     #[must_use]
     pub fn lowest_group(&self) -> f64 {
-        self.trace.lowest_group(&self.rule)
+        self.trace.lowest_group(&self.settings)
     }
 
     /// Average confidence so far; NaN for nothing.
@@ -291,7 +281,7 @@ impl TraceScorer {
     /// Tail confidence so far, O(t); NaN for nothing.
     #[must_use]
     pub fn tail(&self) -> f64 {
-        self.trace.tail(&self.rule)
+        self.trace.tail(&self.settings)
     }
 
     /// n, the tokens seen.
@@ -303,13 +293,13 @@ impl TraceScorer {
     /// s, the threshold.
     #[must_use]
     pub fn threshold(&self) -> Option<f64> {
-        self.rule.threshold
+        self.threshold
     }
 
     /// Whether a group is complete, so that the threshold can stop the trace.
     #[must_use]
     pub fn armed(&self) -> bool {
-        self.trace.armed(&self.rule)
+        self.trace.armed(&self.settings)
     }
 
     /// All scores so far, as [`Scorer::score`](crate::trace::Scorer::score) has them; without `bottom`,
@@ -319,8 +309,8 @@ impl TraceScorer {
     #[must_use]
     pub fn scores(&self) -> Scores {
         let n = self.trace.num_tokens;
-        if self.rule.settings.bottom.is_some() {
-            return plain::score(&self.trace.recent[..n], &self.rule.settings);
+        if self.settings.bottom.is_some() {
+            return plain::score(&self.trace.recent[..n], &self.settings);
         }
         Scores {
             mean: self.mean(),
@@ -336,7 +326,7 @@ impl TraceScorer {
 /// Follows many traces, one decode step of the whole batch at a time.
 #[derive(Clone, Debug)]
 pub struct BatchScorer {
-    rule: StopRule,
+    settings: Checked,
     slots: Vec<Followed>,
 }
 
@@ -345,13 +335,14 @@ impl BatchScorer {
         if slots > MAX_SLOTS {
             return Err(Error::setting("slots", slots, format!("must be {MAX_SLOTS} at the most")));
         }
-        let rule = StopRule::new(Checked { bottom: None, ..settings }, threshold)?;
+        let settings = Checked { bottom: None, ..settings };
+        let nothing = Followed::new(stop_below(&settings, threshold)?);
         let mut all = Vec::new();
         if all.try_reserve_exact(slots).is_err() {
             return Err(Error::setting("slots", slots, "there is no memory for so many"));
         }
-        all.resize(slots, Followed::NOTHING);
-        Ok(Self { rule, slots: all })
+        all.resize(slots, nothing);
+        Ok(Self { settings, slots: all })
     }
 
     /// Adds one token to each slot named; `stop[i]` says whether slot `slot_ids[i]` should stop.
@@ -377,7 +368,7 @@ impl BatchScorer {
             check_confidence(c.wide(), Place::Position(position))?;
         }
         for ((&slot, c), stop) in slot_ids.iter().zip(confidences).zip(stop) {
-            *stop = self.slots[slot].add(c.wide(), &self.rule);
+            *stop = self.slots[slot].add(c.wide(), &self.settings);
         }
         Ok(())
     }
@@ -397,7 +388,20 @@ impl BatchScorer {
     /// # Errors
     /// [`Error::Setting`] when it is not finite.
     pub fn set_threshold(&mut self, threshold: Option<f64>) -> Result<()> {
-        self.rule.set_threshold(threshold)
+        let stop_below = stop_below(&self.settings, threshold)?;
+        self.slots.iter_mut().for_each(|slot| slot.stop_below = stop_below);
+        Ok(())
+    }
+
+    /// Sets s for the slots named, from their next token on; it outlasts a [`reset`](Self::reset).
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when it is not finite, or a slot does not exist. Nothing is set then.
+    pub fn set_threshold_of(&mut self, slot_ids: &[usize], threshold: Option<f64>) -> Result<()> {
+        let stop_below = stop_below(&self.settings, threshold)?;
+        slot_ids.iter().try_for_each(|&slot| self.check_slot(slot))?;
+        slot_ids.iter().for_each(|&slot| self.slots[slot].stop_below = stop_below);
+        Ok(())
     }
 
     /// How many slots there are.
@@ -408,12 +412,12 @@ impl BatchScorer {
 
     /// As [`TraceScorer::group`], slot by slot.
     pub fn groups(&self) -> impl ExactSizeIterator<Item = Option<f64>> {
-        self.slots.iter().map(|slot| slot.group(&self.rule))
+        self.slots.iter().map(|slot| slot.group(&self.settings))
     }
 
     /// As [`TraceScorer::lowest_group`], slot by slot.
     pub fn lowest_groups(&self) -> impl ExactSizeIterator<Item = f64> {
-        self.slots.iter().map(|slot| slot.lowest_group(&self.rule))
+        self.slots.iter().map(|slot| slot.lowest_group(&self.settings))
     }
 
     /// The tokens seen, slot by slot.

@@ -155,6 +155,12 @@ proptest! {
                 batch.set_threshold(threshold).unwrap();
                 single.iter_mut().for_each(|scorer| scorer.set_threshold(threshold).unwrap());
             }
+            if dice.below(8) == 0 {
+                let threshold = Some(dice.below(64) as f64 / 8.0);
+                let slots: Vec<usize> = (0..slots).filter(|_| dice.below(2) == 0).collect();
+                batch.set_threshold_of(&slots, threshold).unwrap();
+                slots.iter().for_each(|&slot| single[slot].set_threshold(threshold).unwrap());
+            }
             let groups: Vec<Option<f64>> = single.iter().map(TraceScorer::group).collect();
             prop_assert_eq!(batch.groups().collect::<Vec<_>>(), groups);
             let tokens: Vec<u64> = single.iter().map(TraceScorer::num_tokens).collect();
@@ -207,6 +213,8 @@ fn a_bad_step_leaves_every_slot_as_it_was() {
     }
     assert!(batch.reset(&[0, 3]).is_err());
     assert!(batch.set_threshold(Some(f64::NAN)).is_err());
+    assert!(batch.set_threshold_of(&[0], Some(f64::NAN)).is_err());
+    assert!(batch.set_threshold_of(&[0, 3], Some(1.0)).is_err());
     assert_eq!(format!("{batch:?}"), before);
 }
 

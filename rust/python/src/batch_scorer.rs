@@ -96,10 +96,25 @@ impl BatchScorer {
         self.scorer.with_values(py, slot_ids.len(), reset).map_err(raise)
     }
 
-    /// Sets s for every slot, in nats, for the tokens to come; None never stops.
-    fn set_threshold(&self, threshold: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Sets s, in nats, for the tokens to come; None never stops.
+    ///
+    /// Args:
+    ///     threshold: s, finite.
+    ///     slot_ids: the slots it is for, `[m]` integers; None for all. It outlasts a `reset`.
+    #[pyo3(signature = (threshold, slot_ids=None))]
+    fn set_threshold(
+        &self,
+        threshold: &Bound<'_, PyAny>,
+        slot_ids: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         let (py, threshold) = (threshold.py(), maybe(number)(threshold, "threshold")?);
-        self.scorer.with(py, |scorer| scorer.set_threshold(threshold)).map_err(raise)
+        let Some(slot_ids) = slot_ids else {
+            return self.scorer.with(py, |scorer| scorer.set_threshold(threshold)).map_err(raise);
+        };
+        let slot_ids = integers(slot_ids, "slot_ids")?;
+        let slot_ids = &self.slots(slot_ids.as_slice()?)?;
+        let set = |scorer: &mut stream::BatchScorer| scorer.set_threshold_of(slot_ids, threshold);
+        self.scorer.with_values(py, slot_ids.len(), set).map_err(raise)
     }
 
     /// Confidence of each slot's latest complete group, float64 `[slots]`, nats; NaN before w tokens.
