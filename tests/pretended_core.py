@@ -109,6 +109,7 @@ def pretended(llm: PretendedLLM, *, by_step: bool = True, **sampling: Any) -> VL
     engine._tokenizer = Tokenizer()
     engine._sampling = {"max_tokens": 10**6, **sampling}
     engine._steps = Steps(llm) if by_step else None
+    engine._inside, engine._wanted = None, "client"
     for name, function in STUBS.items():
         setattr(engine, name, function)
     return engine

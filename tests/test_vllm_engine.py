@@ -324,10 +324,10 @@ def test_tokens_that_come_after_an_abort_are_counted(
     tiny_engine: VLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor = tiny_engine._llm.output_processor
-    counting, came = processor.process_outputs, {"tokens": 0}
+    counting, came, lag = processor.process_outputs, {"tokens": 0}, [0.2]
 
     def lagging(outputs: Any, *args: Any, **options: Any) -> Any:
-        time.sleep(0.06)
+        time.sleep(lag[0])  # Longer than a step takes, so that some are always on their way.
         came["tokens"] += sum(len(output.new_token_ids) for output in outputs)
         return counting(outputs, *args, **options)
 
@@ -342,6 +342,7 @@ def test_tokens_that_come_after_an_abort_are_counted(
         ]
         await asyncio.sleep(1.5)
         await tiny_engine.abort(names)
+        lag[0] = 0.0
         traces = await asyncio.gather(*tasks)
         late = await tiny_engine.late_tokens(names)
         return sum(map(tokens, traces)), late, await tiny_engine.late_tokens(names)

@@ -270,7 +270,9 @@ class Run:
         self.report(trace)
 
     async def generate(self, trace: int) -> Ending:
-        engine, sampling = self.engine, self.task.sampling
+        engine, sampling, signal = self.engine, self.task.sampling, self.task.signal
+        if self.controller.threshold is not None and trace >= self.policy.warmup:
+            signal = dataclasses.replace(signal, threshold=self.controller.threshold)
         generate = getattr(engine, "generate_into", functools.partial(generate_by_stream, engine))
         ending: Ending = await generate(
             self.take,
@@ -278,7 +280,7 @@ class Run:
             trace=trace,
             request_id=self.request_id(trace),
             seed=None if self.policy.seed is None else self.policy.seed + trace,
-            signal=self.task.signal,
+            signal=signal,
             **({} if sampling is None else {"sampling": sampling}),
         )
         return ending

@@ -100,6 +100,7 @@ class DeepThink:
             top_logprobs=policy.top_logprobs,
             entries=policy.entries,
             logprob_floor=policy.logprob_floor,
+            window=policy.window,
         )
         self._task = Task(
             engine=engine,

@@ -32,10 +32,11 @@ _REMEMBERED = 100_000
 class Request:
     """One of our requests: its tokens, and how it ended."""
 
-    def __init__(self, name: str, trace: int, *, detokenized: bool) -> None:
+    def __init__(self, name: str, trace: int, *, detokenized: bool, inside: bool) -> None:
         self.name = name
         self.trace = trace
         self.detokenized = detokenized  # By vLLM, as it goes, to find stop strings.
+        self.inside = inside  # Scored in the worker, which is asked at its end.
         self.tokens = array("i")
         self.text = ""  # Where it is detokenized.
         self.finish_reason: str | None = None
@@ -240,7 +241,9 @@ class Steps:
         """Hands each batch its tokens; the names of requests that are to be aborted."""
         batches = set()
         for request, output, logprobs in ours:
-            if output.new_token_ids:
+            if request.inside:
+                request.tokens.extend(output.new_token_ids)
+            elif output.new_token_ids:
                 request.batch.add(request, output.new_token_ids, logprobs)
                 batches.add(request.batch)
         for batch in batches:

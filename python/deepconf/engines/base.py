@@ -49,6 +49,10 @@ class Signal:
     """Exactly the top k, or the sampled token too where it is not among them."""
     logprob_floor: float | None = None
     """Raises smaller log-probabilities to this, nats."""
+    window: int = 2048
+    """w, tokens in a group; this and the threshold are for engines that stop traces themselves."""
+    threshold: float | None = None
+    """s, nats: a trace stops where a group falls below it; None where it may not stop."""
 
 
 Finish = Literal["finished", "length", "aborted"]

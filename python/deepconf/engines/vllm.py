@@ -37,6 +37,7 @@ from deepconf.engines.base import (
     generate_by_stream,
     result_of,
 )
+from deepconf.engines.inside import _reports as inside
 from deepconf.errors import (
     DeepConfError,
     EngineDied,
@@ -129,13 +130,17 @@ class VLLM(EngineLoop):
         chat: whether a question given as a string is put into the model's chat template: "auto"
             where there is one.
         chat_template_kwargs: passed to the chat template, such as `dict(enable_thinking=True)`.
+        scoring: where traces are scored. "client" in this process; "engine" in vLLM's workers,
+            from which no log-probability comes then, and where a trace ends that is to stop;
+            "auto" there where this engine, and the run, can be scored so. See `scoring`, and
+            docs/vllm.md.
         **engine_args: of vLLM's `AsyncEngineArgs`. On a CPU, `dtype="float32"` and
             `enforce_eager=True` are the defaults.
 
     Raises:
         InvalidInput: no such model folder; an unknown or reserved sampling parameter, or one out of
             range; engine arguments that vLLM refuses; a setting of log-probabilities that scores
-            cannot be computed from.
+            cannot be computed from; `scoring="engine"` and this engine cannot.
         MissingExtra: vLLM is not installed.
         EngineError: vLLM does not start.
 
@@ -151,6 +156,7 @@ class VLLM(EngineLoop):
         sampling: Mapping[str, Any] | None = None,
         chat: Literal["auto", True, False] = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        scoring: Literal["client", "engine", "auto"] = "client",
         **engine_args: Any,
     ) -> None:
         refuse_children()
@@ -166,6 +172,9 @@ class VLLM(EngineLoop):
         }
         if chat not in ("auto", True, False):
             raise InvalidInput(f"chat={chat!r}: must be 'auto', True or False")
+        if scoring not in ("client", "engine", "auto"):
+            raise InvalidInput(f"scoring={scoring!r}: must be 'client', 'engine' or 'auto'")
+        self._wanted: Literal["client", "engine", "auto"] = scoring
         mode = engine_args.setdefault("logprobs_mode", "raw_logprobs")
         if mode != "raw_logprobs":
             raise InvalidInput(
@@ -178,6 +187,7 @@ class VLLM(EngineLoop):
         super().__init__("deepconf-vllm")
         self._llm: Any = None
         self._steps: Steps | None = None
+        self._inside: inside.Inside | None = None
         self._frozen = False
         self._guardian = Guardian()
         self._begin()
@@ -214,9 +224,15 @@ class VLLM(EngineLoop):
             whole_prompts = {"enable_chunked_prefill": False}
             defaults |= {"dtype": "float32", "enforce_eager": True, **whole_prompts}
         try:
-            arguments = AsyncEngineArgs(model=self.model, **{**defaults, **engine_args})
+            engine_args = {**defaults, **engine_args}
             # Without a context vLLM takes 128 sequences at once on any GPU.
             context = UsageContext.LLM_CLASS
+            refusal = None if self._wanted == "client" else inside.refusal(engine_args)
+            if self._wanted != "client" and refusal is None:
+                config = AsyncEngineArgs(model=self.model, **engine_args).create_engine_config
+                v2 = config(context).use_v2_model_runner
+                engine_args |= inside.engine_args(engine_args, v2)
+            arguments = AsyncEngineArgs(model=self.model, **engine_args)
             self._llm = AsyncLLM.from_engine_args(arguments, usage_context=context)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"vLLM does not take these engine arguments: {error}") from error
@@ -233,6 +249,8 @@ class VLLM(EngineLoop):
         self._sampling = {**defaults, **self._sampling}
         _check_sampling(self._sampling, settings, self._tokenizer)
         self._take_steps()
+        if self._wanted != "client":
+            await self._take_place(refusal)
         _freeze()
         self._frozen = True
 
@@ -251,6 +269,29 @@ class VLLM(EngineLoop):
             RunWarning,
             stacklevel=1,
         )
+
+    async def _take_place(self, refusal: str | None) -> None:
+        """In the workers, where that can be."""
+        if refusal is None and self._steps is None:
+            refusal = "the vLLM is new to us"
+        if refusal is None:
+            place = inside.Inside(self._llm)
+            if await place.begin():
+                self._inside = place
+                return
+            refusal = "no worker has the logits processor of ours"
+        if self._wanted == "engine":
+            raise InvalidInput(f"scoring='engine' is not possible here: {refusal}")
+        warnings.warn(
+            f"scoring='auto': traces are scored in this process: {refusal}",
+            RunWarning,
+            stacklevel=1,
+        )
+
+    @property
+    def scoring(self) -> Literal["client", "engine"]:
+        """Where traces are scored, if the run can be scored there: this process, or the workers."""
+        return "client" if self._inside is None else "engine"
 
     async def _stop(self) -> None:
         if self._llm is not None:
@@ -297,15 +338,19 @@ class VLLM(EngineLoop):
             raise InvalidInput(
                 f"top_logprobs={k}: {self.model!r} has only {vocabulary} tokens in its vocabulary"
             )
+        merged = {**self._sampling, **(sampling or {})}
+        if self._wanted == "engine" and self._inside is not None:
+            unfit = self._inside.unfit(signal, merged)
+            if unfit is not None:
+                raise InvalidInput(f"scoring='engine' is not possible for this run: {unfit}")
         most = self._config.max_logprobs
-        if 0 <= most < k:
+        if self._place(signal, merged) is None and 0 <= most < k:
             raise InvalidInput(
                 f"top_logprobs={k}: this engine returns {most} log-probabilities at the most, "
                 f"start it with VLLM(..., max_logprobs={k})"
             )
         if sampling:
             _check_names(sampling)
-            merged = {**self._sampling, **sampling}
             _check_sampling(merged, self._alive().vllm_config, self._tokenizer)
 
     def misfit(
@@ -407,7 +452,8 @@ class VLLM(EngineLoop):
         from vllm.sampling_params import RequestOutputKind
 
         llm, merged = self._alive(), {**self._sampling, **(sampling or {})}
-        params = self._params(merged, seed, signal, RequestOutputKind.DELTA)
+        logprobs = {"logprobs": signal.top_logprobs, "flat_logprobs": True}
+        params = self._params(merged, seed, RequestOutputKind.DELTA, **logprobs)
         tokens: list[int] = []
         outputs = llm.generate(prompt, params, request_id)
         async with self._failing(request_id), contextlib.aclosing(outputs):
@@ -447,12 +493,26 @@ class VLLM(EngineLoop):
             )
         self._alive()
         merged = {**self._sampling, **(sampling or {})}
-        params = self._params(merged, seed, signal, RequestOutputKind.FINAL_ONLY)
-        request = Request(request_id, trace, detokenized=params.detokenize)
+        place, kind = self._place(signal, merged), RequestOutputKind.FINAL_ONLY
+        if place is None:
+            logprobs = {"logprobs": signal.top_logprobs, "flat_logprobs": True}
+            params = self._params(merged, seed, kind, **logprobs)
+        else:
+            params = self._params(place.params(request_id, signal, merged), seed, kind)
+        request = Request(
+            request_id, trace, detokenized=params.detokenize, inside=place is not None
+        )
         async with self._failing(request_id):
-            await self._steps.generate(request, prompt, params, signal, take)
+            try:
+                await self._steps.generate(request, prompt, params, signal, take)
+            except BaseException:
+                if place is not None:
+                    place.forget(request_id)
+                raise
             reason = _finish(request_id, request.finish_reason)
             assert reason is not None, "it has ended"
+            if place is not None and await place.hand_over(request, take):
+                reason = "aborted"
             if params.detokenize:
                 return Ending(reason, request.text)
             decode = functools.partial(
@@ -462,9 +522,12 @@ class VLLM(EngineLoop):
                 return Ending(reason, decode())
             return Ending(reason, await asyncio.to_thread(decode))
 
-    def _params(
-        self, sampling: Mapping[str, Any], seed: int | None, signal: Signal, kind: Any
-    ) -> Any:
+    def _place(self, signal: Signal, sampling: Mapping[str, Any]) -> inside.Inside | None:
+        """The workers, where traces of such a run are scored there."""
+        place = self._inside
+        return None if place is None or place.unfit(signal, sampling) is not None else place
+
+    def _params(self, sampling: Mapping[str, Any], seed: int | None, kind: Any, **more: Any) -> Any:
         from vllm import SamplingParams
 
         try:
@@ -472,8 +535,7 @@ class VLLM(EngineLoop):
                 **sampling,
                 n=1,
                 seed=seed,
-                logprobs=signal.top_logprobs,
-                flat_logprobs=True,
+                **more,
                 detokenize=bool(sampling.get("stop")),
                 output_kind=kind,
             )

@@ -1,0 +1,168 @@
+"""Has traces scored in vLLM's workers, and asks them what they found; on this side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from deepconf.engines._steps import Request
+from deepconf.engines.base import Signal, Step, Take
+from deepconf.engines.inside._ledger import Found
+from deepconf.engines.inside._watch import Watch
+from deepconf.errors import EngineError, InvalidInput
+
+__all__ = ["Inside", "engine_args", "refusal"]
+
+_EXTENSION = "deepconf.engines.inside._extension.Extension"
+
+
+def refusal(given: Mapping[str, Any]) -> str | None:
+    """Why an engine of these arguments cannot score inside; None where it can."""
+    if given.get("worker_extension_cls"):
+        return f"worker_extension_cls={given['worker_extension_cls']!r} has the place of ours"
+    if given.get("speculative_config"):
+        return "speculative decoding: rows of tokens that are not accepted would be scored"
+    return None
+
+
+def engine_args(given: Mapping[str, Any], v2: bool) -> dict[str, Any]:
+    """Engine arguments by which the workers score; ours is the last of the logits processors."""
+    processor = f"deepconf.engines.inside._v{2 if v2 else 1}:Processor"
+    others = given.get("logits_processors") or []
+    return {"logits_processors": [*others, processor], "worker_extension_cls": _EXTENSION}
+
+
+class Inside:
+    """Traces that the workers of an `AsyncLLM` score.
+
+    Those that end while one question is under way are asked about in the next, all at once.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self._core = llm.engine_core
+        self._tokenizer = llm.get_tokenizer()
+        self._vocabulary = llm.vllm_config.model_config.get_vocab_size()
+        self._asked: dict[str, asyncio.Future[Found | None]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    async def begin(self) -> bool:
+        """Whether the workers score; asked once, before any request."""
+        return any(await self._call("deepconf_begin"))
+
+    def unfit(self, signal: Signal, sampling: Mapping[str, Any]) -> str | None:
+        """Why traces of this signal and sampling cannot be scored there; None where they can."""
+        if signal.entries != "topk":
+            return f"entries={signal.entries!r}: a token is scored before it is sampled"
+        if sampling.get("structured_outputs"):
+            return "structured_outputs: a grammar does not take the token that ends a trace"
+        if self._stop_token(sampling) is None:
+            return (
+                "ignore_eos=True: no token of this model ends a trace, give one in stop_token_ids"
+                if sampling.get("ignore_eos")
+                else "this model has no token that ends a trace, give one in stop_token_ids"
+            )
+        return None
+
+    def params(self, trace: str, signal: Signal, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """The sampling parameters by which the trace of this name is scored."""
+        token = self._stop_token(sampling)
+        watch = Watch(
+            trace=trace,
+            top_logprobs=signal.top_logprobs,
+            window=signal.window,
+            logprob_floor=signal.logprob_floor,
+            threshold=signal.threshold,
+            stop_token=token,
+        )
+        extra = {**(sampling.get("extra_args") or {}), **watch.as_extra_args()}
+        stops = list(sampling.get("stop_token_ids") or ())
+        if token != self._eos(sampling) and token not in stops:
+            stops.append(token)
+        return {**sampling, "extra_args": extra, "stop_token_ids": stops}
+
+    def _stop_token(self, sampling: Mapping[str, Any]) -> int | None:
+        """A token that ends a request: the model's own, a user's, or one without a meaning."""
+        eos = self._eos(sampling)
+        if eos is not None:
+            return eos
+        for token in sampling.get("stop_token_ids") or ():
+            return int(token)
+        named = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        return self._vocabulary - 1 if named < self._vocabulary else None
+
+    def _eos(self, sampling: Mapping[str, Any]) -> int | None:
+        token = None if sampling.get("ignore_eos") else self._tokenizer.eos_token_id
+        return None if token is None else int(token)
+
+    async def hand_over(self, request: Request, take: Take) -> bool:
+        """Gives `take` what was found of a request that has ended; whether its trace is stopped.
+
+        Raises:
+            InvalidInput: a token could not be scored.
+            EngineError: tokens of it were not.
+        """
+        found = await self._fetch(request.name)
+        generated = len(request.tokens)
+        if found is None:
+            if generated:
+                raise EngineError(f"no worker knows of request {request.name}")
+            return False  # It was aborted before it came into a batch.
+        confidence, stopped = found.confidence[:generated], found.stop_token is not None
+        unscored = generated - len(confidence)
+        traces = [request.trace] * len(confidence)
+        unwanted = take(Step(traces, confidence, {request.trace: unscored} if unscored else {}))
+        if found.error is not None:
+            raise InvalidInput(f"request {request.name}: {found.error}")
+        if unscored > stopped:  # The token that ends it is forced.
+            raise EngineError(f"{unscored} tokens of request {request.name} were not scored")
+        return stopped or request.trace in unwanted
+
+    def forget(self, trace: str) -> None:
+        """Of a trace that came to nothing."""
+        self._fetch(trace).add_done_callback(lambda asked: asked.exception())
+
+    def _fetch(self, trace: str) -> asyncio.Future[Found | None]:
+        """What was found of a trace, which is then forgotten; None for nothing."""
+        future: asyncio.Future[Found | None] = asyncio.get_running_loop().create_future()
+        self._asked[trace] = future
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(self._ask())
+        return future
+
+    async def set_thresholds(self, thresholds: Mapping[str, float | None]) -> None:
+        """Sets s of running traces, nats, for the tokens to come; None never stops."""
+        await self._call("deepconf_set_thresholds", dict(thresholds))
+
+    async def count(self) -> int:
+        """How many traces the workers know."""
+        return sum(await self._call("deepconf_count"))
+
+    async def _ask(self) -> None:
+        while self._asked:
+            asked, self._asked = self._asked, {}
+            try:
+                answers = await self._call("deepconf_fetch", list(asked))
+            except Exception as error:  # The engine has died.
+                for future in asked.values():
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            found = {
+                trace: Found(np.frombuffer(confidence, np.float32), stop, error)
+                for answer in answers
+                for trace, confidence, stop, error in answer
+            }
+            for trace, future in asked.items():
+                if not future.done():  # Whoever asked may have gone.
+                    future.set_result(found.get(trace))
+        self._asking = None
+
+    async def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """The answers of all workers, of all data parallel engines, that give one."""
+        engines = await self._core.call_utility_all_async(
+            "collective_rpc", method, None, arguments, None
+        )
+        return [answer for workers in engines for answer in workers if answer is not None]

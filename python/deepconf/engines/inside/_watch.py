@@ -1,0 +1,93 @@
+"""How a request asks to be scored where it is generated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+__all__ = ["Watch"]
+
+_PREFIX = "deepconf_"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Watch:
+    """What the worker must know of a trace; travels in `SamplingParams.extra_args`."""
+
+    trace: str
+    """Its name, under which its confidences are fetched; one that no other request has."""
+    top_logprobs: int
+    """k, how many of the most likely tokens count."""
+    window: int
+    """w, tokens in a group."""
+    logprob_floor: float | None = None
+    """Raises smaller log-probabilities to this, nats."""
+    threshold: float | None = None
+    """s, nats: a group below it stops the trace."""
+    stop_token: int | None = None
+    """The token that ends the request, forced where the trace is to stop."""
+
+    def as_extra_args(self) -> dict[str, Any]:
+        """Flat, as vLLM's server takes them too (`vllm_xargs`); what is None is left out."""
+        values = dataclasses.asdict(self)
+        return {_PREFIX + name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def of(cls, params: Any) -> Watch | None:
+        """That of `SamplingParams`; None where nobody asks.
+
+        Raises:
+            ValueError: something is missing, unknown or out of range.
+        """
+        given = {
+            name.removeprefix(_PREFIX): value
+            for name, value in (getattr(params, "extra_args", None) or {}).items()
+            if name.startswith(_PREFIX)
+        }
+        if not given:
+            return None
+        names = {field.name for field in dataclasses.fields(cls)}
+        wanted = {"trace", "top_logprobs", "window"}
+        for name in sorted(wanted - given.keys()):
+            raise ValueError(f"{_PREFIX}{name} is missing: {_list(wanted)} go together")
+        for name in sorted(given.keys() - names):
+            raise ValueError(f"{_PREFIX}{name} is not known: there are {_list(names)}")
+        for name, value in given.items():
+            kind, least = _KINDS[name]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if kind is str and isinstance(value, str) and value:
+                continue
+            if kind is int and is_number and value == int(value) >= least:
+                given[name] = int(value)
+            elif kind is float and is_number and math.isfinite(value):
+                given[name] = float(value)
+            else:
+                must = {
+                    str: "a string that is not empty",
+                    int: f"an integer of at least {least}",
+                    float: "a finite number of nats",
+                }[kind]
+                raise ValueError(f"{_PREFIX}{name}={value!r}: must be {must}")
+        watch = cls(**given)
+        if watch.threshold is not None and watch.stop_token is None:
+            raise ValueError(
+                f"{_PREFIX}threshold needs {_PREFIX}stop_token, which ends the request"
+            )
+        if getattr(params, "n", 1) != 1:
+            raise ValueError(f"n={params.n}: must be 1, one request is one trace")
+        return watch
+
+
+_KINDS: dict[str, tuple[type, int]] = {
+    "trace": (str, 0),
+    "top_logprobs": (int, 2),
+    "window": (int, 1),
+    "logprob_floor": (float, 0),
+    "threshold": (float, 0),
+    "stop_token": (int, 0),
+}
+
+
+def _list(names: set[str]) -> str:
+    return ", ".join(_PREFIX + name for name in sorted(names))
