@@ -340,7 +340,9 @@ def test_tokens_that_come_after_an_abort_are_counted(
             asyncio.ensure_future(follow(tiny_engine, i, name=name, sampling=options))
             for i, name in enumerate(names)
         ]
-        await asyncio.sleep(1.5)
+        while not came["tokens"]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
         await tiny_engine.abort(names)
         lag[0] = 0.0
         traces = await asyncio.gather(*tasks)
