@@ -97,7 +97,7 @@ _FREE = frozenset(
     optimization_level otlp_traces_endpoint performance_mode pipeline_parallel_size
     prefill_context_parallel_size profiler_config ray_workers_use_nsight renderer_num_workers
     safetensors_load_strategy safetensors_prefetch_block_size safetensors_prefetch_num_threads
-    served_model_name show_hidden_metrics_for_version shutdown_timeout stream_interval
+    scoring served_model_name show_hidden_metrics_for_version shutdown_timeout stream_interval
     tensor_parallel_size use_tqdm_on_load
     """.split()  # noqa: SIM905 (a list of them would be a line each)
 )
@@ -228,6 +228,8 @@ class VLLM(EngineLoop):
             # Without a context vLLM takes 128 sequences at once on any GPU.
             context = UsageContext.LLM_CLASS
             refusal = None if self._wanted == "client" else inside.refusal(engine_args)
+            if refusal is not None and self._wanted == "engine":
+                raise InvalidInput(f"scoring='engine' is not possible here: {refusal}")
             if self._wanted != "client" and refusal is None:
                 config = AsyncEngineArgs(model=self.model, **engine_args).create_engine_config
                 v2 = config(context).use_v2_model_runner

@@ -75,7 +75,9 @@ class Ledger:
         self.stop_token = np.full(slots, -1, np.int64)
         """The token that ends it; -1 for none."""
         self.closed = np.zeros(slots, np.bool_)
-        """Whether no more of it is scored: it stops, or cannot be scored."""
+        """Whether it is to end: it stops, or cannot be scored."""
+        self.failed = np.zeros(slots, np.bool_)
+        """Whether it cannot be scored."""
 
     def slot_of(self, trace: str) -> int | None:
         """Where a trace is followed; None for one that is not in the batch."""
@@ -95,7 +97,7 @@ class Ledger:
         self.top_logprobs[slot] = watch.top_logprobs
         self.logprob_floor[slot] = -np.inf if floor is None else floor
         self.stop_token[slot] = -1 if watch.stop_token is None else watch.stop_token
-        self.closed[slot] = False
+        self.closed[slot] = self.failed[slot] = False
         self._count[slot], self._stop[slot] = 0, -1
         self._window[slot] = watch.window
         scorer = self._scorers.get(watch.window)
@@ -108,9 +110,9 @@ class Ledger:
         if len(before):
             self._take(np.full(len(before), slot), before, at=np.arange(len(before)))
         if entry.found.error is not None:
-            self._close(slot, entry.found.error)
+            self._fail(slot, entry.found.error)
         elif len(before) < generated:
-            self._close(
+            self._fail(
                 slot,
                 f"{generated} tokens had been generated when it came into the batch, of which "
                 f"{len(before)} were scored",
@@ -131,14 +133,14 @@ class Ledger:
             del self._left[oldest], self._entries[oldest]
 
     def add(self, slots: NDArray[np.int64], confidence: NDArray[np.float32]) -> None:
-        """One token of each of these traces, none of which is closed."""
+        """One token of each of these traces, none of which has failed."""
         sound = np.abs(confidence) < _LIMIT
         if not sound.all():
             for slot, value in zip(
                 slots[~sound].tolist(), confidence[~sound].tolist(), strict=True
             ):
                 at = self._count[slot]
-                self._close(
+                self._fail(
                     slot,
                     f"token {at} has confidence {value}: where masked tokens have a "
                     "log-probability of -inf, set logprob_floor",
@@ -188,8 +190,8 @@ class Ledger:
                     self._stop[slot] = at[place]
                     self.closed[slot] = True
 
-    def _close(self, slot: int, error: str) -> None:
-        self.closed[slot] = True
+    def _fail(self, slot: int, error: str) -> None:
+        self.closed[slot] = self.failed[slot] = True
         self._errors[slot] = error
 
     def _found(self, slot: int) -> Found:

@@ -127,7 +127,7 @@ class Rows:
     def _take_in(self, copy: _Copy) -> None:
         if copy.event is not None:
             copy.event.synchronize()
-        going = ~self._ledger.closed[copy.slots]
+        going = ~self._ledger.failed[copy.slots]  # What was on its way at a stop is counted.
         slots, top = copy.slots[going], copy.top.numpy()[copy.rows[going]]
         ks, floors = self._ledger.top_logprobs[slots], self._ledger.logprob_floor[slots]
         confidence = np.empty(len(slots), np.float32)
