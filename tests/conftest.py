@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deepconf.engines import VLLM
@@ -26,12 +27,24 @@ def tiny_engine() -> Iterator[VLLM]:
     settings = json.loads((TINY / "deepconf.json").read_text())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # What vLLM imports warns of itself.
-        engine = VLLM(TINY / "model", sampling=settings["sampling"])
+        engine = VLLM(TINY / "model", sampling=settings["sampling"], scoring="engine")
+    INSIDE["place"], engine._inside, engine._wanted = engine._inside, None, "client"
     yield engine
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         engine.close()
         gc.collect()  # vLLM leaves its ZeroMQ context to the garbage collector.
+
+
+INSIDE: dict[str, Any] = {}
+
+
+@pytest.fixture
+def inside_engine(tiny_engine: VLLM) -> Iterator[VLLM]:
+    """The same engine, whose workers score."""
+    tiny_engine._inside, tiny_engine._wanted = INSIDE["place"], "engine"
+    yield tiny_engine
+    tiny_engine._inside, tiny_engine._wanted = None, "client"
 
 
 @pytest.fixture

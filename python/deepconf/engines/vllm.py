@@ -507,14 +507,13 @@ class VLLM(EngineLoop):
         async with self._failing(request_id):
             try:
                 await self._steps.generate(request, prompt, params, signal, take)
+                stopped = place is not None and await place.hand_over(request, take)
             except BaseException:
                 if place is not None:
                     place.forget(request_id)
                 raise
-            reason = _finish(request_id, request.finish_reason)
+            reason = "aborted" if stopped else _finish(request_id, request.finish_reason)
             assert reason is not None, "it has ended"
-            if place is not None and await place.hand_over(request, take):
-                reason = "aborted"
             if params.detokenize:
                 return Ending(reason, request.text)
             decode = functools.partial(
