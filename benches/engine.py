@@ -2,20 +2,23 @@
 
 The tiny reasoner answers the same questions in turn: plain, as vLLM gives final outputs with their
 texts and as it gives deltas; with the log-probabilities that deepconf asks for; and through
-`DeepThink`, which also scores and votes, with a stream for each trace and by the step. Beside
-tokens a second: the CPU time that a token takes in this process, where vLLM's front end and
-deepconf are, and in the engine core's. All traces are generated to `--max-tokens`, so that all do
-the same.
+`DeepThink`, which also scores and votes, with a stream for each trace, by the step, and scored in
+the engine. Beside tokens a second: the CPU time that a token takes in this process, where vLLM's
+front end and deepconf are, in the engine core's and in the worker's. All traces are generated to
+`--max-tokens`, so that all do the same. `--model llama` has random weights and a vocabulary of
+32,000.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,20 +68,23 @@ async def generate(
     return sum(await asyncio.gather(*map(one, range(sequences))))
 
 
+Way = Callable[[str, str], int]
+
+
 def ways(
-    engine: VLLM, policy: deepconf.Policy, only: list[str]
-) -> dict[str, Callable[[str, str], int]]:
+    client: VLLM, inside: VLLM, policy: deepconf.Policy, only: list[str]
+) -> dict[str, tuple[VLLM, Way]]:
     """How the traces of a question can be had; each returns how many tokens there were."""
     k, sequences = policy.top_logprobs, policy.budget
 
-    def plain(kind: str, **options: Any) -> Callable[[str, str], int]:
-        return lambda question, name: engine.submit(
-            generate(engine, question, name, sequences, kind, **options)
+    def plain(kind: str, **options: Any) -> tuple[VLLM, Way]:
+        return client, lambda question, name: client.submit(
+            generate(client, question, name, sequences, kind, **options)
         ).result()
 
-    def through(engine: Any) -> Callable[[str, str], int]:
-        think = deepconf.DeepThink(engine, policy, answer=lambda _: "0")
-        return lambda question, _: think.run(question).tokens.generated
+    def through(engine: VLLM, facade: Any) -> tuple[VLLM, Way]:
+        think = deepconf.DeepThink(facade, policy, answer=lambda _: "0", keep_confidence=False)
+        return engine, lambda question, _: think.run(question).tokens.generated
 
     flat = {"logprobs": k, "flat_logprobs": True, "detokenize": False}
     all_of_them = {
@@ -86,33 +92,65 @@ def ways(
         "vLLM, final outputs, no texts": plain("FINAL_ONLY", detokenize=False),
         "vLLM, deltas, no texts": plain("DELTA", detokenize=False),
         f"vLLM, deltas, {k} log-probabilities, no texts": plain("DELTA", **flat),
-        "DeepThink, by the trace": through(Streaming(engine)),
-        "DeepThink, by the step": through(engine),
+        "DeepThink, by the trace": through(client, Streaming(client)),
+        "DeepThink, by the step": through(client, client),
+        "DeepThink, in the engine": through(inside, inside),
     }
     return {name: way for name, way in all_of_them.items() if any(part in name for part in only)}
 
 
-def measured(way: Callable[[], int], core: psutil.Process) -> dict[str, float]:
-    """Tokens, tokens a second, and microseconds of CPU a token here and in the engine core."""
+def measured(way: Callable[[], int], engine: VLLM) -> dict[str, float]:
+    """Tokens, tokens a second, and microseconds of CPU a token in each process."""
+    core = psutil.Process(engine._llm.engine_core.resources.engine_manager.processes[0].pid)
 
-    def seconds() -> tuple[float, float, float]:
-        times = core.cpu_times()
-        return time.perf_counter(), time.process_time(), times.user + times.system
+    def seconds() -> list[float]:
+        there = [core.cpu_times(), *(child.cpu_times() for child in core.children())]
+        user_system = [times.user + times.system for times in there]
+        return [time.perf_counter(), time.process_time(), user_system[0], sum(user_system[1:])]
 
     before = seconds()
     tokens = way()
-    wall, here, there = (b - a for a, b in zip(before, seconds(), strict=True))
+    wall, here, there, worker = (b - a for a, b in zip(before, seconds(), strict=True))
     return {
         "tokens": tokens,
         "tokens_per_second": tokens / wall,
         "front_end": 1e6 * here / tokens,
         "engine_core": 1e6 * there / tokens,
+        "worker": 1e6 * worker / tokens,
     }
+
+
+def random_llama(folder: Path) -> Path:
+    """A Llama of random weights, 43 million parameters, and 32,000 words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(32_000)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w1"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w0", unk_token="w1")
+    wrapped.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--model", choices=["tiny", "llama"], default="tiny")
     parser.add_argument("--sequences", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=128)
@@ -124,18 +162,28 @@ def main() -> None:
     sampling = settings["sampling"] | {"max_tokens": arguments.max_tokens, "ignore_eos": True}
     shown = {name: settings[name] for name in ("window", "tail", "top_logprobs")}
     report: dict[int, dict[str, dict[str, float]]] = {}
-    with VLLM(TINY / "model", sampling=sampling, max_num_seqs=max(arguments.sequences)) as engine:
-        core = psutil.Process(engine._llm.engine_core.resources.engine_manager.processes[0].pid)
+    with contextlib.ExitStack() as running:
+        model = TINY / "model"
+        if arguments.model == "llama":
+            model = random_llama(Path(running.enter_context(tempfile.TemporaryDirectory())))
+        most = max(arguments.sequences)
+        client, inside = (
+            running.enter_context(
+                VLLM(model, sampling=sampling, max_num_seqs=most, scoring=scoring)
+            )
+            for scoring in ("client", "engine")
+        )
         for sequences in arguments.sequences:
             policy = deepconf.Policy.offline(budget=sequences, **shown)
+            these = ways(client, inside, policy, arguments.only)
             found: dict[str, list[dict[str, float]]] = {}
             if not report:
-                for name, way in ways(engine, policy, arguments.only).items():
+                for name, (_, way) in these.items():
                     way(questions[0], f"warm-{name}")
             for at, question in enumerate(questions):
-                for name, way in ways(engine, policy, arguments.only).items():
+                for name, (engine, way) in these.items():
                     work = functools.partial(way, question, f"{sequences}-{name}-{at}")
-                    found.setdefault(name, []).append(measured(work, core))
+                    found.setdefault(name, []).append(measured(work, engine))
             assert len({one["tokens"] for each in found.values() for one in each}) == 1
             report[sequences] = {
                 name: {what: statistics.median(one[what] for one in each) for what in each[0]}
@@ -148,10 +196,13 @@ def main() -> None:
         show(sequences, rows)
 
 
+_THERE = ("engine core", "worker")
+
+
 def show(sequences: int, rows: dict[str, dict[str, float]]) -> None:
     first = next(iter(rows.values()))
     table = Table(title=f"{sequences} sequences", title_justify="left", box=None)
-    for name in ("", "tokens/s", "of plain", "front end, µs a token", "of plain", "engine core"):
+    for name in ("", "tokens/s", "of plain", "front end, µs a token", "of plain", *_THERE):
         table.add_column(name, justify="right" if name else "left")
     for name, row in rows.items():
         table.add_row(
@@ -161,6 +212,7 @@ def show(sequences: int, rows: dict[str, dict[str, float]]) -> None:
             f"{row['front_end']:.1f}",
             f"{row['front_end'] / first['front_end']:.2f}",
             f"{row['engine_core']:.1f}",
+            f"{row['worker']:.1f}",
         )
     Console(highlight=False, width=120).print(table)
 

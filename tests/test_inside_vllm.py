@@ -242,18 +242,26 @@ def test_a_callback_that_fails_costs_its_trace_alone(
     ("policy", "sampling", "message"),
     [
         ({"entries": "returned"}, {}, "entries='returned': a token is scored before it is sampled"),
-        ({}, {"ignore_eos": True}, "ignore_eos=True: no token of this model ends a trace"),
+        ({"mode": "online"}, {"ignore_eos": True}, "ignore_eos=True: no token of this model ends"),
         ({}, {"structured_outputs": {"regex": "[0-9]+"}}, "structured_outputs: a grammar does not"),
     ],
 )
 def test_runs_that_cannot_be_scored_there(
     inside_engine: VLLM, policy: Any, sampling: Any, message: str
 ) -> None:
-    settings = Policy.offline(budget=2, **SHOWN, **policy)
-    with pytest.raises(InvalidInput, match="scoring='engine' is not possible for this run"):
+    settings = Policy.offline(**{"budget": 4, "warmup": 2, **SHOWN, **policy})
+    with pytest.raises(
+        InvalidInput, match=f"scoring='engine' is not possible for this run: {message}"
+    ):
         DeepThink(inside_engine, settings, sampling=sampling)
-    with pytest.raises(InvalidInput, match=message):
-        inside_engine.check(Signal(10, **({"entries": "returned"} if policy else {})), sampling)
+
+
+def test_a_trace_that_may_not_stop_needs_no_token_that_ends_it(inside_engine: VLLM) -> None:
+    policy = Policy.offline(budget=2, **SHOWN)
+    sampling = {"ignore_eos": True, "max_tokens": 20}
+    think = DeepThink(inside_engine, policy, sampling=sampling, answer=lambda _: "0")
+    result = think.run(QUESTIONS[0], timeout=WAIT)
+    assert [len(trace.confidence) for trace in result.traces] == [20, 20]
 
 
 def test_auto_scores_such_runs_here(inside_engine: VLLM) -> None:

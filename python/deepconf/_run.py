@@ -292,11 +292,14 @@ class Run:
             self.controller.relaunched(trace)
             records[trace].begin_anew()
         stops, errors = self.controller.step(step.traces, step.confidence)
-        for trace, confidence in zip(step.traces, step.confidence.tolist(), strict=True):
-            if trace in errors:  # They were generated, and cannot be scored.
-                records[trace].unscored += 1
-            else:
-                records[trace].growing.append(confidence)
+        if len(set(step.traces)) == 1 and not errors:  # A whole trace, say.
+            records[step.traces[0]].growing.frombytes(step.confidence.astype(np.float32).tobytes())
+        else:
+            for trace, confidence in zip(step.traces, step.confidence.tolist(), strict=True):
+                if trace in errors:  # They were generated, and cannot be scored.
+                    records[trace].unscored += 1
+                else:
+                    records[trace].growing.append(confidence)
         for trace, count in step.unscored.items():
             records[trace].unscored += count
         for stop in stops:

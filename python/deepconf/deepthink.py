@@ -101,6 +101,7 @@ class DeepThink:
             entries=policy.entries,
             logprob_floor=policy.logprob_floor,
             window=policy.window,
+            online=policy.mode == "online",
         )
         self._task = Task(
             engine=engine,

@@ -50,9 +50,11 @@ class Signal:
     logprob_floor: float | None = None
     """Raises smaller log-probabilities to this, nats."""
     window: int = 2048
-    """w, tokens in a group; this and the threshold are for engines that stop traces themselves."""
+    """w, tokens in a group; this and what follows are for engines that stop traces themselves."""
     threshold: float | None = None
-    """s, nats: a trace stops where a group falls below it; None where it may not stop."""
+    """s, nats: this trace stops where a group falls below it; None where it may not."""
+    online: bool = False
+    """Whether traces of the run may stop, those of the warmup apart."""
 
 
 Finish = Literal["finished", "length", "aborted"]

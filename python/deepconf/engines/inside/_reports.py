@@ -58,7 +58,7 @@ class Inside:
             return f"entries={signal.entries!r}: a token is scored before it is sampled"
         if sampling.get("structured_outputs"):
             return "structured_outputs: a grammar does not take the token that ends a trace"
-        if self._stop_token(sampling) is None:
+        if signal.online and self._stop_token(sampling) is None:
             return (
                 "ignore_eos=True: no token of this model ends a trace, give one in stop_token_ids"
                 if sampling.get("ignore_eos")
@@ -79,7 +79,7 @@ class Inside:
         )
         extra = {**(sampling.get("extra_args") or {}), **watch.as_extra_args()}
         stops = list(sampling.get("stop_token_ids") or ())
-        if token != self._eos(sampling) and token not in stops:
+        if token is not None and token != self._eos(sampling) and token not in stops:
             stops.append(token)
         return {**sampling, "extra_args": extra, "stop_token_ids": stops}
 
