@@ -249,7 +249,8 @@ def test_a_callback_that_fails_costs_its_trace_alone(
 def test_runs_that_cannot_be_scored_there(
     inside_engine: VLLM, policy: Any, sampling: Any, message: str
 ) -> None:
-    settings = Policy.offline(**{"budget": 4, "warmup": 2, **SHOWN, **policy})
+    online = {"mode": "online", "warmup": 2} if "mode" in policy else {}
+    settings = Policy.offline(**{"budget": 4, **SHOWN, **policy, **online})
     with pytest.raises(
         InvalidInput, match=f"scoring='engine' is not possible for this run: {message}"
     ):
