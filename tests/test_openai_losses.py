@@ -247,6 +247,41 @@ def test_the_probe_has_patience(server: FalseServer) -> None:
         assert DeepThink(engine, WHOLE).run("?").answer == "4"
 
 
+def test_the_list_of_models_has_patience(
+    server: FalseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a forwarder nothing is there while the model loads."""
+    server.faults.models = [{"id": "tiny", "owned_by": "vllm", "max_model_len": 512}]
+    get, asked = Client.get, 0
+
+    async def loading(self: Client, path: str) -> tuple[int, str]:
+        nonlocal asked
+        asked += path == "/models"
+        return (503, "no upstream") if asked < 3 else await get(self, path)
+
+    monkeypatch.setattr(Client, "get", loading)
+    for model in (None, "tiny"):
+        asked = 0
+        with OpenAI(server.url, model) as engine:
+            found = engine.capabilities
+        assert (found.software, found.max_model_len) == ("vllm", 512)
+        assert asked == 3
+
+
+def test_waiting_for_room_is_no_refusal_while_others_get_tokens(server: FalseServer) -> None:
+    """As of a server that takes fewer requests at once than the policy has traces."""
+    server.delay = 0.05
+
+    async def full(request: web.Request, body: Any, tries: int) -> Any:
+        return web.Response(status=429) if server.running >= 4 else None
+
+    with OpenAI(server.url, patience=0.6) as engine:
+        server.faults.before = full
+        with warned("refused requests"):
+            result = run(engine)
+    assert {trace.status for trace in result.traces} == {"finished"}
+
+
 def test_tokens_before_an_error_in_one_read_are_lost_ones(server: FalseServer) -> None:
     async def fails(request: web.Request, body: Any, tries: int) -> Any:
         if body["seed"] not in (12, 13) or tries > 1:

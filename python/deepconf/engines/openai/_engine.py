@@ -74,7 +74,8 @@ class OpenAI(EngineLoop):
         token_timeout: seconds from one token to the next.
         tries: how often a trace that breaks off is begun in all, under its own number and seed.
         patience: seconds for which what the server refuses (429, 503, no connection) is tried
-            again, with growing pauses or as `Retry-After` says.
+            again, with growing pauses or as `Retry-After` says; while other traces get tokens, what
+            it has no room for waits, which does not count.
 
     Raises:
         InvalidInput: no address; a model that the server does not have; a field that it does not
