@@ -65,10 +65,13 @@ def test_a_masked_sampled_token_does_not_count(server: FalseServer) -> None:
         assert run(engine).warnings == ()
 
 
-def test_thoughts_that_the_prompt_begins_are_no_answer(server: FalseServer) -> None:
+@pytest.mark.parametrize("mark", [["</think>"], ["</", "think", ">"]])
+def test_thoughts_that_the_prompt_begins_are_no_answer(
+    server: FalseServer, mark: list[str]
+) -> None:
     words = server.words
     thoughts = [" maybe", " \\boxed{7}", "?"]
-    server.words = lambda seed: [*thoughts, *words(seed)[:-2], "</think>", *words(seed)[-2:]]  # type: ignore[method-assign]
+    server.words = lambda seed: [*thoughts, *words(seed)[:-2], *mark, *words(seed)[-2:]]  # type: ignore[method-assign]
     with OpenAI(server.url) as engine:
         assert run(engine).answer == "4"
         cut = DeepThink(engine, WHOLE, sampling={"max_tokens": 12})
@@ -296,6 +299,19 @@ def test_tokens_before_an_error_in_one_read_are_lost_ones(server: FalseServer) -
         with warned("2 of 8 traces broke off .*: 4 tokens"):
             result = run(engine)
     assert [(t.tries, t.lost_tokens) for t in result.traces[1:4]] == [(1, 0), (2, 4), (2, 0)]
+
+
+def test_tokens_of_a_chunk_that_gives_a_trace_up_are_lost_ones(server: FalseServer) -> None:
+    def give_up(chunk: Any, number: int) -> Any:
+        if number == 1 and server.tries[12] == 1:
+            chunk["choices"][0]["finish_reason"] = "abort"
+        return chunk
+
+    with OpenAI(server.url) as engine:
+        server.faults.width_of_chunk, server.faults.damage, server.faults.only = 5, give_up, (12,)
+        with warned("1 of 8 traces broke off .*: 10 tokens"):
+            result = run(engine)
+    assert [(t.tries, t.lost_tokens) for t in result.traces[1:4]] == [(1, 0), (2, 10), (1, 0)]
 
 
 def test_pauses_end_with_patience_and_grow_where_the_server_says_none() -> None:

@@ -346,7 +346,9 @@ class _Asking:
         async with self._client.stream(self._path, body) as content:
             while not (events.done and answer.finish) and not content.at_eof():
                 new = await content.readany()
-                rows = [row for chunk in events.feed(new) for row in answer.take(chunk)]
+                rows: list[list[float]] = []
+                for chunk in events.feed(new):
+                    answer.take(chunk, rows)
                 if rows and not answer.top:
                     answer.top = rows[0]
                 if stop_after and answer.count >= stop_after:

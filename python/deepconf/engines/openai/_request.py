@@ -206,7 +206,7 @@ class Request:
         rows: list[list[float]] = []
         try:
             for chunk in events.feed(new):
-                rows += self.answer.take(chunk)
+                self.answer.take(chunk, rows)
         except (Passing, Refused):
             if self.answer.finish is None:
                 raise
@@ -252,7 +252,8 @@ class Request:
                 finish = "aborted"
         self._others.prompted = self._others.prompted or channels.ends_thoughts
         thinks = finish == "length" and self._others.prompted and channels.all_thoughts
-        return Ending(finish, channels.whole, "" if thinks else channels.final)
+        text, final = channels.read()
+        return Ending(finish, text, "" if thinks else final)
 
     async def _interruptible(self, work: Coroutine[Any, Any, T]) -> T:
         self._late = None

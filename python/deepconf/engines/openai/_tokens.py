@@ -89,8 +89,13 @@ class Answer:
         """Whether the server said itself how many tokens there were, or which."""
         return self.usage is not None or self.named
 
-    def take(self, chunk: Chunk) -> list[list[float]]:
-        """The log-probabilities of a chunk's tokens that count, most likely first, nats.
+    def take(self, chunk: Chunk, rows: list[list[float]]) -> None:
+        """Takes a chunk in.
+
+        Args:
+            chunk: what came.
+            rows: to which the log-probabilities of its tokens that count are added, a list each,
+                most likely first, nats; what is raised does not take them back.
 
         Raises:
             Passing: the server gave the trace up.
@@ -98,7 +103,7 @@ class Answer:
         """
         if chunk.usage is not None and chunk.usage.completion_tokens is not None:
             self.usage = chunk.usage.completion_tokens
-        rows: list[list[float]] = []
+        begun = len(rows)
         for choice in chunk.choices or ():
             if choice.index:
                 raise self._wrong("choices", f"has index {choice.index}, and one was asked for")
@@ -106,10 +111,9 @@ class Answer:
             if new and self.finish is not None:
                 raise self._wrong("choices", "goes on behind a finish_reason")
             rows += new
-            self._read(choice, len(rows))
+            self._read(choice, len(rows) - begun)
             if choice.finish_reason is not None:
                 self._end(choice.finish_reason)
-        return rows
 
     def check_whole(self) -> None:
         """Looks at the whole trace, once it has ended.
