@@ -790,6 +790,25 @@ def test_ctrl_c_brings_what_is_finished(half_done: RecordedEngine, policy: Polic
     check_half_done(caught.value.result, half_done)
 
 
+def test_ctrl_c_before_there_is_a_handle_brings_what_is_finished(
+    half_done: RecordedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = half_done.submit
+
+    def lingering(work: Any) -> Any:
+        future = submit(work)
+        if work.__name__ == "think":  # It runs, and whoever waits for it does not yet.
+            time.sleep(5)
+        return future
+
+    monkeypatch.setattr(half_done, "submit", lingering)
+    press = at_the_third(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted) as caught:
+        DeepThink(half_done, offline(keep=1.0), on_trace=press).run("?")
+    assert caught.value.result is not None
+    check_half_done(caught.value.result, half_done)
+
+
 def test_one_ctrl_c_ends_a_loop_of_questions(half_done: RecordedEngine) -> None:
     press = at_the_third(lambda: os.kill(os.getpid(), signal.SIGINT))
     think = DeepThink(half_done, offline(keep=1.0), on_trace=press)
