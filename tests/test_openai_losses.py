@@ -21,7 +21,7 @@ from deepconf.engines.openai._request import Request
 from deepconf.errors import EngineError, InvalidInput, RunWarning
 from false_server import KEY, FalseServer, content
 from test_openai_engine import WHOLE, run, server, warned
-from test_openai_faults import at
+from test_openai_faults import at, repeat_whole
 from typer.testing import CliRunner
 
 __all__ = ["server"]
@@ -353,10 +353,22 @@ def test_few_alternatives_may_be_alike(server: FalseServer) -> None:
                 entry["logprob"] = -18.0 * place
         return chunk
 
+    server.tokens = 200
     with OpenAI(server.url) as engine:
-        server.faults.width_of_chunk, server.faults.damage = 2, coarse
+        server.faults.width_of_chunk, server.faults.damage = 5, coarse
         result = run(engine, WHOLE.replace(top_logprobs=2))
     assert {trace.status for trace in result.traces} == {"finished"}
+
+
+def test_few_alternatives_that_are_alike_in_every_chunk_are_repeated(server: FalseServer) -> None:
+    server.tokens = 200
+    with OpenAI(server.url) as engine:
+        server.faults.width_of_chunk = 5
+        assert run(engine, WHOLE.replace(top_logprobs=3)).warnings == ()
+        server.faults.damage = lambda chunk, _: repeat_whole(chunk) or chunk
+        server.faults.only = (12,)
+        with warned("1 of 8 traces failed, .* is the same .*: they are repeated .at token 8"):
+            run(engine, WHOLE.replace(top_logprobs=3))
 
 
 def test_a_try_that_ends_as_it_is_overdue_leaves_no_trace_deaf(
