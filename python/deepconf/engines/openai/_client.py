@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from deepconf.engines.openai._descriptors import most_connections
 from deepconf.errors import EngineError, InvalidInput, InvalidType, MissingExtra
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Refused(InvalidInput, EngineError):
 
 
 class Client:
-    """Connections to one server, as many as are asked for at once.
+    """Connections to one server, as many as are asked for at once and this process may have.
 
     Args:
         base_url: where its interface begins, such as `http://localhost:8000/v1`.
@@ -127,7 +128,9 @@ class Client:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE),
+                connector=aiohttp.TCPConnector(
+                    limit=most_connections() or 0, keepalive_timeout=_IDLE
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 read_bufsize=_BUFFER,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
