@@ -24,9 +24,10 @@ class Channels:
         if reasoning:
             self._reasoning += reasoning.encode("utf-8", "surrogatepass")
         if content:
-            before = max(len(self._content) - len(_END) + 1, 0)  # The mark may come in parts.
-            self._content += content.encode("utf-8", "surrogatepass")
-            self._ends = self._ends or _END in self._content[before:]
+            new = content.encode("utf-8", "surrogatepass")
+            self._content += new
+            if ">" in content and not self._ends:  # The mark may come in parts: this is the last.
+                self._ends = _END in self._content[-len(new) - len(_END) + 1 :]
 
     def read(self) -> tuple[str, str]:
         """All of it, and what of it answers: one string where both are the same.
