@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -66,10 +67,17 @@ class FalseServer:
         running, most_running: streams that are open, and were at once.
     """
 
-    def __init__(self, tokens: int = 24, answer: str = "4", delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        tokens: int = 24,
+        answer: str = "4",
+        delay: float = 0.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.tokens = tokens
         self.answer = answer
         self.delay = delay
+        self.tls = tls
         self.faults = Faults()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[Any] = []
@@ -116,7 +124,12 @@ class FalseServer:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(
-            self._runner, "127.0.0.1", self._port or 0, backlog=1024, reuse_address=True
+            self._runner,
+            "127.0.0.1",
+            self._port or 0,
+            ssl_context=self.tls,
+            backlog=1024,
+            reuse_address=True,
         )
         await site.start()
         server: Any = site._server
@@ -138,7 +151,7 @@ class FalseServer:
 
     @property
     def root(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self._port}"
 
     @property
     def url(self) -> str:

@@ -178,6 +178,7 @@ def test_every_decision_is_that_of_the_definition(data: Any) -> None:
     policy = low(window=window, keep=keep, min_ballots=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SignalNeverArmed)
+        warnings.filterwarnings("ignore", "none of the .* has an answer", RunWarning)
         result = run(policy, traces, chunk=chunk)
 
     warm = [lowest(v, window) for v, _, ends in drawn[:4] if ends and len(v)]
@@ -786,6 +787,25 @@ def test_ctrl_c_brings_what_is_finished(half_done: RecordedEngine, policy: Polic
     press = at_the_third(lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted) as caught:
         DeepThink(half_done, policy, on_trace=press).run("?")
+    assert caught.value.result is not None
+    check_half_done(caught.value.result, half_done)
+
+
+def test_ctrl_c_before_there_is_a_handle_brings_what_is_finished(
+    half_done: RecordedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = half_done.submit
+
+    def lingering(work: Any) -> Any:
+        future = submit(work)
+        if work.__name__ == "think":  # It runs, and whoever waits for it does not yet.
+            time.sleep(5)
+        return future
+
+    monkeypatch.setattr(half_done, "submit", lingering)
+    press = at_the_third(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted) as caught:
+        DeepThink(half_done, offline(keep=1.0), on_trace=press).run("?")
     assert caught.value.result is not None
     check_half_done(caught.value.result, half_done)
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,6 +184,40 @@ def test_a_server_that_takes_connections_and_never_answers(
         silent.listen()
         with pytest.raises(EngineError, match="no answer in time"):
             OpenAI(f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+
+
+STOPS = """
+import sys
+from deepconf import DeepThink, Policy
+from deepconf.engines import OpenAI
+small = {"window": 4, "tail": 4, "top_logprobs": 10}
+policy = Policy.low(budget=128, warmup=6, min_ballots=1, stop="budget", **small)
+with OpenAI(sys.argv[1], api_key=sys.argv[2]) as engine:
+    result = DeepThink(engine, policy).run("2+2=?")
+    print(result.answer, sum(trace.status == "stopped" for trace in result.traces), result.warnings)
+"""
+
+
+def test_tls_to_a_server_that_is_trusted(tmp_path: Path) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with FalseServer(tokens=60, delay=0.01, tls=context) as server:
+        found = subprocess.run(  # The certificates that are trusted are read once.
+            [sys.executable, "-c", STOPS, server.url, KEY],
+            env={**os.environ, "SSL_CERT_FILE": str(tmp_path / "ca.pem")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert server.headers[-1]["Authorization"] == f"Bearer {KEY}"
+        assert server.most_running > 64
+        end = time.monotonic() + 5
+        while server.running and time.monotonic() < end:
+            time.sleep(0.01)
+        answer, stopped, warnings = found.stdout.split()
+        assert (answer, warnings) == ("4", "()"), found.stderr
+        assert server.closed - 1 == int(stopped) > 6  # The probe stops one, too.
 
 
 def test_a_list_of_models_without_an_end(server: FalseServer) -> None:

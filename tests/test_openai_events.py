@@ -42,7 +42,10 @@ def answer() -> Answer:
 
 def read(pieces: list[bytes]) -> tuple[list[list[float]], Answer, Events]:
     events, found = Events("http://x"), answer()
-    rows = [row for piece in pieces for each in events.feed(piece) for row in found.take(each)]
+    rows: list[list[float]] = []
+    for piece in pieces:
+        for each in events.feed(piece):
+            found.take(each, rows)
     return rows, found, events
 
 
@@ -57,7 +60,9 @@ def test_a_stream_is_the_same_however_it_is_cut(cuts: list[int]) -> None:
     pieces = [STREAM[a:b] for a, b in itertools.pairwise(places)]
     rows, found, events = read(pieces)
     assert rows == EXPECTED
-    assert found.channels.whole == "é0é1é2é3é4é5"
+    text, final = found.channels.read()
+    assert text == "é0é1é2é3é4é5"
+    assert final is text  # And takes no memory of its own.
     assert (found.count, found.usage, found.finish, events.done) == (6, 6, "finished", True)
     found.check_whole()
 
@@ -120,6 +125,6 @@ def test_without_counts_a_text_that_is_too_long_tells() -> None:
     longer = chunk(0, "stop")
     longer["choices"][0]["delta"]["content"] = "many words of which one has log-probabilities"
     for each in events.feed(b"data: " + json.dumps(longer).encode() + b"\n\n"):
-        found.take(each)
+        found.take(each, [])
     with pytest.raises(EngineError, match="has 3 bytes in its tokens and the text 39"):
         found.check_whole()

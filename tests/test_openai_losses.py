@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import warnings
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,14 +12,13 @@ from deepconf import DeepThink
 from deepconf.commands import app
 from deepconf.engines import OpenAI
 from deepconf.engines.base import Signal
-from deepconf.engines.openai._client import Client, Passing
+from deepconf.engines.openai._client import Client
 from deepconf.engines.openai._events import Events
-from deepconf.engines.openai._patience import Patience
 from deepconf.engines.openai._request import Request
 from deepconf.errors import EngineError, InvalidInput, RunWarning
 from false_server import KEY, FalseServer, content
 from test_openai_engine import WHOLE, run, server, warned
-from test_openai_faults import at
+from test_openai_faults import at, repeat_whole
 from typer.testing import CliRunner
 
 __all__ = ["server"]
@@ -65,10 +62,13 @@ def test_a_masked_sampled_token_does_not_count(server: FalseServer) -> None:
         assert run(engine).warnings == ()
 
 
-def test_thoughts_that_the_prompt_begins_are_no_answer(server: FalseServer) -> None:
+@pytest.mark.parametrize("mark", [["</think>"], ["</", "think", ">"]])
+def test_thoughts_that_the_prompt_begins_are_no_answer(
+    server: FalseServer, mark: list[str]
+) -> None:
     words = server.words
     thoughts = [" maybe", " \\boxed{7}", "?"]
-    server.words = lambda seed: [*thoughts, *words(seed)[:-2], "</think>", *words(seed)[-2:]]  # type: ignore[method-assign]
+    server.words = lambda seed: [*thoughts, *words(seed)[:-2], *mark, *words(seed)[-2:]]  # type: ignore[method-assign]
     with OpenAI(server.url) as engine:
         assert run(engine).answer == "4"
         cut = DeepThink(engine, WHOLE, sampling={"max_tokens": 12})
@@ -167,86 +167,6 @@ def test_a_stop_of_a_trace_that_is_over_leaves_it_finished(server: FalseServer) 
     assert (ending.finish_reason, ending.text) == ("finished", "".join(server.words(12)))
 
 
-def refusing(error: Any) -> Any:
-    """Of seed 12 every stream fails so."""
-    original = Client.stream
-
-    @contextlib.asynccontextmanager
-    async def stream(self: Client, path: str, body: Any) -> AsyncIterator[Any]:
-        if body["seed"] == 12:
-            raise error()
-        async with original(self, path, body) as content:
-            yield content
-
-    return stream
-
-
-def test_one_that_cannot_connect_ends_no_stream_that_delivers(
-    server: FalseServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.delay = 0.05
-    monkeypatch.setattr(Client, "stream", refusing(lambda: Passing("it is away", away=True)))
-    says = "1 of 8 traces failed, .*it is away .for 0.5 seconds"
-    with OpenAI(server.url, patience=0.5) as engine, warned(says):
-        result = run(engine)
-    assert [trace.status for trace in result.traces].count("finished") == 7
-
-
-def test_too_few_descriptors_are_no_server_that_is_away() -> None:
-    client = Client("http://h/v1", None, {}, 1.0, 1.0)
-    found = client._failure(OSError(24, "Too many open files"), "http://h/v1", False)
-    assert isinstance(found, Passing)
-    assert (found.away, found.refused) == (False, True)
-    assert "ulimit -n" in str(found)
-    assert "concurrency" in str(found)
-
-
-def test_connections_that_close_without_an_answer_are_refusals(server: FalseServer) -> None:
-    """As of a forwarder whose server is away."""
-
-    async def away(request: web.Request, body: Any, tries: int) -> Any:
-        if body["seed"] != 12 or tries > 4:
-            return None
-        assert request.transport is not None
-        request.transport.abort()
-        return web.Response()
-
-    with OpenAI(server.url, tries=1) as engine:
-        server.faults.before = away
-        with warned("was away or refused requests 4 times"):
-            result = run(engine)
-    assert {trace.status for trace in result.traces} == {"finished"}
-
-
-def test_waiting_for_room_is_no_timeout_while_others_get_tokens(server: FalseServer) -> None:
-    server.delay = 0.02
-    with OpenAI(server.url, first_token_timeout=0.6) as engine:
-        room = asyncio.Semaphore(2)
-
-        async def queue(request: web.Request, body: Any, tries: int) -> Any:
-            async with room:
-                await asyncio.sleep(0.5)
-
-        server.faults.before = queue
-        result = run(engine)
-    assert {(trace.status, trace.tries) for trace in result.traces} == {("finished", 1)}
-
-
-def test_the_probe_has_patience(server: FalseServer) -> None:
-    async def loading(request: web.Request, body: Any, tries: int) -> Any:
-        if sum(server.tries.values()) < 3:
-            return web.Response(status=503, headers={"Retry-After": "0"}, text="Loading model")
-        return None
-
-    server.faults.before = loading
-    OpenAI(server.url).close()
-    server.faults.before = None
-    with OpenAI(server.url) as engine:
-        server.tries.clear()
-        server.faults.before = loading
-        assert DeepThink(engine, WHOLE).run("?").answer == "4"
-
-
 def test_tokens_before_an_error_in_one_read_are_lost_ones(server: FalseServer) -> None:
     async def fails(request: web.Request, body: Any, tries: int) -> Any:
         if body["seed"] not in (12, 13) or tries > 1:
@@ -263,28 +183,17 @@ def test_tokens_before_an_error_in_one_read_are_lost_ones(server: FalseServer) -
     assert [(t.tries, t.lost_tokens) for t in result.traces[1:4]] == [(1, 0), (2, 4), (2, 0)]
 
 
-def test_pauses_end_with_patience_and_grow_where_the_server_says_none() -> None:
-    async def pauses() -> None:
-        patience = Patience(60.0)
-        assert patience.pause(3600.0) <= 60
-        assert [patience.pause(0.0) < 30.1 for _ in range(2000)] == [True] * 2000
-        assert patience.pause(0.0) >= 15
+def test_tokens_of_a_chunk_that_gives_a_trace_up_are_lost_ones(server: FalseServer) -> None:
+    def give_up(chunk: Any, number: int) -> Any:
+        if number == 1 and server.tries[12] == 1:
+            chunk["choices"][0]["finish_reason"] = "abort"
+        return chunk
 
-    asyncio.run(pauses())
-
-
-def test_patience_begins_with_the_first_refusal(server: FalseServer) -> None:
-    async def late(request: web.Request, body: Any, tries: int) -> Any:
-        if body["seed"] != 12 or tries > 1:
-            return None
-        await asyncio.sleep(0.6)
-        return web.Response(status=503)
-
-    with OpenAI(server.url, patience=0.3) as engine:
-        server.faults.before = late
-        with warned("refused requests 1 times"):
+    with OpenAI(server.url) as engine:
+        server.faults.width_of_chunk, server.faults.damage, server.faults.only = 5, give_up, (12,)
+        with warned("1 of 8 traces broke off .*: 10 tokens"):
             result = run(engine)
-    assert {trace.status for trace in result.traces} == {"finished"}
+    assert [(t.tries, t.lost_tokens) for t in result.traces[1:4]] == [(1, 0), (2, 10), (1, 0)]
 
 
 def test_endless_empty_data_lines_are_an_error() -> None:
@@ -302,10 +211,22 @@ def test_few_alternatives_may_be_alike(server: FalseServer) -> None:
                 entry["logprob"] = -18.0 * place
         return chunk
 
+    server.tokens = 200
     with OpenAI(server.url) as engine:
-        server.faults.width_of_chunk, server.faults.damage = 2, coarse
+        server.faults.width_of_chunk, server.faults.damage = 5, coarse
         result = run(engine, WHOLE.replace(top_logprobs=2))
     assert {trace.status for trace in result.traces} == {"finished"}
+
+
+def test_few_alternatives_that_are_alike_in_every_chunk_are_repeated(server: FalseServer) -> None:
+    server.tokens = 200
+    with OpenAI(server.url) as engine:
+        server.faults.width_of_chunk = 5
+        assert run(engine, WHOLE.replace(top_logprobs=3)).warnings == ()
+        server.faults.damage = lambda chunk, _: repeat_whole(chunk) or chunk
+        server.faults.only = (12,)
+        with warned("1 of 8 traces failed, .* is the same .*: they are repeated .at token 8"):
+            run(engine, WHOLE.replace(top_logprobs=3))
 
 
 def test_a_try_that_ends_as_it_is_overdue_leaves_no_trace_deaf(

@@ -140,6 +140,7 @@ class Run:
         self.callbacks: set[asyncio.Task[Any]] = set()
         self.done = asyncio.Event()
         self.over: asyncio.Future[Any]  # Done when `done` is set: to wait for beside others.
+        self.whole: asyncio.Task[Any] | None = None  # While it runs.
         self.prompt: Any = None
         self.defect: BaseException | None = None
         self.given_up = False
@@ -157,6 +158,7 @@ class Run:
 
     async def think(self) -> Result:
         """The result; `EngineDied` carries it where the engine is gone."""
+        self.whole = asyncio.current_task()
         self.over = asyncio.ensure_future(self.done.wait())
         try:
             self.prompt = self.engine.prepare(self.question)
@@ -170,6 +172,7 @@ class Run:
             self.moments["end"] = time.perf_counter()
             await self.callbacks_done()
         finally:
+            self.whole = None  # Its exception would hold this run.
             self.over.cancel()
             self.extracting.close()
             self.calling.close()
@@ -179,6 +182,18 @@ class Run:
         outcome = self.controller.outcome
         assert outcome is not None, "the controller has answered"
         return self.result(outcome, late)
+
+    async def join(self) -> Result:
+        """The result, for whoever does not wait for `think` itself.
+
+        Raises:
+            EngineError: it does not run.
+            Exception: what `think` does.
+        """
+        if self.whole is None:
+            raise EngineError("the run has not begun, or is over")
+        result: Result = await asyncio.shield(self.whole)
+        return result
 
     def fit(self) -> None:
         """Asks an engine that can tell whether so many traces fit it at once."""

@@ -148,19 +148,18 @@ class DeepThink:
         Whatever else interrupts the wait aborts the run too, and is raised on.
         """
         _check_timeout(timeout)
-        thinking = self.start(question)
+        run, thinking = Run(self._task, question), None
         try:
+            thinking = Thinking(run, self.engine.submit(run.think()))
             with contextlib.suppress(TimeoutError):
                 return thinking.result(timeout)
             thinking.cancel()
             return thinking.result()
         except KeyboardInterrupt:
-            thinking.cancel()
-            raise Interrupted(thinking._rest()) from None
+            raise Interrupted(_cut_short(run, thinking)) from None
         except BaseException:
-            if not thinking.done():
-                thinking.cancel()
-                thinking._rest(_REST)
+            if thinking is None or not thinking.done():
+                _cut_short(run, thinking, _REST)
             raise
 
     async def arun(self, question: Question, timeout: float | None = None) -> Result:
@@ -233,20 +232,29 @@ class Thinking:
             raise
         return self._warned(result)
 
-    def _rest(self, timeout: float | None = None) -> Result | None:
-        """Waits until nothing is generated any more; what was finished, if anything."""
-        try:
-            return result_of(self._future, timeout)
-        except EngineDied as error:
-            return error.result
-        except (Exception, futures.CancelledError):
-            return None
-
     def _warned(self, result: Result) -> Result:
         for warning in self._run.warnings:
             # A new one each time: where warnings are errors, it is raised, and holds these frames.
             warnings.warn(type(warning)(str(warning), result), stacklevel=_depth())
         return result
+
+
+def _cut_short(run: Run, thinking: Thinking | None, timeout: float | None = None) -> Result | None:
+    """Ends a run and waits until nothing is generated any more; what was finished, if anything.
+
+    Args:
+        run: which may have begun though what interrupted it came before there was a handle.
+        thinking: the handle.
+        timeout: seconds to wait.
+    """
+    try:
+        thinking = thinking or Thinking(run, run.engine.submit(run.join()))
+        thinking.cancel()
+        return result_of(thinking._future, timeout)
+    except EngineDied as error:
+        return error.result
+    except (Exception, futures.CancelledError):
+        return None
 
 
 def _sampling(engine: Engine, given: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Channels", "final_part"]
 
 _THINK, _THOUGHT = "<think>", "</think>"
+_END = _THOUGHT.encode()
 # Harmony's, with its special tokens and as it looks without them.
 _FINAL = "<|channel|>final<|message|>"
 _ANALYSIS = ("<|channel|>analysis", "<|start|>assistant<|channel|>", "<|channel|>commentary")
@@ -23,22 +24,20 @@ class Channels:
         if reasoning:
             self._reasoning += reasoning.encode("utf-8", "surrogatepass")
         if content:
-            self._content += content.encode("utf-8", "surrogatepass")
-            self._ends = self._ends or _THOUGHT in content
+            new = content.encode("utf-8", "surrogatepass")
+            self._content += new
+            if ">" in content and not self._ends:  # The mark may come in parts: this is the last.
+                self._ends = _END in self._content[-len(new) - len(_END) + 1 :]
 
-    @property
-    def whole(self) -> str:
-        """All of it, as the model wrote it: reasoning stands between think marks."""
+    def read(self) -> tuple[str, str]:
+        """All of it, and what of it answers: one string where both are the same.
+
+        It is as the model wrote it: reasoning stands between think marks.
+        """
         content = _text(self._content)
         if not self._reasoning:
-            return content
-        return f"{_THINK}{_text(self._reasoning)}{_THOUGHT}{content}"
-
-    @property
-    def final(self) -> str:
-        """What answers."""
-        content = _text(self._content)
-        return content if self._reasoning else final_part(content)
+            return content, final_part(content)
+        return f"{_THINK}{_text(self._reasoning)}{_THOUGHT}{content}", content
 
     @property
     def ends_thoughts(self) -> bool:
@@ -50,7 +49,7 @@ class Channels:
     @property
     def all_thoughts(self) -> bool:
         """Whether all of it is thought, where the prompt begins the thoughts."""
-        return not self._reasoning and _THOUGHT.encode() not in self._content
+        return not self._reasoning and not self._ends
 
 
 def final_part(text: str) -> str:

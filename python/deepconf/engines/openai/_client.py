@@ -18,12 +18,13 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from deepconf.engines.openai._descriptors import most_connections
 from deepconf.errors import EngineError, InvalidInput, InvalidType, MissingExtra
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["PASSING", "Client", "Passing", "Refused", "checked_url"]
+__all__ = ["BUSY", "PASSING", "Client", "Passing", "Refused", "checked_url"]
 
 # Bytes of an answer that is no stream: an error, or the list of models.
 _MOST = 4 << 20
@@ -38,8 +39,10 @@ _BUFFER = 16 << 10
 _IDLE = 4.0
 # Seconds for what is answered at once.
 _SHORT = 30.0
-# What another try may mend: too early, too many requests, a proxy without its server.
-PASSING = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
+# There is no room: too early, too many requests, a proxy without its server.
+BUSY = frozenset((408, 425, 429, 502, 503, 504, 529))
+# What another try may mend.
+PASSING = BUSY | {500}
 
 
 class Passing(EngineError):
@@ -50,7 +53,7 @@ class Passing(EngineError):
         after: seconds to wait before, where the server says so.
         away: whether there was no server at all.
         refused: whether it was refused before anything was generated.
-        busy: whether the server itself said that it has no room.
+        busy: whether there is no room for it, on the server or in this process.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class Refused(InvalidInput, EngineError):
 
 
 class Client:
-    """Connections to one server, as many as are asked for at once.
+    """Connections to one server, as many as are asked for at once and this process may have.
 
     Args:
         base_url: where its interface begins, such as `http://localhost:8000/v1`.
@@ -125,7 +128,9 @@ class Client:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE),
+                connector=aiohttp.TCPConnector(
+                    limit=most_connections() or 0, keepalive_timeout=_IDLE
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 read_bufsize=_BUFFER,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
@@ -225,7 +230,7 @@ class Client:
         said = self.quoted(_error_text(await _start(response)))
         if status in PASSING:
             after = _retry_after(response.headers.get("Retry-After"))
-            return Passing(f"{url}: status {status}: {said}", after=after, busy=status != 500)
+            return Passing(f"{url}: status {status}: {said}", after=after, busy=status in BUSY)
         hint = ""
         if status in (401, 403):
             given = "Authorization" in self._headers
@@ -249,7 +254,7 @@ class Client:
             return Passing(
                 f"{where}: this process can open no more connections ({said}): raise `ulimit -n`, "
                 "or set a lower `concurrency`",
-                refused=True,
+                busy=True,
             )
         if isinstance(error, ssl.SSLError | aiohttp.ClientSSLError):
             return EngineError(

@@ -22,6 +22,7 @@ from deepconf.engines.base import (
 )
 from deepconf.engines.openai._capabilities import Capabilities
 from deepconf.engines.openai._client import Client
+from deepconf.engines.openai._descriptors import too_many
 from deepconf.engines.openai._remarks import Tally, remarks_on
 from deepconf.errors import EngineError, InvalidInput, InvalidType
 
@@ -74,7 +75,8 @@ class OpenAI(EngineLoop):
         token_timeout: seconds from one token to the next.
         tries: how often a trace that breaks off is begun in all, under its own number and seed.
         patience: seconds for which what the server refuses (429, 503, no connection) is tried
-            again, with growing pauses or as `Retry-After` says.
+            again, with growing pauses or as `Retry-After` says; while other traces get tokens, what
+            it has no room for waits, which does not count.
 
     Raises:
         InvalidInput: no address; a model that the server does not have; a field that it does not
@@ -212,6 +214,10 @@ class OpenAI(EngineLoop):
             "chat messages need chat completions, and this engine uses completions: "
             f"{self.capabilities.server} has no chat template for {self.model!r}, or chat=False"
         )
+
+    def misfit(self, traces: int, prompt: Any, sampling: Any = None) -> str | None:
+        """What to warn of where this process may not open so many connections at once."""
+        return too_many(traces)
 
     # ---- traces --------------------------------------------------------------------------------
 

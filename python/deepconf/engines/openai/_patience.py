@@ -22,7 +22,7 @@ class Patience:
 
     Attributes:
         seconds: as given.
-        since: when it was refused first, by the event loop's clock.
+        since: from when on it counts, by the event loop's clock.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -34,9 +34,14 @@ class Patience:
         self._waits = 0
         self.since = math.inf
 
-    def spent(self) -> bool:
-        """Whether it is, at a refusal; the first begins it."""
-        self.since = min(self.since, asyncio.get_running_loop().time())
+    def spent(self, served: float = -math.inf) -> bool:
+        """Whether it is, at a refusal; the first begins it.
+
+        Args:
+            served: until when others had what was refused here, which does not count.
+        """
+        now = asyncio.get_running_loop().time()
+        self.since = max(min(self.since, now), served)
         return self._left() <= 0
 
     def _left(self) -> float:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from deepconf.engines.base import Signal
 from deepconf.engines.openai._capabilities import Capabilities
-from deepconf.engines.openai._client import Client, Passing, Refused
+from deepconf.engines.openai._client import BUSY, Client, Passing, Refused
 from deepconf.engines.openai._events import Events
 from deepconf.engines.openai._patience import Patience
 from deepconf.engines.openai._remarks import CHANCE
@@ -96,7 +96,7 @@ async def find_model(client: Client, model: str | None) -> Found:
         Refused: the key is not taken.
         EngineError: the server cannot be reached, or is another kind of server.
     """
-    status, text = await client.get("/models")
+    status, text = await _models(client)
     if status in (401, 403):
         raise Refused(
             f"{client.base_url}/models: status {status}: {client.quoted(text)}: it wants an API "
@@ -126,6 +126,16 @@ async def find_model(client: Client, model: str | None) -> Found:
         client.redacted(owner)[:60] if isinstance(owner, str) else None,
         longest if isinstance(longest, int) and longest > 0 else None,
     )
+
+
+async def _models(client: Client) -> tuple[int, str]:
+    """What the server answers when it has room, as one that still loads its model has not."""
+    patience = Patience(client.patience)
+    while True:
+        status, text = await client.get("/models")
+        if status not in BUSY or patience.spent():
+            return status, text
+        await asyncio.sleep(patience.pause(None))
 
 
 def only_model(base_url: str, api_key: str | None) -> str:
@@ -336,7 +346,9 @@ class _Asking:
         async with self._client.stream(self._path, body) as content:
             while not (events.done and answer.finish) and not content.at_eof():
                 new = await content.readany()
-                rows = [row for chunk in events.feed(new) for row in answer.take(chunk)]
+                rows: list[list[float]] = []
+                for chunk in events.feed(new):
+                    answer.take(chunk, rows)
                 if rows and not answer.top:
                     answer.top = rows[0]
                 if stop_after and answer.count >= stop_after:

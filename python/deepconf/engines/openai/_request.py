@@ -133,7 +133,8 @@ class Request:
                 self.deadline = math.inf
                 if error.refused:
                     self.refusals += 1
-                    if patience.spent():
+                    # While others get tokens, it waits for room.
+                    if patience.spent(self._others.last if error.busy else -math.inf):
                         raise self._given_up(error, patience) from None
                 else:
                     broken += 1
@@ -149,7 +150,7 @@ class Request:
 
     def _given_up(self, error: Passing, patience: Patience) -> EngineError:
         """What to raise when patience is spent: no server, unless it serves others meanwhile."""
-        gone = error.away and self._others.last < patience.since
+        gone = error.away and self._others.last <= patience.since
         said = f"{error} (for {patience.seconds:g} seconds it was tried again)"
         return EngineDied(said) if gone else EngineError(said)
 
@@ -205,7 +206,7 @@ class Request:
         rows: list[list[float]] = []
         try:
             for chunk in events.feed(new):
-                rows += self.answer.take(chunk)
+                self.answer.take(chunk, rows)
         except (Passing, Refused):
             if self.answer.finish is None:
                 raise
@@ -251,7 +252,8 @@ class Request:
                 finish = "aborted"
         self._others.prompted = self._others.prompted or channels.ends_thoughts
         thinks = finish == "length" and self._others.prompted and channels.all_thoughts
-        return Ending(finish, channels.whole, "" if thinks else channels.final)
+        text, final = channels.read()
+        return Ending(finish, text, "" if thinks else final)
 
     async def _interruptible(self, work: Coroutine[Any, Any, T]) -> T:
         self._late = None

@@ -28,8 +28,11 @@ Sampled = tuple[str, float | None, Sequence[float]]
 _ROUNDING = 1e-3
 # What servers write of tokens that are ruled out.
 _MASKED = -9999.0
-# Rows with fewer entries may be alike by chance, as coarse logits have few values.
+# Rows with fewer entries may be alike by chance, as coarse logits have few values. So many pairs of
+# neighbours within chunks, and from one chunk to the next, tell whether it was that: with p for the
+# chance of any two, p^64 · P(Binomial(16, p) ≤ 8) is below 1e-7 for every p.
 _TELLING = 6
+_WITHIN, _ACROSS = 64, 16
 # Bytes that a text may be longer than its tokens, where those stand for parts of characters.
 _PARTS = 16
 
@@ -75,6 +78,7 @@ class Answer:
         self._written = 0
         self._parts = False  # Whether a token is part of a character.
         self._bare = 0  # Bytes of the text that came without tokens.
+        self._narrow = _Narrow()
         self.channels = Channels()
         self.reasoned = False
         self.count = self.unsure = self.digest = 0
@@ -89,8 +93,13 @@ class Answer:
         """Whether the server said itself how many tokens there were, or which."""
         return self.usage is not None or self.named
 
-    def take(self, chunk: Chunk) -> list[list[float]]:
-        """The log-probabilities of a chunk's tokens that count, most likely first, nats.
+    def take(self, chunk: Chunk, rows: list[list[float]]) -> None:
+        """Takes a chunk in.
+
+        Args:
+            chunk: what came.
+            rows: to which the log-probabilities of its tokens that count are added, a list each,
+                most likely first, nats; what is raised does not take them back.
 
         Raises:
             Passing: the server gave the trace up.
@@ -98,7 +107,7 @@ class Answer:
         """
         if chunk.usage is not None and chunk.usage.completion_tokens is not None:
             self.usage = chunk.usage.completion_tokens
-        rows: list[list[float]] = []
+        begun = len(rows)
         for choice in chunk.choices or ():
             if choice.index:
                 raise self._wrong("choices", f"has index {choice.index}, and one was asked for")
@@ -106,10 +115,9 @@ class Answer:
             if new and self.finish is not None:
                 raise self._wrong("choices", "goes on behind a finish_reason")
             rows += new
-            self._read(choice, len(rows))
+            self._read(choice, len(rows) - begun)
             if choice.finish_reason is not None:
                 self._end(choice.finish_reason)
-        return rows
 
     def check_whole(self) -> None:
         """Looks at the whole trace, once it has ended.
@@ -184,7 +192,11 @@ class Answer:
                     f"{row[-1]:g}: they are those of another token",
                     token,
                 )
-            if row == before and len(row) >= _TELLING and row[1] > _MASKED:
+            if len(row) < _TELLING:
+                repeated = self._narrow.repeated(row, begins=not before)
+            else:
+                repeated = row == before and row[1] > _MASKED
+            if repeated:
                 raise self._wrong(
                     "top_logprobs",
                     "is the same as that of the token before, to the last digit: they are repeated",
@@ -283,6 +295,31 @@ class Answer:
         except InvalidInput as error:
             said = str(error).partition(": token 0 ")[2] or str(error)
             raise self._wrong("top_logprobs", said, token) from None
+
+
+class _Narrow:
+    """Rows of so few entries that two may be alike by chance.
+
+    Where they are repeated, all are alike within chunks, and not from one chunk to the next.
+    """
+
+    def __init__(self) -> None:
+        self._last: list[float] = []
+        self._within = self._unlike = self._across = self._alike = 0
+
+    def repeated(self, row: list[float], *, begins: bool) -> bool:
+        """Whether this row, which may begin a chunk, is for certain that of the token before."""
+        last, self._last = self._last, row
+        if not last or row[-1] <= _MASKED:
+            return False
+        if begins:
+            self._across += 1
+            self._alike += row == last
+            return False
+        self._within += 1
+        self._unlike += row != last
+        enough = self._within >= _WITHIN and self._across >= _ACROSS
+        return enough and not self._unlike and 2 * self._alike <= self._across
 
 
 def _bytes(text: str) -> int:
