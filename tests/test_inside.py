@@ -85,9 +85,17 @@ def test_several_completions_of_one_request_are_refused() -> None:
 
 
 def test_engines_that_cannot_score_inside_say_why() -> None:
-    assert refusal({"enforce_eager": True}) is None
-    assert "speculative decoding" in str(refusal({"speculative_config": {"method": "ngram"}}))
-    assert "worker_extension_cls='mine'" in str(refusal({"worker_extension_cls": "mine"}))
+    def config(**changes: Any) -> SimpleNamespace:
+        parallel = SimpleNamespace(enable_batch_sharded_sampling=changes.pop("sharded", False))
+        others = {"speculative_config": None, "diffusion_config": None}
+        return SimpleNamespace(**{"parallel_config": parallel, **others, **changes})
+
+    assert refusal({"enforce_eager": True}, config()) is None
+    assert "speculative decoding" in str(refusal({}, config(speculative_config=object())))
+    assert "a diffusion model" in str(refusal({}, config(diffusion_config=object())))
+    assert "enable_batch_sharded_sampling=True" in str(refusal({}, config(sharded=True)))
+    mine = {"worker_extension_cls": "mine"}
+    assert "worker_extension_cls='mine'" in str(refusal(mine, config()))
 
 
 # ---- a batch -------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ class _Copy(NamedTuple):
     """Recorded behind the copy; None where there is none to wait for."""
     rows: NDArray[np.int64]
     slots: NDArray[np.int64]
+    leaving: list[int]
+    """Slots of traces that have left since, and whose latest row is in here."""
 
 
 class Rows:
@@ -42,7 +44,8 @@ class Rows:
     """
 
     def __init__(self, places: int, longest: int, lag: int) -> None:
-        self._ledger = Ledger(places, longest)
+        # A trace that has left keeps its slot until its rows are taken in.
+        self._ledger = Ledger(places * (lag + 1), longest)
         self._slots = np.full(places, -1, np.int64)
         self._copies: deque[_Copy] = deque()
         self._lag = lag
@@ -62,8 +65,10 @@ class Rows:
         if watch is None:
             return False
         elsewhere = self._ledger.slot_of(watch.trace)
-        if elsewhere is not None:  # A runner that does not say who leaves.
-            self.release(int(np.flatnonzero(self._slots == elsewhere)[0]))
+        if elsewhere is not None:
+            for other in np.flatnonzero(self._slots == elsewhere).tolist():
+                self.release(other)  # A runner that does not say who leaves.
+            self._take_in_all_of([elsewhere])
         self._slots[place] = self._ledger.open(watch, generated)
         return True
 
@@ -72,8 +77,11 @@ class Rows:
         slot = int(self._slots[place])
         if slot >= 0:
             self._slots[place] = -1
-            self.settle()
-            self._ledger.leave(slot)
+            under_way = [copy for copy in self._copies if slot in copy.slots]
+            if under_way:
+                under_way[-1].leaving.append(slot)
+            else:
+                self._ledger.leave(slot)
 
     def move(self, origin: int, place: int) -> None:
         """A request is moved to a place that is free, or whose request is gone."""
@@ -104,7 +112,7 @@ class Rows:
         if len(rows):
             k = int(self._ledger.top_logprobs[slots[rows]].max())
             top, event = _to_host(torch.log_softmax(logits, -1, dtype=torch.float32).topk(k).values)
-            self._copies.append(_Copy(top, event, rows, slots[rows]))
+            self._copies.append(_Copy(top, event, rows, slots[rows], []))
 
     def force(self, logits: torch.Tensor, places: NDArray[np.int64]) -> torch.Tensor:
         """Leaves the rows that are to end no other token than the one that ends them."""
@@ -119,9 +127,9 @@ class Rows:
             logits[at, token] = 0.0
         return logits
 
-    def settle(self) -> None:
-        """Takes in all that was computed, and waits for it."""
-        while self._copies:
+    def _take_in_all_of(self, slots: Sequence[int]) -> None:
+        """Takes in what was computed of these, and waits for it."""
+        while any(np.isin(slots, copy.slots).any() for copy in self._copies):
             self._take_in(self._copies.popleft())
 
     def _take_in(self, copy: _Copy) -> None:
@@ -135,12 +143,15 @@ class Rows:
             those = (ks == k) & (floors == floor)
             confidence[those] = _confidences(top[those, :k], floor)
         self._ledger.add(slots, confidence)
+        for slot in copy.leaving:
+            self._ledger.leave(slot)
 
     # ---- what was found ------------------------------------------------------------------------
 
     def fetch(self, traces: Sequence[str]) -> dict[str, Found]:
         """What is known of these traces, which are forgotten then."""
-        self.settle()
+        slots = [self._ledger.slot_of(trace) for trace in traces]
+        self._take_in_all_of([slot for slot in slots if slot is not None])
         return self._ledger.fetch(traces)
 
     def set_thresholds(self, thresholds: Mapping[str, float | None]) -> None:
@@ -156,7 +167,8 @@ class Rows:
 def of_engine(vllm_config: Any) -> Rows:
     """For an engine of this configuration.
 
-    Where steps overlap, the host is one ahead of the device.
+    Where steps overlap (`async_scheduling`), one is launched while the one before it runs, and the
+    one before that is done. In a pipeline more steps are under way, but not in its last stage.
     """
     scheduler = vllm_config.scheduler_config
     lag = 2 if scheduler.async_scheduling else 1
