@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 INTERPRETED = HERE / "interpreted"
 
 
-@pytest.mark.parametrize("tests", ["sampler", "engine"])
+@pytest.mark.parametrize("tests", ["kernel", "sampler", "engine"])
 def test_in_tritons_interpreter(tests: str) -> None:
     installer = [sys.executable, HERE.parent / "tools" / "install_triton.py"]
     triton = subprocess.run(installer, check=True, capture_output=True, text=True).stdout.strip()

@@ -40,13 +40,13 @@ MASKS: list[dict[str, Any]] = [
 
 def config(asynchronous: bool = False, **changes: Any) -> SimpleNamespace:
     """What the parts that are used here read of a `VllmConfig`."""
-    others = {"speculative_config": None, "diffusion_config": None, "reasoning_config": None}
+    names = ("speculative_config", "diffusion_config", "reasoning_config", "additional_config")
     sharded = changes.pop("enable_batch_sharded_sampling", False)
     return SimpleNamespace(
         scheduler_config=SimpleNamespace(async_scheduling=asynchronous, max_num_seqs=PLACES),
         model_config=SimpleNamespace(max_model_len=LONGEST),
         parallel_config=SimpleNamespace(enable_batch_sharded_sampling=sharded),
-        **{**others, **changes},
+        **{**dict.fromkeys(names), **changes},
     )
 
 
@@ -68,10 +68,12 @@ def params(watch: Watch | None, seed: int, **mask: Any) -> SamplingParams:
 class Runner:
     """What the model runner does with its sampler, in its order."""
 
-    def __init__(self, asynchronous: bool = False, scoring: bool = True) -> None:
+    def __init__(
+        self, asynchronous: bool = False, scoring: bool = True, kernel: str | None = None
+    ) -> None:
         self.states = RequestState(PLACES, LONGEST, LONGEST, 0, VOCABULARY, CPU)
         names = ["deepconf.engines.inside._v2:Processor"] if scoring else []
-        settings = config(asynchronous)
+        settings = config(asynchronous, additional_config={"deepconf_kernel": kernel})
         custom = build_custom_logits_processors(settings, self.states, False, names)
         self.sampler = Sampler(
             settings, PLACES, VOCABULARY, CPU, self.states, custom_logits_processors=custom
@@ -255,9 +257,11 @@ def played(seed: int, asynchronous: bool) -> list[tuple[Trace, Any]]:
 # ---- forcing, and what is not ours ---------------------------------------------------------------
 
 
-def alone(watch: Watch | None, mask: dict[str, Any], steps: int) -> tuple[list[int], Runner]:
+def alone(
+    watch: Watch | None, mask: dict[str, Any], steps: int, kernel: str | None = None
+) -> tuple[list[int], Runner]:
     """What a request generates by itself."""
-    runner = Runner()
+    runner = Runner(kernel=kernel)
     runner.add("a", [], params(watch, 5, **mask))
     dice = np.random.default_rng(5)
     tokens: list[int] = []
@@ -277,6 +281,15 @@ def test_the_token_that_ends_a_trace_overcomes_every_mask(mask: dict[str, Any]) 
     assert tokens[2:] == [END, END, END]  # Whoever does not take it gets it again.
     found = runner.rows.fetch(["a"])["a"]
     assert (found.stop_token, len(found.confidence)) == (1, 2)
+
+
+def test_the_kernel_finds_the_same_where_it_is_asked_for() -> None:
+    watch = Watch("a", 5, 2, None, 2.0, END)
+    (tokens, plain), (same, fused) = (alone(watch, {}, 12, kernel) for kernel in (None, "triton"))
+    assert tokens == same
+    one, other = (runner.rows.fetch(["a"])["a"] for runner in (plain, fused))
+    assert other.stop_token == one.stop_token
+    np.testing.assert_allclose(other.confidence, one.confidence, rtol=0, atol=1e-5)
 
 
 def test_a_rehearsal_is_not_scored() -> None:

@@ -238,6 +238,8 @@ class VLLM(EngineLoop):
                     raise InvalidInput(f"scoring='engine' is not possible here: {refusal}")
             arguments = AsyncEngineArgs(model=self.model, **engine_args)
             self._llm = AsyncLLM.from_engine_args(arguments, usage_context=context)
+        except InvalidInput:
+            raise
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"vLLM does not take these engine arguments: {error}") from error
         except Exception as error:

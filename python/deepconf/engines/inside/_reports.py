@@ -119,7 +119,7 @@ class Inside:
         unwanted = take(Step(traces, confidence, {request.trace: unscored} if unscored else {}))
         if found.error is not None and unscored:
             raise InvalidInput(f"request {request.name}: {found.error}")
-        if unscored > stopped:  # The token that ends it is forced.
+        if unscored and not stopped:  # What comes behind a stop is forced.
             raise EngineError(f"{unscored} tokens of request {request.name} were not scored")
         return stopped or request.trace in unwanted
 

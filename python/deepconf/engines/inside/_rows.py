@@ -7,7 +7,7 @@ looked at `lag` steps later, so that all ranks of an engine decide in the same s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ from deepconf.engines.inside._ledger import Found, Ledger
 from deepconf.engines.inside._watch import Watch
 
 __all__ = ["Rows", "of_engine"]
+
+Largest = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 class _Copy(NamedTuple):
@@ -34,6 +36,10 @@ class _Copy(NamedTuple):
     """Slots of traces that have left since, and whose latest row is in here."""
 
 
+def _log_softmax_and_topk(logits: torch.Tensor, k: int) -> torch.Tensor:
+    return torch.log_softmax(logits, -1, dtype=torch.float32).topk(k).values
+
+
 class Rows:
     """The places of a batch, and the traces in them that are ours.
 
@@ -41,14 +47,18 @@ class Rows:
         places: how many requests a batch has at the most.
         longest: tokens of the model's context.
         lag: steps until what was computed on the device is looked at.
+        largest: `[rows, vocabulary]` logits, and k, to `[rows, k]` log-probabilities, float32.
     """
 
-    def __init__(self, places: int, longest: int, lag: int) -> None:
+    def __init__(
+        self, places: int, longest: int, lag: int, largest: Largest = _log_softmax_and_topk
+    ) -> None:
         # A trace that has left keeps its slot until its rows are taken in.
         self._ledger = Ledger(places * (lag + 1), longest)
         self._slots = np.full(places, -1, np.int64)
         self._copies: deque[_Copy] = deque()
         self._lag = lag
+        self._largest = largest
 
     # ---- who is where --------------------------------------------------------------------------
 
@@ -111,7 +121,7 @@ class Rows:
         rows = rows[~self._ledger.closed[slots[rows]]]
         if len(rows):
             k = int(self._ledger.top_logprobs[slots[rows]].max())
-            top, event = _to_host(torch.log_softmax(logits, -1, dtype=torch.float32).topk(k).values)
+            top, event = _to_host(self._largest(logits, k))
             self._copies.append(_Copy(top, event, rows, slots[rows], []))
 
     def force(self, logits: torch.Tensor, places: NDArray[np.int64]) -> torch.Tensor:
@@ -172,7 +182,10 @@ def of_engine(vllm_config: Any) -> Rows:
     """
     scheduler = vllm_config.scheduler_config
     lag = 2 if scheduler.async_scheduling else 1
-    return Rows(scheduler.max_num_seqs, vllm_config.model_config.max_model_len, lag)
+    largest: Largest = _log_softmax_and_topk
+    if (vllm_config.additional_config or {}).get("deepconf_kernel") == "triton":
+        from deepconf.engines.inside._kernel import top_logprobs as largest
+    return Rows(scheduler.max_num_seqs, vllm_config.model_config.max_model_len, lag, largest)
 
 
 def _confidences(top: NDArray[np.float32], floor: float) -> NDArray[np.float32]:
