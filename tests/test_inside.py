@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,10 @@ pytest.importorskip("torch", exc_type=ModuleNotFoundError)
 
 import torch
 from deepconf import TraceScorer, token_confidence
-from deepconf.engines.inside._ledger import Ledger
-from deepconf.engines.inside._reports import refusal
+from deepconf.engines._steps import Request
+from deepconf.engines.base import Step
+from deepconf.engines.inside._ledger import Found, Ledger
+from deepconf.engines.inside._reports import Inside, refusal
 from deepconf.engines.inside._rows import Rows
 from deepconf.engines.inside._watch import Watch
 
@@ -85,9 +88,17 @@ def test_several_completions_of_one_request_are_refused() -> None:
 
 
 def test_engines_that_cannot_score_inside_say_why() -> None:
-    assert refusal({"enforce_eager": True}) is None
-    assert "speculative decoding" in str(refusal({"speculative_config": {"method": "ngram"}}))
-    assert "worker_extension_cls='mine'" in str(refusal({"worker_extension_cls": "mine"}))
+    def config(**changes: Any) -> SimpleNamespace:
+        parallel = SimpleNamespace(enable_batch_sharded_sampling=changes.pop("sharded", False))
+        others = {"speculative_config": None, "diffusion_config": None}
+        return SimpleNamespace(**{"parallel_config": parallel, **others, **changes})
+
+    assert refusal({"enforce_eager": True}, config()) is None
+    assert "speculative decoding" in str(refusal({}, config(speculative_config=object())))
+    assert "a diffusion model" in str(refusal({}, config(diffusion_config=object())))
+    assert "enable_batch_sharded_sampling=True" in str(refusal({}, config(sharded=True)))
+    mine = {"worker_extension_cls": "mine"}
+    assert "worker_extension_cls='mine'" in str(refusal(mine, config()))
 
 
 # ---- a batch -------------------------------------------------------------------------------------
@@ -329,6 +340,20 @@ def test_a_trace_that_is_fetched_while_it_runs_is_forgotten() -> None:
     assert (len(rows), rows.fetch(["a"])) == (0, {})
 
 
+def test_nobody_is_waited_for_where_a_place_is_taken_again() -> None:
+    rows = Rows(2, 64, 2)
+    rows.bind(0, params("a"), 0)
+    rows.bind(1, params("b"), 0)
+    logits = np.random.default_rng(0).normal(size=(2, VOCABULARY))
+    step(rows, logits)
+    step(rows, logits)
+    rows.bind(1, params("c"), 0)
+    assert len(rows._copies) == 2  # Both may be under way yet.
+    step(rows, logits)
+    found = rows.fetch("abc")
+    assert {name: len(one.confidence) for name, one in found.items()} == {"a": 3, "b": 2, "c": 1}
+
+
 def test_what_nobody_fetches_is_forgotten_in_time() -> None:
     ledger = Ledger(2, 64, most_left=3)
     for number in range(10):
@@ -342,3 +367,38 @@ def test_what_nobody_fetches_is_forgotten_in_time() -> None:
         "t9": [9.0],
     }
     assert len(ledger) == 0
+
+
+# ---- what is made of it --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Found(np.ones(4, np.float32), None, None), (False, 3, {})),
+        # A step that was under way when the trace ended by itself.
+        (Found(np.ones(4, np.float32), 3, None), (False, 3, {})),
+        (Found(np.ones(3, np.float32), None, "token 3 has confidence nan"), (False, 3, {})),
+        # Stopped: one token was forced, or others before it by a budget for thinking.
+        (Found(np.ones(2, np.float32), 1, None), (True, 2, {0: 1})),
+        (Found(np.ones(1, np.float32), 0, None), (True, 1, {0: 2})),
+    ],
+)
+def test_what_is_behind_the_end_of_a_trace_is_not_its_own(found: Found, expected: Any) -> None:
+    seen = []
+
+    class Pretended(Inside):
+        def __init__(self) -> None:
+            pass
+
+        async def _fetch(self, trace: str) -> Found:
+            return found
+
+    def take(step: Step) -> list[int]:
+        seen.append((len(step.confidence), dict(step.unscored)))
+        return []
+
+    request = Request("name", 0, detokenized=False, inside=True)
+    request.tokens.extend([1, 2, 3])
+    stopped = asyncio.run(Pretended().hand_over(request, take))
+    assert (stopped, *seen[0]) == expected

@@ -20,15 +20,20 @@ VERSION = "0.1.0"
 
 def install() -> Path:
     """The folder that holds the package, installed now if need be."""
-    folder = Path(sys.prefix) / "reference" / VERSION
-    if (folder / "deepconf").is_dir():
+    return apart("reference", "deepconf", VERSION)
+
+
+def apart(name: str, package: str, version: str) -> Path:
+    """The folder of this name that holds a package alone, installed now if need be."""
+    folder = Path(sys.prefix) / name / version
+    if (folder / package).is_dir():
         return folder
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        target = Path(temporary) / VERSION
+        target = Path(temporary) / version
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        package = ["--no-deps", "--target", str(target), f"deepconf=={VERSION}"]
-        subprocess.run(pip + package, check=True, stdout=sys.stderr)
+        wanted = ["--no-deps", "--target", str(target), f"{package}=={version}"]
+        subprocess.run(pip + wanted, check=True, stdout=sys.stderr)
         # Complete before it is seen, whoever else installs it.
         if not folder.exists():
             shutil.move(target, folder)

@@ -227,15 +227,19 @@ class VLLM(EngineLoop):
             engine_args = {**defaults, **engine_args}
             # Without a context vLLM takes 128 sequences at once on any GPU.
             context = UsageContext.LLM_CLASS
-            refusal = None if self._wanted == "client" else inside.refusal(engine_args)
-            if refusal is not None and self._wanted == "engine":
-                raise InvalidInput(f"scoring='engine' is not possible here: {refusal}")
-            if self._wanted != "client" and refusal is None:
+            refusal = None
+            if self._wanted != "client":
                 config = AsyncEngineArgs(model=self.model, **engine_args).create_engine_config
-                v2 = config(context).use_v2_model_runner
-                engine_args |= inside.engine_args(engine_args, v2)
+                settings = config(context)
+                refusal = inside.refusal(engine_args, settings)
+                if refusal is None:
+                    engine_args |= inside.engine_args(engine_args, settings.use_v2_model_runner)
+                elif self._wanted == "engine":
+                    raise InvalidInput(f"scoring='engine' is not possible here: {refusal}")
             arguments = AsyncEngineArgs(model=self.model, **engine_args)
             self._llm = AsyncLLM.from_engine_args(arguments, usage_context=context)
+        except InvalidInput:
+            raise
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"vLLM does not take these engine arguments: {error}") from error
         except Exception as error:

@@ -47,7 +47,7 @@ class Ledger:
     """Follows up to `slots` traces at once, each of `longest` tokens at the most.
 
     Args:
-        slots: requests in the batch.
+        slots: traces that are followed at once.
         longest: tokens of the model's context.
         most_left: traces that have left and were not fetched; the oldest are forgotten then.
 

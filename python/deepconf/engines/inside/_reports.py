@@ -11,7 +11,7 @@ import numpy as np
 from deepconf.engines._steps import Request
 from deepconf.engines.base import Signal, Step, Take
 from deepconf.engines.inside._ledger import Found
-from deepconf.engines.inside._watch import Watch
+from deepconf.engines.inside._watch import Watch, unwatchable
 from deepconf.errors import EngineError, InvalidInput
 
 __all__ = ["Inside", "engine_args", "refusal"]
@@ -19,13 +19,14 @@ __all__ = ["Inside", "engine_args", "refusal"]
 _EXTENSION = "deepconf.engines.inside._extension.Extension"
 
 
-def refusal(given: Mapping[str, Any]) -> str | None:
-    """Why an engine of these arguments cannot score inside; None where it can."""
+def refusal(given: Mapping[str, Any], vllm_config: Any) -> str | None:
+    """Why an engine of these arguments, and what vLLM makes of them, cannot score inside.
+
+    A model may bring speculative decoding of its own. None where it can.
+    """
     if given.get("worker_extension_cls"):
         return f"worker_extension_cls={given['worker_extension_cls']!r} has the place of ours"
-    if given.get("speculative_config"):
-        return "speculative decoding: rows of tokens that are not accepted would be scored"
-    return None
+    return unwatchable(vllm_config)
 
 
 def engine_args(given: Mapping[str, Any], v2: bool) -> dict[str, Any]:
@@ -110,13 +111,15 @@ class Inside:
             if generated:
                 raise EngineError(f"no worker knows of request {request.name}")
             return False  # It was aborted before it came into a batch.
-        confidence, stopped = found.confidence[:generated], found.stop_token is not None
+        # Of a step that was under way at its end there may be a token more.
+        confidence = found.confidence[:generated]
+        stopped = found.stop_token is not None and found.stop_token < generated
         unscored = generated - len(confidence)
         traces = [request.trace] * len(confidence)
         unwanted = take(Step(traces, confidence, {request.trace: unscored} if unscored else {}))
-        if found.error is not None:
+        if found.error is not None and unscored:
             raise InvalidInput(f"request {request.name}: {found.error}")
-        if unscored > stopped:  # The token that ends it is forced.
+        if unscored and not stopped:  # What comes behind a stop is forced.
             raise EngineError(f"{unscored} tokens of request {request.name} were not scored")
         return stopped or request.trace in unwanted
 

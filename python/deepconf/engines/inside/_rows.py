@@ -7,7 +7,7 @@ looked at `lag` steps later, so that all ranks of an engine decide in the same s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from deepconf.engines.inside._watch import Watch
 
 __all__ = ["Rows", "of_engine"]
 
+Largest = Callable[[torch.Tensor, int], torch.Tensor]
+
 
 class _Copy(NamedTuple):
     """Log-probabilities on their way to the host."""
@@ -30,6 +32,12 @@ class _Copy(NamedTuple):
     """Recorded behind the copy; None where there is none to wait for."""
     rows: NDArray[np.int64]
     slots: NDArray[np.int64]
+    leaving: list[int]
+    """Slots of traces that have left since, and whose latest row is in here."""
+
+
+def _log_softmax_and_topk(logits: torch.Tensor, k: int) -> torch.Tensor:
+    return torch.log_softmax(logits, -1, dtype=torch.float32).topk(k).values
 
 
 class Rows:
@@ -39,13 +47,18 @@ class Rows:
         places: how many requests a batch has at the most.
         longest: tokens of the model's context.
         lag: steps until what was computed on the device is looked at.
+        largest: `[rows, vocabulary]` logits, and k, to `[rows, k]` log-probabilities, float32.
     """
 
-    def __init__(self, places: int, longest: int, lag: int) -> None:
-        self._ledger = Ledger(places, longest)
+    def __init__(
+        self, places: int, longest: int, lag: int, largest: Largest = _log_softmax_and_topk
+    ) -> None:
+        # A trace that has left keeps its slot until its rows are taken in.
+        self._ledger = Ledger(places * (lag + 1), longest)
         self._slots = np.full(places, -1, np.int64)
         self._copies: deque[_Copy] = deque()
         self._lag = lag
+        self._largest = largest
 
     # ---- who is where --------------------------------------------------------------------------
 
@@ -62,8 +75,10 @@ class Rows:
         if watch is None:
             return False
         elsewhere = self._ledger.slot_of(watch.trace)
-        if elsewhere is not None:  # A runner that does not say who leaves.
-            self.release(int(np.flatnonzero(self._slots == elsewhere)[0]))
+        if elsewhere is not None:
+            for other in np.flatnonzero(self._slots == elsewhere).tolist():
+                self.release(other)  # A runner that does not say who leaves.
+            self._take_in_all_of([elsewhere])
         self._slots[place] = self._ledger.open(watch, generated)
         return True
 
@@ -72,8 +87,11 @@ class Rows:
         slot = int(self._slots[place])
         if slot >= 0:
             self._slots[place] = -1
-            self.settle()
-            self._ledger.leave(slot)
+            under_way = [copy for copy in self._copies if slot in copy.slots]
+            if under_way:
+                under_way[-1].leaving.append(slot)
+            else:
+                self._ledger.leave(slot)
 
     def move(self, origin: int, place: int) -> None:
         """A request is moved to a place that is free, or whose request is gone."""
@@ -103,8 +121,8 @@ class Rows:
         rows = rows[~self._ledger.closed[slots[rows]]]
         if len(rows):
             k = int(self._ledger.top_logprobs[slots[rows]].max())
-            top, event = _to_host(torch.log_softmax(logits, -1, dtype=torch.float32).topk(k).values)
-            self._copies.append(_Copy(top, event, rows, slots[rows]))
+            top, event = _to_host(self._largest(logits, k))
+            self._copies.append(_Copy(top, event, rows, slots[rows], []))
 
     def force(self, logits: torch.Tensor, places: NDArray[np.int64]) -> torch.Tensor:
         """Leaves the rows that are to end no other token than the one that ends them."""
@@ -119,9 +137,9 @@ class Rows:
             logits[at, token] = 0.0
         return logits
 
-    def settle(self) -> None:
-        """Takes in all that was computed, and waits for it."""
-        while self._copies:
+    def _take_in_all_of(self, slots: Sequence[int]) -> None:
+        """Takes in what was computed of these, and waits for it."""
+        while any(np.isin(slots, copy.slots).any() for copy in self._copies):
             self._take_in(self._copies.popleft())
 
     def _take_in(self, copy: _Copy) -> None:
@@ -135,12 +153,15 @@ class Rows:
             those = (ks == k) & (floors == floor)
             confidence[those] = _confidences(top[those, :k], floor)
         self._ledger.add(slots, confidence)
+        for slot in copy.leaving:
+            self._ledger.leave(slot)
 
     # ---- what was found ------------------------------------------------------------------------
 
     def fetch(self, traces: Sequence[str]) -> dict[str, Found]:
         """What is known of these traces, which are forgotten then."""
-        self.settle()
+        slots = [self._ledger.slot_of(trace) for trace in traces]
+        self._take_in_all_of([slot for slot in slots if slot is not None])
         return self._ledger.fetch(traces)
 
     def set_thresholds(self, thresholds: Mapping[str, float | None]) -> None:
@@ -156,11 +177,15 @@ class Rows:
 def of_engine(vllm_config: Any) -> Rows:
     """For an engine of this configuration.
 
-    Where steps overlap, the host is one ahead of the device.
+    Where steps overlap (`async_scheduling`), one is launched while the one before it runs, and the
+    one before that is done. In a pipeline more steps are under way, but not in its last stage.
     """
     scheduler = vllm_config.scheduler_config
     lag = 2 if scheduler.async_scheduling else 1
-    return Rows(scheduler.max_num_seqs, vllm_config.model_config.max_model_len, lag)
+    largest: Largest = _log_softmax_and_topk
+    if (vllm_config.additional_config or {}).get("deepconf_kernel") == "triton":
+        from deepconf.engines.inside._kernel import top_logprobs as largest
+    return Rows(scheduler.max_num_seqs, vllm_config.model_config.max_model_len, lag, largest)
 
 
 def _confidences(top: NDArray[np.float32], floor: float) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
-from deepconf.engines.inside._watch import Watch
+from deepconf.engines.inside._watch import Watch, unwatchable
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +31,8 @@ class _Scoring(LogitsProcessor):  # type: ignore[misc]
 class Processor(LogitsProcessor):  # type: ignore[misc]
     """Ends traces whose confidence collapses; see that of the V1 runner.
 
-    A slot is recycled without notice, so whoever was there is gone when another comes. With
-    speculative decoding a request has rows that may never be accepted: it is refused.
+    A slot is recycled without notice, so whoever was there is gone when another comes. Scored is
+    the float32 copy that the sampler makes of the logits for its processors.
     """
 
     @classmethod
@@ -44,21 +44,23 @@ class Processor(LogitsProcessor):  # type: ignore[misc]
         # Imported in the worker only: this module is loaded beside the user, too.
         from deepconf.engines.inside._rows import of_engine
 
-        if vllm_config.speculative_config is not None:
-            raise ValueError("speculative decoding: rows that are not accepted would be scored")
+        refusal = unwatchable(vllm_config)
+        if refusal is not None:
+            raise ValueError(refusal)
         self.rows = of_engine(vllm_config)
         self._states = req_states
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """Whether it is ours."""
+        """Whether it is ours; what one that was preempted had generated is prefilled again."""
         states = self._states
         generated = states.prefill_len.np[req_idx] - states.prompt_len.np[req_idx]
         return self.rows.bind(req_idx, sampling_params, int(generated))
 
     def score(self, logits: torch.Tensor, ctx: Any) -> None:
-        """One row a request, as there is no speculative decoding."""
+        """One row a request; of CUDA graphs there may be lengths of rows that are padding."""
         places = ctx.idx_mapping_np
-        unfinished = ctx.seq_lens_upper_bound_np < self._states.prefill_len.np[places]
+        lengths = ctx.seq_lens_upper_bound_np[: len(places)]
+        unfinished = lengths < self._states.prefill_len.np[places]
         self.rows.score(logits, places, unfinished)
 
     def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
@@ -67,8 +69,8 @@ class Processor(LogitsProcessor):  # type: ignore[misc]
 
     @staticmethod
     def find(runner: Any) -> Processor | None:
-        """The one in this model runner."""
-        processors = runner.sampler.logits_processors
+        """The one in this model runner; None in a stage of a pipeline that does not sample."""
+        processors = () if runner.sampler is None else runner.sampler.logits_processors
         return next((one for one in processors if isinstance(one, Processor)), None)
 
     def watch(self, runner: Any) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "unwatchable"]
 
 _PREFIX = "deepconf_"
 
@@ -77,6 +77,17 @@ class Watch:
         if getattr(params, "n", 1) != 1:
             raise ValueError(f"n={params.n}: must be 1, one request is one trace")
         return watch
+
+
+def unwatchable(vllm_config: Any) -> str | None:
+    """Why the workers of an engine of this configuration cannot score; None where they can."""
+    if vllm_config.speculative_config is not None:
+        return "speculative decoding: rows of tokens that are not accepted would be scored"
+    if vllm_config.diffusion_config is not None:
+        return "a diffusion model: it does not sample one token after another"
+    if vllm_config.parallel_config.enable_batch_sharded_sampling:
+        return "enable_batch_sharded_sampling=True: no worker sees all traces"
+    return None
 
 
 _KINDS: dict[str, tuple[type, int]] = {
