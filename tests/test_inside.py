@@ -283,18 +283,17 @@ def test_a_threshold_may_come_later_or_go() -> None:
     }
 
 
-def test_a_threshold_that_was_set_outlasts_a_preemption() -> None:
+def test_a_threshold_that_was_set_outlasts_a_preemption_and_decides_nothing_anew() -> None:
     rows = Rows(1, 64, 1)
-    rows.bind(0, params("a", window=3), 0)
-    rows.set_thresholds({"a": 100.0})
+    rows.bind(0, params("a", window=1), 0)
     logits = np.random.default_rng(0).normal(size=(1, VOCABULARY))
     assert step(rows, logits) == []
     assert step(rows, logits) == []
     rows.release(0)
-    rows.bind(0, params("a", window=3), 2)
-    assert step(rows, logits) == []
+    rows.set_thresholds({"a": 100.0})
+    rows.bind(0, params("a", window=1), 2)
     assert step(rows, logits) == [0]
-    assert rows.fetch(["a"])["a"].stop_token == 2
+    assert rows.fetch(["a"])["a"].stop_token == 1  # Which was on its way; the first was decided.
 
 
 def test_tokens_that_were_generated_elsewhere_are_said() -> None:

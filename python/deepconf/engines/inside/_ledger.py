@@ -105,10 +105,14 @@ class Ledger:
             scorer = BatchScorer(self._slots, window=watch.window)
             self._scorers[watch.window] = scorer
         scorer.reset([slot])
-        scorer.set_threshold(entry.watch.threshold, [slot])
-        before = entry.found.confidence[:generated]
+        # What was decided of these tokens stays so, whatever the threshold is by now.
+        scorer.set_threshold(None, [slot])
+        before, stop = entry.found.confidence[:generated], entry.found.stop_token
         if len(before):
             self._take(np.full(len(before), slot), before, at=np.arange(len(before)))
+        if stop is not None and stop < len(before):
+            self._stop[slot], self.closed[slot] = stop, True
+        scorer.set_threshold(entry.watch.threshold, [slot])
         if entry.found.error is not None:
             self._fail(slot, entry.found.error)
         elif len(before) < generated:
