@@ -51,12 +51,14 @@
 //! Parts and questions go in parallel. The traces of a question are always taken in launch order,
 //! and by one thread, so that every sum is the same whatever the number of threads.
 
+mod apart;
 mod column;
 mod count;
 mod deal;
 mod key;
 mod many;
 mod number;
+mod questions;
 mod rows;
 mod together;
 
@@ -233,6 +235,11 @@ pub(crate) fn tally(answers: &dyn Keys, rules: &Rules<'_>) -> Vote {
 /// The score that the top `keep` of `scores` reach; NaN entries do not count.
 pub(crate) fn top(scores: &mut Vec<f64>, keep: f64) -> Option<f64> {
     scores.retain(|score| !score.is_nan());
+    lowest_kept(scores, keep)
+}
+
+/// As [`top`], where there is no NaN.
+fn lowest_kept(scores: &mut [f64], keep: f64) -> Option<f64> {
     percentile(scores, 100.0 * (1.0 - keep))
 }
 

@@ -9,7 +9,9 @@ use super::{Ballot, Vote};
 /// Up to so many distinct answers are looked through one by one.
 const LOOKED_THROUGH: usize = 16;
 
-/// What a trace casts.
+/// What a trace casts. Packed, as there are many.
+#[derive(Clone, Copy, Default)]
+#[repr(Rust, packed(4))]
 pub(super) struct Cast {
     /// The answer's, with its row.
     pub(super) key: Key,

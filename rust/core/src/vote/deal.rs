@@ -1,232 +1,178 @@
-//! Votes on questions whose rows stand anywhere: dealt to parts by the number of their question.
+//! Rows that stand anywhere, dealt to their questions.
+//!
+//! Each stretch of rows is sorted by part, some questions each; then the rows of each part by question. Both
+//! fit the cache of a core, so that nothing is written to a random place in memory.
 
 use std::ops::Range;
 
-use super::Rules;
-use super::column::Keys;
-use super::count::Cast;
-use super::key::Key;
-use super::many::{Decided, STRETCH, Shared, part_of};
-use super::number::Numbers;
-use super::rows::{BATCH, Booth, rank};
+use super::many::{STRETCH, part_of};
+use super::questions::Questions;
+use super::rows::BATCH;
 use crate::parallel;
 
 /// How many rows a part should have, so that they stay in a core's own cache.
 const PART: usize = 1 << 14;
-/// More parts than this are more places than a processor likes to write to in turn.
+/// Of more parts than this a stretch has but a few rows each.
 const MOST_PARTS: usize = 1 << 10;
 
-/// A row on its way to its question, with what is known of it.
-#[derive(Clone, Copy)]
-struct Dealt<T> {
-    question: u32,
-    row: u32,
-    with: T,
+/// What is dealt.
+pub(super) trait Deal {
+    /// What is known of a row.
+    type Row: Copy + Default + Send + Sync;
+
+    /// Appends which of these rows are dealt; those of no question are not, whatever it says.
+    fn wanted(&mut self, rows: Range<usize>, questions: &[u32], out: &mut Vec<bool>);
+
+    /// Appends what is known of these rows.
+    fn read(&mut self, rows: &[u32], out: &mut Vec<Self::Row>);
 }
 
-/// A share of the rows, by the numbers of their questions.
-struct Numbered {
-    /// The number of each row's question, in order of first appearance in the share.
-    rows: Vec<u32>,
-    /// What number of all each of those has.
-    of_all: Vec<u32>,
-}
-
-/// The votes on all questions, in order of first appearance.
-pub(super) fn decide(
-    questions: &(dyn Keys + Sync),
-    columns: &Shared<'_>,
-    rules: &Rules<'_>,
-) -> Vec<Decided> {
-    if columns.scores.is_some() {
-        // With its score alone: of those that are not kept, nothing else is asked for.
-        let read = || {
-            let mut answered = Vec::new();
-            move |rows: Range<usize>, out: &mut Vec<f64>| {
-                rank(rows, columns, rules.over_all, &mut answered, out);
-            }
-        };
-        return by_parts(questions, f64::NAN, read, |booth, gathered| {
-            booth.top_of_each(gathered.questions(), columns, rules)
-        });
-    }
-    let read = || {
-        let (mut keys, mut answers) = (Vec::new(), Answers::new());
-        move |rows: Range<usize>, out: &mut Vec<(Key, f64)>| {
-            keys.clear();
-            columns.answers.keys(rows.clone(), &mut keys);
-            answers.settle(&mut keys, rows.start, columns.answers);
-            out.extend(rows.zip(&keys).map(|(row, &key)| (key, columns.weight(row))));
-        }
-    };
-    by_parts(questions, (Key::MISSING, 0.0), read, |booth, gathered| {
-        let votes = gathered.questions().map(|(rows, votes)| {
-            let cast = rows.iter().zip(votes);
-            let cast = cast.map(|(&row, &(key, weight))| Cast { key, row, weight });
-            let outcome = booth.count.count(cast, columns.answers);
-            Decided::new(rows[0], &outcome, &booth.count)
-        });
-        votes.collect()
-    })
-}
-
-/// Answers whose keys are hashes, and a row of each.
-struct Answers {
-    seen: Numbers,
-    hashes: Vec<Key>,
-    numbers: Vec<u32>,
-}
-
-impl Answers {
-    /// At most so many: more would be more than the caches hold.
-    const MOST: usize = 1 << 17;
-
-    fn new() -> Self {
-        Self { seen: Numbers::new(), hashes: Vec::new(), numbers: Vec::new() }
-    }
-
-    /// Gives each key that is a hash a row of its value: the same for the same value, so that they are
-    /// compared no more. The keys are those of the rows from `first` on.
-    fn settle(&mut self, keys: &mut [Key], first: usize, answers: &(impl Keys + ?Sized)) {
-        keys.iter_mut().zip(first..).for_each(|(key, row)| *key = key.at(row));
-        if self.seen.keys().len() > Self::MOST {
-            return;
-        }
-        let hashed = |key: &Key| !key.is_whole() && *key != Key::MISSING;
-        self.hashes.clear();
-        self.hashes.extend(keys.iter().copied().filter(hashed));
-        self.numbers.clear();
-        self.seen.number(&self.hashes, answers, &mut self.numbers);
-        let settled = self.numbers.iter().map(|&number| self.seen.keys()[number as usize]);
-        keys.iter_mut().filter(|key| hashed(key)).zip(settled).for_each(|(key, one)| *key = one);
-    }
-}
-
-/// Deals all rows with what `read` says of them; then `vote` on the questions of each part.
-fn by_parts<T: Copy + Send + Sync, R: FnMut(Range<usize>, &mut Vec<T>)>(
-    questions: &(dyn Keys + Sync),
-    blank: T,
-    read: impl Fn() -> R + Send + Sync,
-    vote: impl Fn(&mut Booth, &Gathered<T>) -> Vec<Decided> + Send + Sync,
-) -> Vec<Decided> {
-    let rows = questions.rows();
-    let share = rows.div_ceil(parallel::threads()).max(STRETCH);
-    let (numbers, count) = numbers(questions, rows, share);
+/// Deals the rows of all questions. Then `each` looks at every question in turn, and its rows in order; the
+/// results are by part.
+pub(super) fn deal<D: Deal, S, U: Send>(
+    questions: &Questions,
+    dealer: impl Fn() -> D + Send + Sync,
+    scratch: impl Fn() -> S + Send + Sync,
+    each: impl Fn(&mut S, usize, &mut [D::Row]) -> U + Send + Sync,
+) -> Vec<Vec<U>> {
+    let (rows, count) = (questions.rows(), questions.firsts().len());
     // Of how many questions a part is: a power of two, as the logarithm.
     let parts = (rows / PART).clamp(1, MOST_PARTS);
     let size = count.div_ceil(parts).next_power_of_two().trailing_zeros();
     let parts = count.div_ceil(1 << size);
-    let dealt: Vec<Vec<Vec<Dealt<T>>>> = parallel::map(numbers.len(), |at| {
-        deal(&numbers[at], part_of(rows, share, at), (parts, size), read())
+    let dealer = || (dealer(), Picked::default(), Vec::new());
+    let stretches = rows.div_ceil(STRETCH);
+    // What a dealer has learned is lost with it.
+    let least = stretches.div_ceil(2 * parallel::threads());
+    let stretches = parallel::map_with(stretches, least, dealer, |(dealer, picked, known), at| {
+        picked.pick(questions, part_of(rows, STRETCH, at), dealer);
+        Stretch::sorted(picked, dealer, known, (parts, size))
     });
-    drop(numbers);
-    let scratch = || (Booth::new(), Gathered::new());
-    let decided = parallel::map_with(parts, 1, scratch, |(booth, gathered), part| {
-        let dealt = || dealt.iter().flat_map(|share| &share[part]);
+    let scratch = || (scratch(), Part::default());
+    parallel::map_with(parts, 1, scratch, |(scratch, gathered), part| {
         let first = part << size;
-        gathered.gather(dealt, first as u32..count.min(first + (1 << size)) as u32, blank);
-        vote(booth, gathered)
-    });
-    decided.concat()
-}
-
-/// The numbers of all rows' questions, share by share, and how many questions there are.
-fn numbers(questions: &(dyn Keys + Sync), rows: usize, share: usize) -> (Vec<Numbered>, usize) {
-    let mut shares = parallel::map(rows.div_ceil(share), |at| {
-        let rows = part_of(rows, share, at);
-        let (mut seen, mut keys) = (Numbers::new(), Vec::new());
-        let mut numbers = Vec::with_capacity(rows.len());
-        for start in rows.clone().step_by(BATCH) {
-            keys.clear();
-            questions.keys(start..rows.end.min(start + BATCH), &mut keys);
-            keys.iter_mut().zip(start..).for_each(|(key, row)| *key = key.at(row));
-            seen.number(&keys, questions, &mut numbers);
-        }
-        (numbers, seen)
+        gathered.ends.resize(count.min(first + (1 << size)) - first, 0);
+        gathered.gather(|| stretches.iter().flat_map(|stretch| stretch.part(part)), first);
+        let Part { rows, ends } = gathered;
+        let mut start = 0;
+        let each = |(question, &end): (usize, &u32)| {
+            let span = std::mem::replace(&mut start, end as usize)..end as usize;
+            each(scratch, question, &mut rows[span])
+        };
+        (first..).zip(&*ends).map(each).collect()
     })
-    .into_iter();
-    let Some((numbers, mut all)) = shares.next() else { return (Vec::new(), 0) };
-    let of_all = (0..all.keys().len() as u32).collect();
-    let mut numbered = vec![Numbered { rows: numbers, of_all }];
-    for (numbers, seen) in shares {
-        let mut of_all = Vec::with_capacity(seen.keys().len());
-        all.number(seen.keys(), questions, &mut of_all);
-        numbered.push(Numbered { rows: numbers, of_all });
-    }
-    let count = all.keys().len();
-    (numbered, count)
 }
 
-/// Puts rows into parts by the number of their question.
-fn deal<T: Copy>(
-    numbered: &Numbered,
-    rows: Range<usize>,
-    (parts, size): (usize, u32),
-    mut read: impl FnMut(Range<usize>, &mut Vec<T>),
-) -> Vec<Vec<Dealt<T>>> {
-    // A little more than the average, as parts differ.
-    let room = rows.len() / parts.max(1);
-    let mut dealt: Vec<Vec<Dealt<T>>> =
-        (0..parts).map(|_| Vec::with_capacity(room + room / 8)).collect();
-    let mut all = Vec::new();
-    for (start, numbers) in rows.clone().step_by(BATCH).zip(numbered.rows.chunks(BATCH)) {
-        all.clear();
-        read(start..start + numbers.len(), &mut all);
-        for ((row, &number), &with) in (start..).zip(numbers).zip(&all) {
-            if number != Numbers::NONE {
-                let question = numbered.of_all[number as usize];
-                dealt[(question >> size) as usize].push(Dealt { question, row: row as u32, with });
+/// The rows of a stretch that are dealt.
+#[derive(Default)]
+struct Picked {
+    rows: Vec<u32>,
+    questions: Vec<u32>,
+    wanted: Vec<bool>,
+    numbers: Vec<u32>,
+}
+
+impl Picked {
+    fn pick(&mut self, questions: &Questions, rows: Range<usize>, dealer: &mut impl Deal) {
+        self.rows.resize(rows.len(), 0);
+        self.questions.resize(rows.len(), 0);
+        let mut end = 0;
+        for start in rows.clone().step_by(BATCH) {
+            let rows = start..rows.end.min(start + BATCH);
+            self.numbers.clear();
+            questions.of(rows.clone(), &mut self.numbers);
+            self.wanted.clear();
+            dealer.wanted(rows.clone(), &self.numbers, &mut self.wanted);
+            // Which are wanted is hard to guess, so nothing branches on it.
+            for ((row, &question), &wanted) in rows.zip(&self.numbers).zip(&self.wanted) {
+                (self.rows[end], self.questions[end]) = (row as u32, question);
+                end += usize::from(wanted & (question != Questions::NONE));
             }
         }
+        self.rows.truncate(end);
+        self.questions.truncate(end);
     }
-    dealt
 }
 
-/// The rows of a part, those of each question together and in launch order.
-struct Gathered<T> {
-    rows: Vec<u32>,
-    with: Vec<T>,
+/// What is known of a row, on its way to its question.
+#[derive(Clone, Copy, Default)]
+#[repr(Rust, packed(4))]
+struct Dealt<T: Copy> {
+    question: u32,
+    with: T,
+}
+
+/// What is dealt of a stretch, sorted by part.
+struct Stretch<T: Copy> {
+    dealt: Vec<Dealt<T>>,
+    /// Where each part ends.
+    ends: Vec<u32>,
+}
+
+impl<T: Copy + Default> Stretch<T> {
+    fn sorted(
+        picked: &Picked,
+        dealer: &mut impl Deal<Row = T>,
+        known: &mut Vec<T>,
+        (parts, size): (usize, u32),
+    ) -> Self {
+        let mut ends = vec![0; parts];
+        let mut dealt = vec![Dealt::default(); picked.rows.len()];
+        count(&mut ends, picked.questions.iter().map(|question| question >> size));
+        for (rows, questions) in picked.rows.chunks(BATCH).zip(picked.questions.chunks(BATCH)) {
+            known.clear();
+            dealer.read(rows, known);
+            for (&question, &with) in questions.iter().zip(&*known) {
+                dealt[next(&mut ends, question >> size)] = Dealt { question, with };
+            }
+        }
+        Self { dealt, ends }
+    }
+
+    fn part(&self, part: usize) -> &[Dealt<T>] {
+        let start = part.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.dealt[start as usize..self.ends[part] as usize]
+    }
+}
+
+/// The rows of a part, those of each question together and in order.
+#[derive(Default)]
+struct Part<T> {
+    rows: Vec<T>,
     /// Where the rows of each question end.
-    ends: Vec<usize>,
+    ends: Vec<u32>,
 }
 
-impl<T: Copy> Gathered<T> {
-    fn new() -> Self {
-        Self { rows: Vec::new(), with: Vec::new(), ends: Vec::new() }
-    }
-
-    /// Takes the rows of the questions of these numbers.
-    fn gather<'a, I: Iterator<Item = &'a Dealt<T>>>(
-        &mut self,
-        dealt: impl Fn() -> I,
-        questions: Range<u32>,
-        blank: T,
-    ) where
+impl<T: Copy + Default> Part<T> {
+    fn gather<'a, I: Iterator<Item = &'a Dealt<T>>>(&mut self, dealt: impl Fn() -> I, first: usize)
+    where
         T: 'a,
     {
-        let Self { rows, with, ends } = self;
-        ends.clear();
-        ends.resize(questions.len(), 0);
-        dealt().for_each(|dealt| ends[(dealt.question - questions.start) as usize] += 1);
-        // Where each question starts; filled up to where the next one does.
-        let mut end = 0;
-        for size in ends.iter_mut() {
-            end += *size;
-            *size = end - *size;
+        let Self { rows, ends } = self;
+        let question = |dealt: &Dealt<T>| dealt.question - first as u32;
+        rows.resize(count(ends, dealt().map(question)), T::default());
+        for dealt in dealt() {
+            rows[next(ends, question(dealt))] = dealt.with;
         }
-        rows.resize(end, 0);
-        with.resize(end, blank);
-        dealt().for_each(|dealt| {
-            let place = &mut ends[(dealt.question - questions.start) as usize];
-            (rows[*place], with[*place]) = (dealt.row, dealt.with);
-            *place += 1;
-        });
     }
+}
 
-    /// The rows of each question, and what is known of them.
-    fn questions(&self) -> impl Iterator<Item = (&[u32], &[T])> + Clone {
-        let starts = [0].into_iter().chain(self.ends.iter().copied());
-        let spans = starts.zip(&self.ends).map(|(start, &end)| start..end);
-        spans.map(|span| (&self.rows[span.clone()], &self.with[span]))
+/// Where each of these values starts once they are sorted, and how many there are.
+fn count(starts: &mut [u32], values: impl Iterator<Item = u32>) -> usize {
+    starts.fill(0);
+    values.for_each(|value| starts[value as usize] += 1);
+    let mut end = 0;
+    for start in starts {
+        end += *start;
+        *start = end - *start;
     }
+    end as usize
+}
+
+/// The next place of a value. When all have theirs, what started where a value does ends there.
+#[inline]
+fn next(starts: &mut [u32], value: u32) -> usize {
+    let place = &mut starts[value as usize];
+    *place += 1;
+    *place as usize - 1
 }

@@ -6,12 +6,12 @@ use std::ops::Range;
 use super::column::{Keys, Slice, optional, present};
 use super::count::{Count, Outcome};
 use super::rows::Columns;
-use super::{Rules, check_length, deal, together};
+use super::{Rules, apart, check_length, together};
 use crate::error::Result;
 use crate::parallel;
 
 /// How many rows a thread looks through at a time.
-pub(super) const STRETCH: usize = 1 << 16;
+pub(super) const STRETCH: usize = 1 << 15;
 
 /// The result of many votes, one entry a question, in order of first appearance.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,16 +63,22 @@ pub fn vote_columns(
         columns.check()?;
     }
     let decided = match together::starts(questions) {
-        Some(starts) => together::decide(&starts, &columns, rules),
-        None => deal::decide(questions, &columns, rules),
+        Some(starts) => vec![together::decide(&starts, &columns, rules)],
+        None => apart::decide(questions, &columns, rules),
     };
     Ok(Votes {
-        question_rows: decided.iter().map(|d| d.question as usize).collect(),
-        answer_rows: decided.iter().map(|d| d.answer).collect(),
-        share: decided.iter().map(|d| d.share).collect(),
-        num_voters: decided.iter().map(|d| d.num_voters).collect(),
-        fallback: decided.iter().map(|d| d.fallback).collect(),
+        question_rows: column(&decided, |d| d.question as usize),
+        answer_rows: column(&decided, |d| d.answer),
+        share: column(&decided, |d| d.share),
+        num_voters: column(&decided, |d| d.num_voters),
+        fallback: column(&decided, |d| d.fallback),
     })
+}
+
+fn column<T>(decided: &[Vec<Decided>], get: impl Fn(&Decided) -> T) -> Vec<T> {
+    let mut all = Vec::with_capacity(decided.iter().map(Vec::len).sum());
+    decided.iter().for_each(|part| all.extend(part.iter().map(&get)));
+    all
 }
 
 /// The winner of one question of many.
@@ -80,10 +86,10 @@ pub fn vote_columns(
 pub(super) struct Decided {
     /// Its first row.
     pub(super) question: u32,
-    num_voters: usize,
-    answer: Option<usize>,
-    share: f64,
-    fallback: bool,
+    pub(super) num_voters: usize,
+    pub(super) answer: Option<usize>,
+    pub(super) share: f64,
+    pub(super) fallback: bool,
 }
 
 impl Decided {

@@ -9,12 +9,42 @@ use super::key::Key;
 /// beside it by number. Where that does not fit a cache, to look a value up is to wait for memory: so many
 /// are looked up at a time, and wait together.
 pub(super) struct Numbers {
+    near: Near,
     /// The number of a value, at the place that its hash says or after it.
     slots: Vec<u32>,
     /// The key of each value, with a row.
     keys: Vec<Key>,
     /// The text of each of the first values, unless its key holds it.
     texts: Vec<Text>,
+}
+
+/// Integers that lie close together, as those that count questions do: each has a slot of its own, which is
+/// found without a hash.
+#[derive(Default)]
+struct Near {
+    first: u64,
+    slots: Vec<u32>,
+}
+
+impl Near {
+    /// Room for integers like these, and a little beyond, unless that takes more than so many slots.
+    fn new(sample: &[Key], most: usize) -> Self {
+        let integers = || sample.iter().filter_map(|key| u64::try_from(key.0).ok());
+        let (Some(least), Some(greatest)) = (integers().min(), integers().max()) else {
+            return Self::default();
+        };
+        let beyond = (greatest - least) / 8;
+        let first = least.saturating_sub(beyond);
+        let slots = (greatest - first).saturating_add(beyond).saturating_add(1);
+        let slots = usize::try_from(slots).ok().filter(|&slots| slots <= most);
+        Self { first, slots: vec![FREE; slots.unwrap_or_default()] }
+    }
+
+    #[inline]
+    fn slot(&mut self, key: Key) -> Option<&mut u32> {
+        let at = key.0.wrapping_sub(self.first.into());
+        self.slots.get_mut(usize::try_from(at).ok()?)
+    }
 }
 
 /// A text, where it is short enough.
@@ -68,7 +98,13 @@ impl Numbers {
     pub(super) const NONE: u32 = u32::MAX;
 
     pub(super) fn new() -> Self {
-        Self { slots: vec![FREE; 2 * TOGETHER], keys: Vec::new(), texts: Vec::new() }
+        let (near, slots) = (Near::default(), vec![FREE; 2 * TOGETHER]);
+        Self { near, slots, keys: Vec::new(), texts: Vec::new() }
+    }
+
+    /// As [`Numbers::new`], of so many rows like these.
+    pub(super) fn of(sample: &[Key], rows: usize) -> Self {
+        Self { near: Near::new(sample, rows), ..Self::new() }
     }
 
     /// The key of each value, by number.
@@ -83,6 +119,10 @@ impl Numbers {
         column: &(impl Keys + ?Sized),
         out: &mut Vec<u32>,
     ) {
+        if !self.near.slots.is_empty() {
+            out.extend(keys.iter().map(|&key| self.near_number(key, column)));
+            return;
+        }
         let (mut hashes, mut likely, mut agree) = ([0; TOGETHER], [0; TOGETHER], [false; TOGETHER]);
         for keys in keys.chunks(TOGETHER) {
             // A slot for each, then a key for each: nothing branches on them yet.
@@ -104,6 +144,18 @@ impl Numbers {
                 }
             }));
         }
+    }
+
+    #[inline]
+    fn near_number(&mut self, key: Key, column: &(impl Keys + ?Sized)) -> u32 {
+        let Some(slot) = self.near.slot(key) else {
+            return if key == Key::MISSING { Self::NONE } else { self.search(key, key.spread(), column) };
+        };
+        if *slot == FREE {
+            *slot = self.keys.len() as u32;
+            self.keys.push(key);
+        }
+        *slot
     }
 
     /// Whether value `at`, whose key is like this one and a hash, is that of this one.

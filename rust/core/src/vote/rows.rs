@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::column::Keys;
 use super::count::{Cast, Count, Outcome};
 use super::key::Key;
-use super::many::Decided;
 use super::{Rules, top};
 use crate::error::{Error, Place, Result};
 
@@ -78,8 +77,6 @@ pub(super) struct Booth {
     pub(super) count: Count,
     ranked: Vec<f64>,
     kept: Kept,
-    /// Of each question: its first row, its rows that are kept, and their threshold.
-    questions: Vec<(u32, Range<usize>, Option<f64>)>,
     /// Of rows that stand together.
     standing: Standing,
 }
@@ -106,7 +103,6 @@ impl Booth {
             count: Count::new(),
             ranked: Vec::new(),
             kept: Kept::default(),
-            questions: Vec::new(),
             standing: Standing::default(),
         }
     }
@@ -146,35 +142,6 @@ impl Booth {
         self.ranked.clear();
         self.ranked.extend_from_slice(scores);
         top(&mut self.ranked, keep)
-    }
-
-    /// The votes on questions by those of their rows whose scores are in the top; rows and scores stand
-    /// side by side, at least one of each.
-    pub(super) fn top_of_each<'a, K: Keys + ?Sized>(
-        &mut self,
-        questions: impl Iterator<Item = (&'a [u32], &'a [f64])> + Clone,
-        columns: &Columns<'_, K>,
-        rules: &Rules<'_>,
-    ) -> Vec<Decided> {
-        self.kept.clear();
-        self.questions.clear();
-        for (rows, scores) in questions.clone() {
-            let threshold = self.threshold(scores, rules.keep);
-            let kept = self.kept.add(reaches(threshold), rows, scores);
-            self.questions.push((rows[0], kept, threshold));
-        }
-        // Of all questions at once, so that they wait for memory together.
-        self.kept.look(columns.answers);
-        let ranges = std::mem::take(&mut self.questions);
-        let decided =
-            ranges.iter().zip(questions).map(|((first, kept, threshold), (rows, scores))| {
-                let (kept, least) = (kept.clone(), rules.min_ballots);
-                let outcome = self.settle(kept, *threshold, rows, scores, columns, least);
-                Decided::new(*first, &outcome, &self.count)
-            });
-        let decided = decided.collect();
-        self.questions = ranges;
-        decided
     }
 
     /// The vote of those whose score reaches the threshold; all that have one when that leaves too few.
@@ -260,7 +227,7 @@ impl Kept {
 }
 
 /// Appends the scores of `rows`, NaN for one that does not count in a ranking: it has no answer.
-pub(super) fn rank<K: Keys + ?Sized>(
+fn rank<K: Keys + ?Sized>(
     rows: Range<usize>,
     columns: &Columns<'_, K>,
     over_all: bool,
