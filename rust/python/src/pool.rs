@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 
 use deepconf_core::{Result, alone};
 use pyo3::prelude::*;
+use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::convert::whole;
@@ -20,6 +21,9 @@ use crate::locked::BRIEF;
 
 /// So many values, or rows of a vote, take less than to wake a thread.
 const ALONE: usize = 1 << 16;
+
+/// So many values that lie anywhere are fetched by a thread at a time.
+const PIECE: usize = 1 << 13;
 
 /// The most threads that can be asked for.
 const MOST: usize = 4_096;
@@ -106,6 +110,19 @@ impl Threads {
             _ if values <= ALONE || self.0 == Some(1) => py.detach(|| alone(|| sound(work))),
             _ => py.detach(|| self.spread(work)),
         }
+    }
+
+    /// What `work` makes of these values, piece by piece: on the calling thread if they are but one.
+    pub fn pieces<T: Sync, U: Send>(
+        self,
+        py: Python<'_>,
+        values: &[T],
+        work: impl Fn(&[T]) -> U + Send + Sync,
+    ) -> PyResult<Vec<U>> {
+        if values.len() <= PIECE || self.0 == Some(1) {
+            return Ok(vec![work(values)]);
+        }
+        py.detach(|| self.spread(|| Ok(values.par_chunks(PIECE).map(&work).collect())))
     }
 
     /// Runs work on the pool; without Python, so that it may be called under a lock. A lock must never be

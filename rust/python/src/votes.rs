@@ -157,8 +157,8 @@ pub fn vote_many<'py>(
     answers.check("answers")?;
     let question_rows: Vec<_> = votes.question_rows.into_iter().map(Some).collect();
     Ok(Votes {
-        questions: questions.values(py, &question_rows, "questions")?,
-        answers: answers.values(py, &votes.answer_rows, "answers")?,
+        questions: questions.values(py, &question_rows, threads, "questions")?,
+        answers: answers.values(py, &votes.answer_rows, threads, "answers")?,
         share: PyArray1::from_vec(py, votes.share).unbind(),
         num_voters: PyArray1::from_iter(py, votes.num_voters.iter().map(|&n| n as i64)).unbind(),
         fallback: PyArray1::from_vec(py, votes.fallback).unbind(),

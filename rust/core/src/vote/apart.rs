@@ -50,9 +50,8 @@ pub(super) fn decide(
 fn thresholds(questions: &Questions, columns: &Shared<'_>, rules: &Rules<'_>) -> Vec<f64> {
     let scores = columns.scores.unwrap_or_default();
     let ranks = || Ranks { columns, scores, over_all: rules.over_all };
-    let threshold = |(): &mut (), _, scores: &mut [f64]| {
-        lowest_kept(scores, rules.keep).unwrap_or(f64::NAN)
-    };
+    let threshold =
+        |(): &mut (), _, scores: &mut [f64]| lowest_kept(scores, rules.keep).unwrap_or(f64::NAN);
     deal(questions, ranks, || (), threshold).concat()
 }
 

@@ -149,7 +149,11 @@ impl Numbers {
     #[inline]
     fn near_number(&mut self, key: Key, column: &(impl Keys + ?Sized)) -> u32 {
         let Some(slot) = self.near.slot(key) else {
-            return if key == Key::MISSING { Self::NONE } else { self.search(key, key.spread(), column) };
+            return if key == Key::MISSING {
+                Self::NONE
+            } else {
+                self.search(key, key.spread(), column)
+            };
         };
         if *slot == FREE {
             *slot = self.keys.len() as u32;

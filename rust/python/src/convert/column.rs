@@ -11,7 +11,7 @@ mod values;
 
 use arrow_array::builder::LargeStringBuilder;
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, Int64Array, StringArray};
+use arrow_array::{Array, ArrayRef, Int64Array, LargeStringArray, StringArray};
 use arrow_schema::DataType;
 use deepconf_core::vote::{Integers, Keys};
 use numpy::{PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
@@ -27,6 +27,7 @@ use self::values::Held;
 pub use self::values::Values;
 use super::{arrow, contiguous, kind};
 use crate::error::{invalid_input, invalid_type};
+use crate::pool::Threads;
 
 /// A column of questions or answers: any sequence of hashable values or None, or an Arrow array.
 pub enum Column<'py> {
@@ -136,7 +137,9 @@ impl<'py> Column<'py> {
     /// The value of a row that has one.
     pub fn value(&self, py: Python<'py>, row: usize, name: &str) -> PyResult<Bound<'py, PyAny>> {
         match self {
-            Self::Texts(chunks) => text(chunks, row, name)?.into_bound_py_any(py),
+            Self::Texts(chunks) => {
+                text(chunks, row).ok_or_else(|| torn(row, name))?.into_bound_py_any(py)
+            }
             Self::Integers(chunks, unsigned) => {
                 let (chunk, at) = chunks.find(row);
                 let value = chunk.value(at);
@@ -152,18 +155,20 @@ impl<'py> Column<'py> {
     }
 
     /// The values of rows that have one; `None` where there is no row.
-    pub fn values(&self, py: Python<'py>, rows: &[Option<usize>], name: &str) -> PyResult<Values> {
+    pub fn values(
+        &self,
+        py: Python<'py>,
+        rows: &[Option<usize>],
+        threads: Threads,
+        name: &str,
+    ) -> PyResult<Values> {
+        if let Self::Texts(chunks) = self {
+            let pieces = threads.pieces(py, rows, |rows| strings(chunks, rows))?;
+            let pieces = pieces.into_iter().map(|piece| piece.map_err(|row| torn(row, name)));
+            return Ok(Held::Texts(pieces.collect::<PyResult<_>>()?).into());
+        }
         let rows = rows.iter().copied();
         Ok(Values::from(match self {
-            Self::Texts(chunks) => {
-                // All are found before the first is copied, so that they wait for memory together.
-                let found = rows.map(|row| row.map(|row| text(chunks, row, name)).transpose());
-                let found = found.collect::<PyResult<Vec<_>>>()?;
-                let bytes = found.iter().flatten().map(|text| text.len()).sum();
-                let mut texts = LargeStringBuilder::with_capacity(found.len(), bytes);
-                found.into_iter().for_each(|text| texts.append_option(text));
-                Held::Texts(texts.finish())
-            }
             Self::Integers(chunks, unsigned) => {
                 let values = rows.map(|row| {
                     let (chunk, at) = chunks.find(row?);
@@ -171,7 +176,7 @@ impl<'py> Column<'py> {
                 });
                 Held::Integers(values.collect(), *unsigned)
             }
-            Self::Numbers(..) | Self::Objects(_) => {
+            _ => {
                 let values = rows.map(|row| row.map(|row| self.value(py, row, name)).transpose());
                 Held::List(PyList::new(py, values.collect::<PyResult<Vec<_>>>()?)?.unbind())
             }
@@ -189,15 +194,28 @@ impl<'py> Column<'py> {
     }
 }
 
-/// The text of a row, as a string.
-fn text<'a>(chunks: &'a Chunks<Texts>, row: usize, name: &str) -> PyResult<&'a str> {
+/// The texts of rows that have one, or the first row whose text is no string.
+fn strings(chunks: &Chunks<Texts>, rows: &[Option<usize>]) -> Result<LargeStringArray, usize> {
+    // All are found before the first is copied, so that they wait for memory together.
+    let find = |row| text(chunks, row).ok_or(row);
+    let found: Vec<_> =
+        rows.iter().map(|row| row.map(find).transpose()).collect::<Result<_, _>>()?;
+    let bytes = found.iter().flatten().map(|text| text.len()).sum();
+    let mut texts = LargeStringBuilder::with_capacity(found.len(), bytes);
+    found.into_iter().for_each(|text| texts.append_option(text));
+    Ok(texts.finish())
+}
+
+/// The text of a row, if it is a string.
+fn text(chunks: &Chunks<Texts>, row: usize) -> Option<&str> {
     let (chunk, at) = chunks.find(row);
-    let wrong = || {
-        invalid_input(format!(
-            "{name}: not an Arrow array (row {row} is no UTF-8, or not as its view says)"
-        ))
-    };
-    chunk.text(at).ok_or_else(wrong)
+    chunk.text(at)
+}
+
+fn torn(row: usize, name: &str) -> PyErr {
+    invalid_input(format!(
+        "{name}: not an Arrow array (row {row} is no UTF-8, or not as its view says)"
+    ))
 }
 
 /// None, NaN of any type, pandas' NaT and NA: what does not equal itself, or says so.

@@ -149,12 +149,15 @@ impl<C: Chunk> Keys for &Chunks<C> {
     }
 
     fn pick(&self, rows: &[u32], out: &mut Vec<Key>) {
-        if let [chunk] = &self.chunks[..] {
-            return chunk.keys(rows.iter().map(|&row| row as usize), out);
-        }
-        for &row in rows {
-            let (chunk, at) = self.find(row as usize);
-            chunk.keys(at..at + 1, out);
+        // Rows that follow each other are mostly of one piece.
+        let mut rest = rows;
+        while let Some(&first) = rest.first() {
+            let (chunk, at) = self.find(first as usize);
+            let start = first as usize - at;
+            let its = start as u32..(start + chunk.array().len()) as u32;
+            let end = rest.iter().position(|row| !its.contains(row)).unwrap_or(rest.len());
+            chunk.keys(rest[..end].iter().map(|&row| row as usize - start), out);
+            rest = &rest[end..];
         }
     }
 

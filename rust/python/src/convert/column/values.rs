@@ -16,8 +16,8 @@ pub struct Values {
 pub enum Held {
     /// A list already.
     List(Py<PyList>),
-    /// Strings.
-    Texts(LargeStringArray),
+    /// Strings, piece by piece.
+    Texts(Vec<LargeStringArray>),
     /// Integers; the flag says that they are unsigned.
     Integers(Int64Array, bool),
 }
@@ -40,7 +40,7 @@ impl Values {
         let make = || -> PyResult<Py<PyList>> {
             let list = match &self.held {
                 Held::List(list) => return Ok(list.clone_ref(py)),
-                Held::Texts(texts) => PyList::new(py, texts.iter()),
+                Held::Texts(pieces) => PyList::new(py, pieces.iter().flatten().collect::<Vec<_>>()),
                 Held::Integers(values, false) => PyList::new(py, values.iter()),
                 Held::Integers(values, true) => {
                     PyList::new(py, values.iter().map(|value| value.map(|value| value as u64)))
