@@ -31,8 +31,8 @@
 //! | checks | one read of weights and scores, without a branch |
 //! | are questions together? | a key a row, against the row before; soon given up if not |
 //! | if so | nothing: each question's traces are read where they stand |
-//! | if not | a look into a table of the questions seen before, in a cache if they are few |
-//! | … | 36 bytes a row written and read once or twice, 20 where there is a filter |
+//! | if not | a look into a table of the questions seen before, in a cache if they are few; no hash for integers close together |
+//! | … | 32 bytes a row that votes written and read; before, where there is a filter, 12 a row |
 //! | … and answers are long | a look into a table of those seen before |
 //! | threshold | a quickselect over the question's scores |
 //! | … of the rows it keeps | their answers and weights, read where they are |
@@ -41,12 +41,11 @@
 //!
 //! Rows that are not together get the number of their question, in order of first appearance: each thread
 //! numbers what it sees, and the first one's numbers are continued with what only others saw. Then they are
-//! dealt by number to parts that fit the cache of a core, which sorts its rows there. Where there is a filter, a
-//! row is dealt with its score alone, and nobody looks at the answers of rows that are not kept; those that
-//! are kept are looked at for a whole part at once, so that they wait for memory together. Without a filter a row
-//! is dealt with its answer; texts of more than fifteen bytes, while they are at hand, then get the row of an
-//! equal one as part of their key, so that they need not be found again, at random places in memory, to be
-//! compared.
+//! dealt by number to parts that fit the cache of a core, which sorts its rows there. Where there is a filter,
+//! scores are dealt first, for the thresholds alone; then rows are read again in the order they stand in, and
+//! those that reach their threshold are dealt with their answers. So nobody looks at the answers of rows that
+//! are not kept, or at random places in memory. Texts of more than fifteen bytes, while they are at hand, get
+//! the row of an equal one as part of their key, so that they need not be found again to be compared.
 //!
 //! Parts and questions go in parallel. The traces of a question are always taken in launch order,
 //! and by one thread, so that every sum is the same whatever the number of threads.
