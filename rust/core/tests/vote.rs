@@ -7,7 +7,7 @@ use std::hash::{Hash, Hasher};
 
 use deepconf_core::Error;
 use deepconf_core::vote::{
-    Ballot, Key, Keys, Rules, Vote, Votes, percentile, vote, vote_columns, vote_many,
+    Ballot, Integers, Key, Keys, Rules, Vote, Votes, percentile, vote, vote_columns, vote_many,
 };
 use oracle::{Dice, Tally};
 use proptest::prelude::*;
@@ -492,4 +492,26 @@ fn percentiles_of_the_largest_values_are_finite() {
     let kept = vote(&[Some(1), Some(2), Some(3)], &majority().keep(0.25).scores(Some(&scores)));
     let kept = kept.unwrap();
     assert_eq!((kept.threshold, kept.num_voters), (Some(0.0), 1));
+}
+
+#[test]
+fn integers_vote_as_other_values_do_close_together_or_not() {
+    let rows = 200_000;
+    for (lowest, far) in [(0_i64, 7_i64), (-300, 1), (i64::MAX - 600, i64::MIN), (1 << 40, 1 << 50)]
+    {
+        let dice = &mut Dice(7);
+        let mut question = || match dice.below(500) {
+            0 => far.wrapping_sub(dice.below(3) as i64),
+            at => lowest + at as i64,
+        };
+        let questions: Vec<_> = (0..rows).map(|_| question()).collect();
+        let answers: Vec<_> = (0..rows).map(|_| dice.below(5) as i64).collect();
+        let scores: Vec<_> = (0..rows).map(|_| dice.below(800) as f64 / 8.0).collect();
+        let given: Vec<_> = answers.iter().copied().map(Some).collect();
+        for keep in [0.1, 1.0] {
+            let rules = Rules::default().weights(Some(&scores)).keep(keep);
+            let votes = vote_columns(&Integers(&questions), &Integers(&answers), &rules).unwrap();
+            assert_eq!(votes, vote_many(&questions, &given, &rules).unwrap());
+        }
+    }
 }
