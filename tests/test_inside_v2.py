@@ -34,5 +34,6 @@ def test_in_tritons_interpreter(tests: str) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=1200,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
