@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -68,10 +69,15 @@ def test_other_requests_ask_nothing(extra: Any) -> None:
         ({"top_logprobs": 2.5}, "deepconf_top_logprobs=2.5: must be an integer"),
         ({"top_logprobs": True}, "deepconf_top_logprobs=True: must be an integer"),
         ({"window": 0}, "deepconf_window=0: must be an integer of at least 1"),
-        ({"logprob_floor": float("nan")}, "deepconf_logprob_floor=nan: must be a finite number"),
+        ({"logprob_floor": float("nan")}, "deepconf_logprob_floor=nan: must be a finite negative"),
         ({"threshold": "3"}, "deepconf_threshold='3': must be a finite number of nats"),
         ({"stop_token": -1}, "deepconf_stop_token=-1: must be an integer of at least 0"),
         ({"threshold": 3.0}, "deepconf_threshold needs deepconf_stop_token"),
+        ({"top_logprobs": float("inf")}, "deepconf_top_logprobs=inf: must be an integer"),
+        ({"top_logprobs": float("nan")}, "deepconf_top_logprobs=nan: must be an integer"),
+        ({"window": 2**31}, "deepconf_window=2147483648: must be .* at most 2147483647"),
+        ({"logprob_floor": 1.0}, "deepconf_logprob_floor=1.0: must be a finite negative number"),
+        ({"threshold": 10**400}, "deepconf_threshold=10+: must be a finite number of nats"),
         ({"windows": 3}, "deepconf_windows is not known: there are deepconf_logprob_floor"),
     ],
 )
@@ -268,6 +274,25 @@ def test_logits_that_cannot_be_scored_end_their_trace_alone(bad: float) -> None:
         assert len(found["floored"].confidence) == 3
 
 
+@pytest.mark.parametrize(
+    ("asked", "closes"), [({"top_logprobs": 41}, True), ({"stop_token": 40}, False)]
+)
+def test_tokens_that_the_model_does_not_have_cost_their_trace_alone(
+    asked: dict[str, int], closes: bool
+) -> None:
+    rows = Rows(2, 64, 1)
+    rows.bind(0, params("sound"), 0)
+    rows.bind(1, params("bad", threshold=1.0, **asked), 0)
+    logits = np.random.default_rng(0).normal(size=(2, VOCABULARY))
+    for _ in range(4):
+        assert step(rows, logits) == ([1] if closes else [])
+    found = rows.fetch(["sound", "bad"])
+    assert len(found["sound"].confidence) == 4
+    assert found["sound"].error is None
+    assert "the model has 40 tokens" in str(found["bad"].error)
+    assert f"{next(iter(asked))}={next(iter(asked.values()))}" in str(found["bad"].error)
+
+
 def test_a_threshold_may_come_later_or_go() -> None:
     rows = Rows(3, 64, 1)
     for place, name in enumerate("abc"):
@@ -366,6 +391,43 @@ def test_what_nobody_fetches_is_forgotten_in_time() -> None:
         "t9": [9.0],
     }
     assert len(ledger) == 0
+
+
+def test_a_trace_that_leaves_keeps_its_slot_until_another_needs_it() -> None:
+    ledger = Ledger(2, 64)
+    slot = ledger.open(Watch("a", 5, 3), 0)
+    ledger.add(np.array([slot]), np.array([1.0], np.float32))
+    ledger.leave(slot)
+    assert ledger.slot_of("a") is None
+    assert ledger.open(Watch("a", 5, 3), 1) == slot
+    ledger.add(np.array([slot]), np.array([2.0], np.float32))
+    ledger.leave(slot)
+    assert {ledger.open(Watch(name, 5, 3), 0) for name in "bc"} == {0, 1}
+    assert ledger.fetch("a")["a"].confidence.tolist() == [1.0, 2.0]
+    assert len(ledger) == 2
+
+
+def test_a_pipeline_in_which_halves_take_turns_costs_nothing_a_token() -> None:
+    # Requests that are not in a step leave the batch of the V1 runner, and come back in the next.
+    length, ledger = 64_000, Ledger(32, 64_001)
+    watches = [Watch(f"t{number}", 5, 2048) for number in range(32)]
+    slots = [ledger.open(watch, 0) for watch in watches]
+    for slot in slots:
+        ledger._take(np.full(length, slot), np.full(length, 9.0, np.float32), np.arange(length))
+    began = time.perf_counter()
+    for _ in range(10):
+        for slot in slots:
+            ledger.leave(slot)
+        slots = [ledger.open(watch, length) for watch in watches]
+    assert time.perf_counter() - began < 0.2  # A copy of them all takes longer, of one takes 1 ms.
+
+
+def test_a_window_that_no_trace_has_any_more_takes_no_memory() -> None:
+    ledger = Ledger(2, 64)
+    for window in range(1, 50):
+        ledger.leave(ledger.open(Watch(f"t{window}", 5, window), 0))
+        ledger.fetch([f"t{window}"])
+    assert not ledger._scorers
 
 
 # ---- what is made of it --------------------------------------------------------------------------

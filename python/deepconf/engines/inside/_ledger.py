@@ -1,8 +1,8 @@
 """The confidences of the traces in a worker, and which of them stop; knows nothing of vLLM.
 
-A trace has a slot while its request is in the batch. When it leaves, because it has ended or was
-preempted, its slot is given to another and its confidences are kept until they are fetched, or
-until it comes back and is followed from them on.
+A trace has a slot while its request is in the batch. When it leaves, because it has ended, was
+preempted or is in another part of a pipeline, it keeps its slot until another needs it, and its
+confidences until they are fetched, or until it comes back and is followed from them on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Found(NamedTuple):
 
 
 class _Entry:
-    """A trace; `found` is that of the time it left."""
+    """A trace; `found` is that of the time it lost its slot."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -67,7 +67,7 @@ class Ledger:
         self._free = list(range(slots))[::-1]
         self._entries: dict[str, _Entry] = {}
         self._holders: dict[int, _Entry] = {}
-        self._left: dict[str, None] = {}  # The oldest first.
+        self._left: dict[str, _Entry] = {}  # The oldest first.
         self.top_logprobs = np.zeros(slots, np.int64)
         """k of each slot."""
         self.logprob_floor = np.full(slots, -np.inf)
@@ -82,7 +82,7 @@ class Ledger:
     def slot_of(self, trace: str) -> int | None:
         """Where a trace is followed; None for one that is not in the batch."""
         entry = self._entries.get(trace)
-        return None if entry is None else entry.slot
+        return None if entry is None or trace in self._left else entry.slot
 
     def open(self, watch: Watch, generated: int) -> int:
         """A slot for a trace of which so many tokens have been generated.
@@ -91,7 +91,11 @@ class Ledger:
         """
         entry = self._entries.setdefault(watch.trace, _Entry(watch))
         self._left.pop(watch.trace, None)
-        slot = entry.slot = self._free.pop()
+        if entry.slot is not None:
+            if 0 < generated == self._count[entry.slot]:
+                return entry.slot
+            self._give_up(entry)
+        slot = entry.slot = self._vacant()
         self._holders[slot] = entry
         floor = watch.logprob_floor
         self.top_logprobs[slot] = watch.top_logprobs
@@ -125,16 +129,13 @@ class Ledger:
 
     def leave(self, slot: int) -> None:
         """Its request is not in the batch any more."""
-        entry = self._holders.pop(slot)
-        entry.found, entry.slot = self._found(slot), None
-        self._errors.pop(slot, None)
-        self._free.append(slot)
-        if self._entries.get(entry.watch.trace) is not entry:
-            return  # It was fetched.
-        self._left[entry.watch.trace] = None
-        while len(self._left) > self._most_left:
-            oldest = next(iter(self._left))
-            del self._left[oldest], self._entries[oldest]
+        entry = self._holders[slot]
+        if self._entries.get(entry.watch.trace) is not entry:  # It was fetched.
+            self._give_up(entry)
+            return
+        self._left[entry.watch.trace] = entry
+        if len(self._left) > self._most_left:
+            self.fetch([next(iter(self._left))])
 
     def add(self, slots: NDArray[np.int64], confidence: NDArray[np.float32]) -> None:
         """One token of each of these traces, none of which has failed."""
@@ -152,6 +153,19 @@ class Ledger:
             slots, confidence = slots[sound], confidence[sound]
         self._take(slots, confidence, at=self._count[slots])
 
+    def in_vocabulary(self, slots: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+        """Which of these ask only for tokens that a model of so many has; the others fail."""
+        k, token = self.top_logprobs[slots], self.stop_token[slots]
+        there = (k <= size) & (token < size)
+        for slot, top, stop in zip(slots[~there], k[~there], token[~there], strict=True):
+            self.stop_token[slot] = -1 if stop >= size else stop
+            self._fail(
+                int(slot),
+                f"the model has {size} tokens, and top_logprobs={top}, stop_token={stop} were "
+                "asked for",
+            )
+        return there
+
     def set_threshold(self, trace: str, threshold: float | None) -> None:
         """For the tokens to come; nothing for a trace that is not known or could not be ended."""
         entry = self._entries.get(trace)
@@ -166,14 +180,34 @@ class Ledger:
         found: dict[str, Found] = {}
         for trace in traces:
             entry = self._entries.pop(trace, None)
-            self._left.pop(trace, None)
-            if entry is not None:
-                found[trace] = entry.found if entry.slot is None else self._found(entry.slot)
+            if entry is None:
+                continue
+            if self._left.pop(trace, None) is not None and entry.slot is not None:
+                self._give_up(entry)
+            found[trace] = entry.found if entry.slot is None else self._found(entry.slot)
         return found
 
     def __len__(self) -> int:
         """How many traces are known."""
         return len(self._entries)
+
+    def _vacant(self) -> int:
+        """A slot for another trace, from one that has left where none is free."""
+        if not self._free:
+            self._give_up(next(one for one in self._left.values() if one.slot is not None))
+        return self._free.pop()
+
+    def _give_up(self, entry: _Entry) -> None:
+        """Takes the slot of a trace that is not in the batch."""
+        slot = entry.slot
+        assert slot is not None, "it has one"
+        entry.found, entry.slot = self._found(slot), None
+        del self._holders[slot]
+        self._errors.pop(slot, None)
+        self._free.append(slot)
+        window, self._window[slot] = int(self._window[slot]), 0
+        if not (self._window == window).any():
+            del self._scorers[window]
 
     def _take(
         self,

@@ -119,6 +119,7 @@ class Rows:
         slots = self._slots[places]
         rows = np.flatnonzero((slots >= 0) & ~unfinished)
         rows = rows[~self._ledger.closed[slots[rows]]]
+        rows = rows[self._ledger.in_vocabulary(slots[rows], logits.shape[-1])]
         if len(rows):
             k = int(self._ledger.top_logprobs[slots[rows]].max())
             top, event = _to_host(self._largest(logits, k))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from typing import Any
 
 __all__ = ["Watch", "unwatchable"]
 
 _PREFIX = "deepconf_"
+
+# Of tokens, as the core counts them.
+_MOST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,21 +57,7 @@ class Watch:
         for name in sorted(given.keys() - names):
             raise ValueError(f"{_PREFIX}{name} is not known: there are {_list(names)}")
         for name, value in given.items():
-            kind, least = _KINDS[name]
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if kind is str and isinstance(value, str) and value:
-                continue
-            if kind is int and is_number and value == int(value) >= least:
-                given[name] = int(value)
-            elif kind is float and is_number and math.isfinite(value):
-                given[name] = float(value)
-            else:
-                must = {
-                    str: "a string that is not empty",
-                    int: f"an integer of at least {least}",
-                    float: "a finite number of nats",
-                }[kind]
-                raise ValueError(f"{_PREFIX}{name}={value!r}: must be {must}")
+            given[name] = _checked(name, value)
         watch = cls(**given)
         if watch.threshold is not None and watch.stop_token is None:
             raise ValueError(
@@ -90,14 +79,32 @@ def unwatchable(vllm_config: Any) -> str | None:
     return None
 
 
-_KINDS: dict[str, tuple[type, int]] = {
-    "trace": (str, 0),
-    "top_logprobs": (int, 2),
-    "window": (int, 1),
-    "logprob_floor": (float, 0),
-    "threshold": (float, 0),
-    "stop_token": (int, 0),
+_KINDS: dict[str, tuple[type, float, float]] = {
+    "trace": (str, 0, 0),
+    "top_logprobs": (int, 2, _MOST),
+    "window": (int, 1, _MOST),
+    "logprob_floor": (float, -sys.float_info.max, -sys.float_info.min),
+    "threshold": (float, -sys.float_info.max, sys.float_info.max),
+    "stop_token": (int, 0, _MOST),
 }
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A value of its kind; what the worker does not take would end it, and with it the engine."""
+    kind, least, most = _KINDS[name]
+    if kind is str:
+        sound = isinstance(value, str) and value != ""
+    else:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        sound = is_number and least <= value <= most and (kind is float or value == int(value))
+    if sound:
+        return kind(value)
+    must = {
+        str: "a string that is not empty",
+        int: f"an integer of at least {least} and at most {most}",
+        float: f"a finite{' negative' if most < 0 else ''} number of nats",
+    }[kind]
+    raise ValueError(f"{_PREFIX}{name}={value!r}: must be {must}")
 
 
 def _list(names: set[str]) -> str:
