@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from deepconf.engines import VLLM
 from deepconf.engines._steps import Steps
+from deepconf.engines.inside._reports import Inside
 
 
 class Tokenizer:
     """A token is a character."""
+
+    eos_token_id = 0
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
         return "".join(map(chr, tokens))
@@ -28,12 +31,27 @@ class PretendedLLM:
         from vllm.v1.engine.output_processor import OutputProcessor
 
         self.output_processor = OutputProcessor(None, log_stats=log_stats)
-        self.engine_core = SimpleNamespace(get_supported_tasks_async=self._nothing)
+        self.engine_core = SimpleNamespace(
+            get_supported_tasks_async=self._nothing, call_utility_all_async=self._call_workers
+        )
+        self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(get_vocab_size=lambda: 128))
+        self.workers: dict[str, Callable[..., Any]] = {}  # What they answer, by method.
         self.names: list[str] = []
         self.aborted: list[str] = []  # What the engine core was told, by internal name.
 
     async def _nothing(self) -> None:
         pass
+
+    def get_tokenizer(self) -> Tokenizer:
+        return Tokenizer()
+
+    async def _call_workers(
+        self, utility: str, method: str, timeout: None, arguments: Sequence[Any], more: None
+    ) -> list[list[Any]]:
+        """One engine of two workers, the first of which answers."""
+        assert utility == "collective_rpc"
+        answer = self.workers[method](*arguments)
+        return [[await answer if asyncio.iscoroutine(answer) else answer, None]]
 
     async def add_request(self, name: str, prompt: Any, params: Any) -> Any:
         from vllm.v1.engine import EngineCoreRequest
@@ -100,7 +118,9 @@ def rows(*confidences: float, k: int = 2) -> np.ndarray:
     return np.repeat(-np.asarray(confidences, np.float32)[:, None], k + 1, axis=1)
 
 
-def pretended(llm: PretendedLLM, *, by_step: bool = True, **sampling: Any) -> VLLM:
+def pretended(
+    llm: PretendedLLM, *, by_step: bool = True, inside: bool = False, **sampling: Any
+) -> VLLM:
     """An engine of ours around it, on whatever loop it is used."""
     engine = object.__new__(VLLM)
     engine.model = "pretended"
@@ -109,7 +129,8 @@ def pretended(llm: PretendedLLM, *, by_step: bool = True, **sampling: Any) -> VL
     engine._tokenizer = Tokenizer()
     engine._sampling = {"max_tokens": 10**6, **sampling}
     engine._steps = Steps(llm) if by_step else None
-    engine._inside, engine._wanted = None, "client"
+    engine._inside = Inside(llm) if inside else None
+    engine._wanted = "engine" if inside else "client"
     for name, function in STUBS.items():
         setattr(engine, name, function)
     return engine

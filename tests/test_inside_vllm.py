@@ -209,6 +209,23 @@ def test_strings_that_stop_are_found_as_ever(inside_engine: VLLM) -> None:
     assert known(inside_engine) == 0
 
 
+@pytest.mark.filterwarnings("ignore:none of the:deepconf.errors.RunWarning")
+@pytest.mark.parametrize(
+    "sampling",
+    [{"skip_special_tokens": False}, {"ignore_eos": True, "stop_token_ids": [4]}, {"stop": ["=1"]}],
+)
+def test_no_text_has_the_token_that_was_forced(
+    inside_engine: VLLM, sampling: dict[str, Any]
+) -> None:
+    policy = Policy.low(budget=24, warmup=8, stop="budget", **{**SHOWN, "window": 8})
+    stopped = 0
+    options = {"include_stop_str_in_output": True, **sampling}
+    for client, engine in both(inside_engine, policy, sampling=options):
+        assert [t.text for t in engine.traces] == [t.text for t in client.traces]
+        stopped += sum(t.status == "stopped" for t in engine.traces)
+    assert stopped > 0
+
+
 def test_more_log_probabilities_than_the_engine_returns_can_be_counted(inside_engine: VLLM) -> None:
     policy = Policy.offline(budget=2, **{**SHOWN, "top_logprobs": 25})
     result = DeepThink(inside_engine, policy).run(QUESTIONS[0], timeout=WAIT)
@@ -249,12 +266,23 @@ def test_a_callback_that_fails_costs_its_trace_alone(
 def test_runs_that_cannot_be_scored_there(
     inside_engine: VLLM, policy: Any, sampling: Any, message: str
 ) -> None:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if "structured_outputs" in sampling:
+        regex = StructuredOutputsParams(**sampling["structured_outputs"])
+        sampling = {"structured_outputs": regex}
     online = {"mode": "online", "warmup": 2} if "mode" in policy else {}
     settings = Policy.offline(**{"budget": 4, **SHOWN, **policy, **online})
     with pytest.raises(
         InvalidInput, match=f"scoring='engine' is not possible for this run: {message}"
     ):
         DeepThink(inside_engine, settings, sampling=sampling)
+
+
+def test_sampling_that_makes_no_sense_is_said_first(inside_engine: VLLM) -> None:
+    settings = Policy.offline(budget=4, mode="online", warmup=2, **SHOWN)
+    with pytest.raises(InvalidInput, match="'int' object is not iterable"):
+        DeepThink(inside_engine, settings, sampling={"ignore_eos": True, "stop_token_ids": 5})
 
 
 def test_a_trace_that_may_not_stop_needs_no_token_that_ends_it(inside_engine: VLLM) -> None:
@@ -290,7 +318,7 @@ def test_scoring_that_there_is_not(scoring: Any) -> None:
 
 def test_an_engine_that_cannot_score_says_so_before_it_starts() -> None:
     began = time.monotonic()
-    with pytest.raises(InvalidInput, match="scoring='engine' is not possible here: worker_ext"):
+    with pytest.raises(InvalidInput, match=r"^scoring='engine' is not possible here: worker_ext"):
         VLLM(TINY / "model", scoring="engine", worker_extension_cls="some.Extension")
     assert time.monotonic() - began < 30
 

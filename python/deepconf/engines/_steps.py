@@ -43,6 +43,12 @@ class Request:
         self.error: Exception | None = None
         self.batch: _Batch
 
+    def drop_last(self, count: int) -> None:
+        """Takes tokens back that were forced, out of the text as well."""
+        if count:
+            del self.tokens[-count:]
+            self.finish_reason, self.detokenized = "abort", False
+
 
 class _Batch:
     """Requests whose tokens go to one place, and what the step at hand has brought of them."""

@@ -115,6 +115,10 @@ _QUIET = {
     "PYTHONWARNINGS": "ignore::FutureWarning:vllm.triton_utils.dispatcher",
 }
 
+# Seconds until an engine core that has just answered waits again. A signal that comes while it goes
+# to sleep is not looked at before it is woken, and nobody would.
+_REST = 0.1
+
 # Seconds for vLLM's processes to end. Its own 5 are what their children may take in turn.
 _GRACE = 15.0
 
@@ -278,7 +282,8 @@ class VLLM(EngineLoop):
 
     async def _take_place(self, refusal: str | None) -> None:
         """In the workers, where that can be."""
-        if refusal is None and self._steps is None:
+        known = self._steps is not None and hasattr(self._llm.engine_core, inside.CALL)
+        if refusal is None and not known:
             refusal = "the vLLM is new to us"
         if refusal is None:
             place = inside.Inside(self._llm)
@@ -301,6 +306,7 @@ class VLLM(EngineLoop):
 
     async def _stop(self) -> None:
         if self._llm is not None:
+            await asyncio.sleep(_REST)
             self._llm.shutdown(timeout=_GRACE)
             self._llm = None
         if self._frozen:
@@ -345,6 +351,9 @@ class VLLM(EngineLoop):
                 f"top_logprobs={k}: {self.model!r} has only {vocabulary} tokens in its vocabulary"
             )
         merged = {**self._sampling, **(sampling or {})}
+        if sampling:
+            _check_names(sampling)
+            _check_sampling(merged, self._alive().vllm_config, self._tokenizer)
         if self._wanted == "engine" and self._inside is not None:
             unfit = self._inside.unfit(signal, merged)
             if unfit is not None:
@@ -355,9 +364,6 @@ class VLLM(EngineLoop):
                 f"top_logprobs={k}: this engine returns {most} log-probabilities at the most, "
                 f"start it with VLLM(..., max_logprobs={k})"
             )
-        if sampling:
-            _check_names(sampling)
-            _check_sampling(merged, self._alive().vllm_config, self._tokenizer)
 
     def misfit(
         self, traces: int, prompt: Any, sampling: Mapping[str, Any] | None = None
@@ -518,7 +524,7 @@ class VLLM(EngineLoop):
                 raise
             reason = "aborted" if stopped else _finish(request_id, request.finish_reason)
             assert reason is not None, "it has ended"
-            if params.detokenize:
+            if request.detokenized:
                 return Ending(reason, request.text)
             decode = functools.partial(
                 self._decode, request.tokens, request.finish_reason == "stop", merged

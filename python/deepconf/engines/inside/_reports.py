@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,17 @@ from deepconf.engines._steps import Request
 from deepconf.engines.base import Signal, Step, Take
 from deepconf.engines.inside._ledger import Found
 from deepconf.engines.inside._watch import Watch, unwatchable
-from deepconf.errors import EngineError, InvalidInput
+from deepconf.errors import EngineDied, EngineError, InvalidInput
 
-__all__ = ["Inside", "engine_args", "refusal"]
+__all__ = ["CALL", "Inside", "engine_args", "refusal"]
+
+CALL = "call_utility_all_async"
+"""The method by which vLLM's client asks all engine cores."""
 
 _EXTENSION = "deepconf.engines.inside._extension.Extension"
+
+# Seconds between two looks at whether an engine that is asked something lives.
+_PULSE = 1.0
 
 
 def refusal(given: Mapping[str, Any], vllm_config: Any) -> str | None:
@@ -43,7 +50,7 @@ class Inside:
     """
 
     def __init__(self, llm: Any) -> None:
-        self._core = llm.engine_core
+        self._llm = llm
         self._tokenizer = llm.get_tokenizer()
         self._vocabulary = llm.vllm_config.model_config.get_vocab_size()
         self._asked: dict[str, asyncio.Future[Found | None]] = {}
@@ -121,6 +128,7 @@ class Inside:
             raise InvalidInput(f"request {request.name}: {found.error}")
         if unscored and not stopped:  # What comes behind a stop is forced.
             raise EngineError(f"{unscored} tokens of request {request.name} were not scored")
+        request.drop_last(unscored)
         return stopped or request.trace in unwanted
 
     def forget(self, trace: str) -> None:
@@ -164,8 +172,19 @@ class Inside:
         self._asking = None
 
     async def _call(self, method: str, *arguments: Any) -> list[Any]:
-        """The answers of all workers, of all data parallel engines, that give one."""
-        engines = await self._core.call_utility_all_async(
-            "collective_rpc", method, None, arguments, None
-        )
-        return [answer for workers in engines for answer in workers if answer is not None]
+        """The answers of all workers, of all data parallel engines, that give one.
+
+        Raises:
+            EngineDied: the engine died meanwhile, of which vLLM tells no such call.
+        """
+        ask = getattr(self._llm.engine_core, CALL)
+        call = asyncio.ensure_future(ask("collective_rpc", method, None, arguments, None))
+        try:
+            while not call.done():
+                await asyncio.wait({call}, timeout=_PULSE)
+                if self._llm.errored and not call.done():
+                    raise EngineDied(f"the engine died before it answered {method}")
+        finally:
+            call.cancel()
+        answers = itertools.chain.from_iterable(call.result())
+        return [answer for answer in answers if answer is not None]
