@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal as signals
 import time
 import warnings
 from collections.abc import Iterator
@@ -356,13 +354,14 @@ def test_preemption_and_prompts_in_parts_and_death() -> None:
         # Some are finished when the worker is killed.
         policy = Policy.offline(budget=40, concurrency=8, seed=None, **SHOWN)
         ended: list[Any] = []
+        (core,) = engine._llm.engine_core.resources.engine_manager.processes
 
         def kill(trace: Any) -> None:
             ended.append(trace)
             if len(ended) == 5:
-                for process in psutil.Process().children(recursive=True):
-                    if "Worker" in " ".join(process.cmdline()):
-                        os.kill(process.pid, signals.SIGKILL)
+                engine_core = psutil.Process(core.pid)
+                for worker in engine_core.children() or [engine_core]:
+                    worker.kill()
 
         with pytest.raises(EngineDied) as raised:
             DeepThink(engine, policy, on_trace=kill).run(QUESTIONS[0], timeout=WAIT)
