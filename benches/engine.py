@@ -121,7 +121,7 @@ def measured(way: Callable[[], int], engine: VLLM) -> dict[str, float]:
 
 
 def random_llama(folder: Path) -> Path:
-    """A Llama of random weights, 43 million parameters, and 32,000 words."""
+    """A Llama of random weights, 44 million parameters, and 32,000 words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
