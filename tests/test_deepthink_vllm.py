@@ -118,7 +118,8 @@ def test_consensus_aborts_the_rest(tiny_engine: VLLM) -> None:
     for trace in result.traces:
         if trace.status == "aborted":
             assert 0 < trace.num_tokens < whole + 30
-            assert len(trace.confidence) == trace.num_tokens
+            # What came after the abort is counted and not scored.
+            assert 0 < len(trace.confidence) <= trace.num_tokens
             assert len(trace.text) > 0
             assert not trace.voted
     assert result.timing.drain < 5
