@@ -20,6 +20,7 @@ from deepconf._frames import Ballot, QuestionVote
 from deepconf.errors import DeepConfError
 
 __all__ = [
+    "CONFIDENCE_LIMIT",
     "Action",
     "BatchScorer",
     "Controller",
@@ -44,6 +45,7 @@ __all__ = [
     "vote_many",
 ]
 
+CONFIDENCE_LIMIT: Final[float]
 __version__: Final[str]
 
 @type_check_only

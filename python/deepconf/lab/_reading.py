@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._core import ReplayPool
+from deepconf._core import CONFIDENCE_LIMIT, ReplayPool
 from deepconf.errors import InvalidInput
 from deepconf.result import WHOLE
 
@@ -323,7 +323,7 @@ def _placed(error: InvalidInput, batch: pa.RecordBatch) -> InvalidInput:
     """The same, with the names of the question and the trace, if a confidence is at fault."""
     column = batch.column("confidence")
     values = column.flatten().to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero(~(np.abs(values) < 32_768.0))
+    wrong = np.flatnonzero(~(np.abs(values) < CONFIDENCE_LIMIT))
     if not wrong.size:
         return error
     ends = np.cumsum(column.value_lengths().fill_null(0).to_numpy())
@@ -332,5 +332,5 @@ def _placed(error: InvalidInput, batch: pa.RecordBatch) -> InvalidInput:
     return InvalidInput(
         f"question {batch.column('question_id')[row].as_py()!r}, trace "
         f"{batch.column('trace')[row].as_py()}, token {token}: its confidence is "
-        f"{values[wrong[0]]}: must be finite and within ±32,768 nats"
+        f"{values[wrong[0]]}: must be finite and within ±{CONFIDENCE_LIMIT:,.0f} nats"
     )

@@ -63,6 +63,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::pool::watch_forks(module.py())?;
+        module.add("CONFIDENCE_LIMIT", deepconf_core::fixed::LIMIT)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -14,13 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._core import BatchScorer
+from deepconf._core import CONFIDENCE_LIMIT, BatchScorer
 from deepconf.engines.inside._watch import Watch
 
 __all__ = ["Found", "Ledger"]
-
-# As for confidences everywhere: the core refuses what is beyond.
-_LIMIT = 32_768.0
 
 
 class Found(NamedTuple):
@@ -139,7 +136,7 @@ class Ledger:
 
     def add(self, slots: NDArray[np.int64], confidence: NDArray[np.float32]) -> None:
         """One token of each of these traces, none of which has failed."""
-        sound = np.abs(confidence) < _LIMIT
+        sound = np.abs(confidence) < CONFIDENCE_LIMIT
         if not sound.all():
             for slot, value in zip(
                 slots[~sound].tolist(), confidence[~sound].tolist(), strict=True
