@@ -464,8 +464,7 @@ class VLLM(EngineLoop):
         from vllm.sampling_params import RequestOutputKind
 
         llm, merged = self._alive(), {**self._sampling, **(sampling or {})}
-        logprobs = {"logprobs": signal.top_logprobs, "flat_logprobs": True}
-        params = self._params(merged, seed, RequestOutputKind.DELTA, **logprobs)
+        params = self._params(merged, seed, RequestOutputKind.DELTA, signal)
         tokens: list[int] = []
         outputs = llm.generate(prompt, params, request_id)
         async with self._failing(request_id), contextlib.aclosing(outputs):
@@ -507,8 +506,7 @@ class VLLM(EngineLoop):
         merged = {**self._sampling, **(sampling or {})}
         place, kind = self._place(signal, merged), RequestOutputKind.FINAL_ONLY
         if place is None:
-            logprobs = {"logprobs": signal.top_logprobs, "flat_logprobs": True}
-            params = self._params(merged, seed, kind, **logprobs)
+            params = self._params(merged, seed, kind, signal)
         else:
             params = self._params(place.params(request_id, signal, merged), seed, kind)
         request = Request(
@@ -538,15 +536,20 @@ class VLLM(EngineLoop):
         place = self._inside
         return None if place is None or place.unfit(signal, sampling) is not None else place
 
-    def _params(self, sampling: Mapping[str, Any], seed: int | None, kind: Any, **more: Any) -> Any:
+    def _params(
+        self, sampling: Mapping[str, Any], seed: int | None, kind: Any, signal: Signal | None = None
+    ) -> Any:
+        """Those of vLLM; with log-probabilities where a signal is made of them here."""
         from vllm import SamplingParams
 
+        k = None if signal is None else signal.top_logprobs
         try:
             return SamplingParams(
                 **sampling,
                 n=1,
                 seed=seed,
-                **more,
+                logprobs=k,
+                flat_logprobs=k is not None,
                 detokenize=bool(sampling.get("stop")),
                 output_kind=kind,
             )

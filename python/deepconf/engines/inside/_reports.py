@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -98,6 +99,11 @@ class Inside:
             return eos
         for token in sampling.get("stop_token_ids") or ():
             return int(token)
+        return self._unnamed
+
+    @functools.cached_property
+    def _unnamed(self) -> int | None:
+        """The last token of a padded vocabulary, which has no meaning."""
         named = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         return self._vocabulary - 1 if named < self._vocabulary else None
 
