@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,21 @@ def inside_engine(tiny_engine: VLLM) -> Iterator[VLLM]:
     tiny_engine._inside, tiny_engine._wanted = INSIDE["place"], "engine"
     yield tiny_engine
     tiny_engine._inside, tiny_engine._wanted = None, "client"
+
+
+@pytest.fixture
+def late_tokens(tiny_engine: VLLM, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """By trace, the tokens that came after its abort, which are counted and not scored."""
+    late: dict[int, int] = {}
+    plain = tiny_engine.late_tokens
+
+    async def noted(names: Sequence[str]) -> dict[str, int]:
+        found = await plain(names)
+        late.update({int(name.rpartition("-")[2]): count for name, count in found.items()})
+        return found
+
+    monkeypatch.setattr(tiny_engine, "late_tokens", noted)
+    return late
 
 
 @pytest.fixture
