@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,19 @@ class Server:
             time.sleep(0.2)
         self._log.seek(0)
         raise AssertionError(self._log.read()[-4000:].decode(errors="replace"))
+
+    def strike(self, struck: Callable[[], bool]) -> None:
+        """Kills it when that is so of what it has sent so far, all of which has been read."""
+        assert self._process is not None
+        group, end = self._process.pid, time.monotonic() + 60
+        while time.monotonic() < end:
+            os.killpg(group, signal.SIGSTOP)
+            time.sleep(0.3)
+            if struck():
+                break
+            os.killpg(group, signal.SIGCONT)
+            time.sleep(0.05)
+        self.kill()
 
     def kill(self) -> None:
         if self._process is not None:
@@ -207,11 +220,15 @@ def test_what_vllm_refuses_is_told_in_its_words(engine: OpenAI) -> None:
 def test_a_server_that_is_killed_and_started_again_costs_no_trace(
     engine: OpenAI, server: Server
 ) -> None:
-    def strike() -> None:
+    def struck() -> bool:
         # In the middle of some, when others have ended: no more than 16 run at once.
-        while sum(r.answer.count > 20 for n, r in [*engine._running.items()] if later(n)) < 4:
+        running = [*engine._running.items()]
+        return sum(r.answer.count > 20 for name, r in running if later(name)) >= 4
+
+    def strike() -> None:
+        while not any(map(later, [*engine._running])):
             time.sleep(0.002)
-        server.kill()
+        server.strike(struck)
         server.begin()
 
     striking = threading.Thread(target=strike)
@@ -253,7 +270,8 @@ def test_a_server_that_stays_away(server: Server, tmp_path: Path) -> None:
             if len(ended) == 8:
                 server.kill()
 
-        policy = Policy.offline(budget=48, concurrency=16, keep=1.0, **SMALL)
+        # More than it can answer while it is struck.
+        policy = Policy.offline(budget=2_000, concurrency=16, keep=1.0, **SMALL)
         think = DeepThink(engine, policy, on_trace=gone)
         with pytest.raises(EngineDied, match="cannot be reached") as caught:
             think.run(QUESTIONS[2])
