@@ -5,7 +5,7 @@
 # make test    every test, Rust and Python, those on a real vLLM engine included
 # make bench   speed, beside this machine's memory, NumPy, polars, the reference package and others
 # make lint    formatting, clippy, ruff, mypy, stubtest
-# make soak    an hour of chaos: evaluations on vLLM that are killed, starved and damaged
+# make soak    hours: evaluations on vLLM that are killed, starved and damaged; a thousand questions on one engine
 # make fuzz    hostile input: the core's fuzz targets, FUZZ_SECONDS (120) each, and Python's
 # make mutants     bugs put into the core, to see whether a test fails: MUTANTS_FILE, MUTANTS_SHARD (1/8)
 # make miri        some of the core's tests in an interpreter that sees undefined behaviour
@@ -109,9 +109,13 @@ lint: $(VENV)/.built $(CARGO_DENY)
 
 SOAK_MINUTES ?= 60
 SOAK_SEED ?= 0
+SOAK_QUESTIONS ?= 1000
 
 soak: $(VENV)/.built $(VENV)/.vllm
 	$(BIN)/python tests/chaos.py --minutes $(SOAK_MINUTES) --seed $(SOAK_SEED)
+	for scoring in client engine; do \
+	    $(BIN)/python tests/endurance.py --questions $(SOAK_QUESTIONS) --scoring $$scoring || exit 1; \
+	done
 
 FUZZ_SECONDS ?= 120
 FUZZ_EXAMPLES ?= 2000

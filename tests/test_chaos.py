@@ -18,6 +18,7 @@ from conftest import TINY
 from deepconf import DeepThink, Policy, Result, Trace
 from deepconf.deepthink import Thinking
 from deepconf.engines import VLLM
+from endurance import tasks
 from recorded_engine import RecordedEngine, recorded
 from test_deepthink_vllm import QUESTIONS, SMALL
 
@@ -101,8 +102,7 @@ def test_runs_that_are_disturbed_leave_nothing_behind(tiny_engine: VLLM, seed: i
     for result in results:
         figures(result)
     assert tiny_engine._llm.get_num_unfinished_requests() == 0
-    tasks = tiny_engine.submit(_tasks()).result(10)
-    assert not [task for task in tasks if "deepconf" in task]
+    assert tiny_engine.submit(tasks()).result(10) == []
     gc.collect()
     end = time.monotonic() + 10
     while len(left := _ours(threads)) and time.monotonic() < end:
@@ -113,11 +113,6 @@ def test_runs_that_are_disturbed_leave_nothing_behind(tiny_engine: VLLM, seed: i
 
 async def _awaited(handle: Thinking) -> Result:
     return await handle
-
-
-async def _tasks() -> list[str]:
-    mine = asyncio.current_task()
-    return [repr(task.get_coro()) for task in asyncio.all_tasks() if task is not mine]
 
 
 def _ours(before: set[threading.Thread]) -> list[str]:

@@ -1,10 +1,11 @@
 """Ends an engine's processes when ours is gone, however it went.
 
-vLLM's engine core does not notice that its parent died. A guardian does: a small process of its
-own session, which holds the read end of a pipe whose write end only we hold. The system closes that
-end when we die, of SIGKILL too, and the guardian then kills what it was told of, with all that
-descends from it. This file is both sides: the module we import, and the guardian's script, which
-imports nothing of deepconf, nothing of the user's, and of vLLM's packages psutil alone.
+vLLM's engine core does not notice that its parent died, and workers may outlive a core that dies or
+is too slow to end. A guardian does: a small process of its own session, which holds the read end of
+a pipe whose write end only we hold. The system closes that end when we die, of SIGKILL too, and the
+guardian then kills what it was told of, with all that descends from it. This file is both sides:
+the module we import, and the guardian's script, which imports nothing of deepconf, nothing of the
+user's, and of vLLM's packages psutil alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = ["Guardian"]
 
 # Seconds between two looks at what the engine's processes have started.
 _PERIOD = 5.0
+# Seconds for what is left of an engine that has ended, such as a tracker that tidies up behind it.
+_GRACE = 5.0
 _UNHEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Told instead of a process: the engine has ended in order.
 _DONE = b"done"
@@ -84,7 +87,7 @@ class Guardian:
                 process.kill()
 
     def close(self) -> None:
-        """Sends the guardian away; it kills nobody."""
+        """The engine has ended: what is left of it all the same is killed, after a moment."""
         self._tell(_DONE)
         self._hang_up()
         if self._process is not None:
@@ -139,7 +142,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _guard(psutil: Any) -> None:
-    """Hears of processes until the other end is closed; then kills them, unless it was done."""
+    """Hears of processes until the other end is closed or all is done; then kills what is left."""
     roots: dict[int, Any] = {}
     offspring: dict[int, Any] = {}  # Those whose parent dies before us are not found by it.
     heard = b""
@@ -151,9 +154,10 @@ def _guard(psutil: Any) -> None:
                 if not more:
                     break
                 *lines, heard = (heard + more).split(b"\n")
+                if _DONE in lines:
+                    psutil.wait_procs([*roots.values(), *offspring.values()], timeout=_GRACE)
+                    break
                 for line in lines:
-                    if line == _DONE:
-                        return
                     with contextlib.suppress(psutil.NoSuchProcess):
                         roots[int(line)] = psutil.Process(int(line))
             offspring = _offspring(psutil, [*roots.values(), *offspring.values()])

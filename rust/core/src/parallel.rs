@@ -93,3 +93,24 @@ pub(crate) fn threads() -> usize {
     }
     1
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_chunks_are_filled_and_any_of_them_may_be_unsound() {
+        for unsound in [None, Some(0), Some(1), Some(3)] {
+            let filled = || {
+                let mut values = [0; 10];
+                let sound = fill(&mut values, 3, |at, chunk| {
+                    chunk.fill(at + 1);
+                    unsound != Some(at)
+                });
+                (values, sound)
+            };
+            let expected = ([1, 1, 1, 2, 2, 2, 3, 3, 3, 4], unsound.is_none());
+            assert_eq!((filled(), alone(filled)), (expected, expected));
+        }
+    }
+}
