@@ -53,6 +53,15 @@ def winners(votes: deepconf.Votes) -> list[tuple[Any, Any]]:
     return list(zip(votes.questions, votes.answers, strict=True))
 
 
+@pytest.mark.parametrize("kind", TEXTS)
+def test_questions_that_stand_together_may_be_cut_anywhere(kind: str) -> None:
+    questions = sorted(QUESTIONS)
+    for asked in (questions, questions[::-1], [*questions, questions[0]]):
+        votes = deepconf.vote_many(TEXTS[kind](asked), ["7"] * len(asked))
+        assert votes.questions == list(dict.fromkeys(asked))
+        assert votes.num_voters.tolist() == [asked.count(question) for question in votes.questions]
+
+
 @pytest.mark.parametrize("answers", TEXTS)
 @pytest.mark.parametrize("questions", TEXTS)
 def test_texts_vote_alike_from_anything(questions: str, answers: str) -> None:

@@ -226,9 +226,11 @@ pub(crate) fn above<A: Eq + Hash>(
 /// [`vote_column`] by rules that are known to be sound.
 pub(crate) fn tally(answers: &dyn Keys, rules: &Rules<'_>) -> Vote {
     let columns = Columns { answers, weights: rules.weights, scores: rules.filter() };
-    let mut booth = Booth::new();
-    let outcome = booth.tally(0..answers.rows(), &columns, rules);
-    booth.count.vote(&outcome)
+    let mut vote = Vote::default();
+    Booth::new().tally(&[0, answers.rows() as u32], &columns, rules, |_, outcome, count| {
+        vote = count.vote(outcome);
+    });
+    vote
 }
 
 /// The score that the top `keep` of `scores` reach; NaN entries do not count.

@@ -213,9 +213,12 @@ fn assert_many(seed: u64, n: usize, order: Order) {
         dice.pick(&["", "q", "a long question ", longest]),
         dice.pick(&["", "a", "a long answer: ", longest]),
     ];
-    let name = |pad: &str, number: usize| format!("{pad}{number}");
-    let asked: Vec<String> = numbers.iter().map(|&number| name(pads[0], number)).collect();
-    let given: Vec<String> = (0..n).map(|_| name(pads[1], dice.below(variety))).collect();
+    // Of the same width they rise as their numbers do.
+    let (pad, width) = (pads[0], dice.pick(&[0, 6]));
+    let asked: Vec<String> =
+        numbers.iter().map(|number| format!("{pad}{number:0width$}")).collect();
+    let given: Vec<String> =
+        (0..n).map(|_| format!("{}{}", pads[1], dice.below(variety))).collect();
     // Sums of these depend on their order.
     let weights: Vec<f64> = (0..n).map(|_| dice.unit() * 30.0).collect();
     let scores: Vec<f64> =
@@ -287,6 +290,31 @@ proptest! {
     fn many_rows_vote_as_few_do(seed in any::<u64>(), n in 70_000_usize..150_000) {
         for order in [Order::Grouped, Order::Blocks, Order::Shuffled] {
             assert_many(seed, n, order);
+        }
+    }
+}
+
+/// Texts that rise stand together, unless one comes back: in the last row, of a first or a later stretch.
+#[test]
+fn questions_that_rise_and_come_back_are_told_apart() {
+    let rows = 70_000;
+    for (pad, each) in [("", 25), ("", rows), ("a question of many words ", 7), ("another ", 1)] {
+        let name = |row: usize| match row / each {
+            0 => String::new(),
+            at => format!("{pad}{at:06}"),
+        };
+        let mut asked: Vec<String> = (0..rows).map(name).collect();
+        let given: Vec<i64> = (0..rows as i64).map(|row| row % 11 % 3).collect();
+        let (given, answers) =
+            (Integers(&given), given.iter().copied().map(Some).collect::<Vec<_>>());
+        let scores: Vec<f64> = (0..rows).map(|row| (row * 7_919 % 1_000) as f64).collect();
+        let rules = majority().scores(Some(&scores)).keep(0.5);
+        for last in [rows - 1, 3, 40_000] {
+            asked[rows - 1] = name(last);
+            let columns = || vote_columns(&Texts::new(&asked, false), &given, &rules).unwrap();
+            let votes = on(3, columns);
+            assert_each(&votes, &asked, &answers, &rules);
+            assert_eq!(vote_many(&asked, &answers, &rules).unwrap(), votes);
         }
     }
 }

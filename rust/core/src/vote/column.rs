@@ -25,6 +25,20 @@ pub trait Keys {
         out.extend(keys.iter().map(|&key| key != Key::MISSING));
     }
 
+    /// Appends which of `rows` hold another value than the row before, or none; the first row of all does.
+    fn differ(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        let before = rows.start.saturating_sub(1);
+        let mut keys = Vec::with_capacity(rows.len() + 1);
+        self.keys(before..rows.end, &mut keys);
+        if rows.start == 0 && !rows.is_empty() {
+            out.push(true);
+        }
+        out.extend(keys.windows(2).zip(before..).map(|(pair, row)| {
+            let same = || pair[1].is_whole() || self.same(row, row + 1);
+            pair[0] != pair[1] || pair[1] == Key::MISSING || !same()
+        }));
+    }
+
     /// Whether two rows whose keys are equal, but not whole, hold the same value.
     fn same(&self, left: usize, right: usize) -> bool;
 
@@ -62,6 +76,10 @@ impl Keys for Integers<'_> {
         out.resize(out.len() + rows.len(), true);
     }
 
+    fn differ(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        out.extend(rows.map(|row| row == 0 || self.0[row] != self.0[row - 1]));
+    }
+
     fn same(&self, left: usize, right: usize) -> bool {
         self.0[left] == self.0[right]
     }
@@ -85,6 +103,13 @@ impl<T, K: Eq + Hash, F: Fn(&T) -> Option<&K>> Keys for Slice<'_, T, F> {
 
     fn present(&self, rows: Range<usize>, out: &mut Vec<bool>) {
         out.extend(self.values[rows].iter().map(|value| (self.get)(value).is_some()));
+    }
+
+    fn differ(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        let value = |row: usize| (self.get)(&self.values[row]);
+        out.extend(
+            rows.map(|row| row == 0 || value(row).is_none() || value(row) != value(row - 1)),
+        );
     }
 
     fn same(&self, left: usize, right: usize) -> bool {

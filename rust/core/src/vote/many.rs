@@ -63,7 +63,7 @@ pub fn vote_columns(
         columns.check()?;
     }
     let decided = match together::starts(questions) {
-        Some(starts) => vec![together::decide(&starts, &columns, rules)],
+        Some(starts) => together::decide(&starts, &columns, rules),
         None => apart::decide(questions, &columns, rules),
     };
     Ok(Votes {

@@ -95,6 +95,8 @@ struct Standing {
     scores: Vec<f64>,
     keys: Vec<Key>,
     answered: Vec<bool>,
+    /// The threshold of each question, and where those stand that are kept.
+    kept: Vec<(Option<f64>, Range<usize>)>,
 }
 
 impl Booth {
@@ -107,35 +109,55 @@ impl Booth {
         }
     }
 
-    /// The vote of rows that stand together.
+    /// The votes of questions that stand together one after the other, each from one of `starts` to the next.
+    /// Many at once wait for memory together. `each` is told where a question starts.
     pub(super) fn tally<K: Keys + ?Sized>(
         &mut self,
-        rows: Range<usize>,
+        starts: &[u32],
         columns: &Columns<'_, K>,
         rules: &Rules<'_>,
-    ) -> Outcome {
+        mut each: impl FnMut(u32, &Outcome, &mut Count),
+    ) {
         let mut standing = std::mem::take(&mut self.standing);
-        let outcome = if columns.scores.is_some() {
-            standing.rows.clear();
-            standing.rows.extend(rows.start as u32..rows.end as u32);
-            standing.scores.clear();
-            let Standing { scores, answered, .. } = &mut standing;
-            rank(rows, columns, rules.over_all, answered, scores);
-            let threshold = self.threshold(&standing.scores, rules.keep);
-            self.above(threshold, &standing.rows, &standing.scores, columns, rules.min_ballots)
+        let Standing { rows, scores, keys, answered, kept } = &mut standing;
+        let first = starts[0];
+        let all = first as usize..starts[starts.len() - 1] as usize;
+        let questions = starts
+            .windows(2)
+            .map(|ends| (ends[0], (ends[0] - first) as usize..(ends[1] - first) as usize));
+        if columns.scores.is_some() {
+            rows.clear();
+            rows.extend(all.start as u32..all.end as u32);
+            scores.clear();
+            rank(all, columns, rules.over_all, answered, scores);
+            self.kept.clear();
+            kept.clear();
+            kept.extend(questions.clone().map(|(_, span)| {
+                let (rows, scores) = (&rows[span.clone()], &scores[span]);
+                let threshold = self.threshold(scores, rules.keep);
+                (threshold, self.kept.add(reaches(threshold), rows, scores))
+            }));
+            self.kept.look(columns.answers);
+            for ((start, span), (threshold, kept)) in questions.zip(kept.drain(..)) {
+                let (rows, scores) = (&rows[span.clone()], &scores[span]);
+                let outcome =
+                    self.settle(kept, threshold, rows, scores, columns, rules.min_ballots);
+                each(start, &outcome, &mut self.count);
+            }
         } else {
-            let keys = &mut standing.keys;
             keys.clear();
-            columns.answers.keys(rows.clone(), keys);
-            let votes = rows.zip(&*keys).map(|(row, &key)| Cast {
-                key: key.at(row),
-                row: row as u32,
-                weight: columns.weight(row),
-            });
-            self.count.count(votes, columns.answers)
-        };
+            columns.answers.keys(all, keys);
+            for (start, span) in questions {
+                let votes = (start..).zip(&keys[span]).map(|(row, &key)| Cast {
+                    key: key.at(row as usize),
+                    row,
+                    weight: columns.weight(row as usize),
+                });
+                let outcome = self.count.count(votes, columns.answers);
+                each(start, &outcome, &mut self.count);
+            }
+        }
         self.standing = standing;
-        outcome
     }
 
     fn threshold(&mut self, scores: &[f64], keep: f64) -> Option<f64> {

@@ -11,15 +11,26 @@ use super::many::{Decided, STRETCH, Shared, part_of};
 use super::rows::{BATCH, Booth};
 use crate::parallel;
 
-/// How many keys are compared with the one before them at once.
+/// How many rows are looked at together for one that differs.
 const ABREAST: usize = 16;
 
-/// The votes on the questions that start at `starts`, the last of which is the number of rows.
-pub(super) fn decide(starts: &[u32], columns: &Shared<'_>, rules: &Rules<'_>) -> Vec<Decided> {
-    parallel::map_with(starts.len() - 1, ABREAST, Booth::new, |booth, at| {
-        let rows = starts[at] as usize..starts[at + 1] as usize;
-        let outcome = booth.tally(rows, columns, rules);
-        Decided::new(starts[at], &outcome, &booth.count)
+/// The votes on the questions that start at `starts`, the last of which is the number of rows; some
+/// questions at a time.
+pub(super) fn decide(starts: &[u32], columns: &Shared<'_>, rules: &Rules<'_>) -> Vec<Vec<Decided>> {
+    let mut groups = vec![0];
+    for (at, &start) in starts.iter().enumerate() {
+        let group = groups[groups.len() - 1];
+        if (start - starts[group]) as usize >= BATCH || at == starts.len() - 1 && at > group {
+            groups.push(at);
+        }
+    }
+    parallel::map_with(groups.len() - 1, 1, Booth::new, |booth, at| {
+        let starts = &starts[groups[at]..=groups[at + 1]];
+        let mut decided = Vec::with_capacity(starts.len() - 1);
+        booth.tally(starts, columns, rules, |start, outcome, count| {
+            decided.push(Decided::new(start, outcome, count));
+        });
+        decided
     })
 }
 
@@ -27,57 +38,63 @@ pub(super) fn decide(starts: &[u32], columns: &Shared<'_>, rules: &Rules<'_>) ->
 /// stand together.
 pub(super) fn starts(questions: &(dyn Keys + Sync)) -> Option<Vec<u32>> {
     let rows = questions.rows();
-    let stretches =
-        parallel::map(rows.div_ceil(STRETCH), |at| heads(questions, part_of(rows, STRETCH, at)));
-    let heads = stretches.into_iter().collect::<Option<Vec<_>>>()?.concat();
-    // Numbers that rise differ; of others it takes a look.
-    let rise = |pair: &[(Key, u32)]| pair[1].0.is_whole() && pair[0].0.0 < pair[1].0.0;
-    if !heads.windows(2).all(rise) {
-        let mut seen: HashTable<u32> = HashTable::with_capacity(heads.len());
-        for (at, &(key, _)) in heads.iter().enumerate() {
-            let is_it = |&at: &u32| heads[at as usize].0.agrees(key, questions);
-            if seen.find(key.spread(), is_it).is_some() {
+    let stretches = parallel::map(rows.div_ceil(STRETCH), |at| {
+        Heads::of(questions, part_of(rows, STRETCH, at))
+    });
+    let stretches = stretches.into_iter().collect::<Option<Vec<_>>>()?;
+    let heads = || stretches.iter().flat_map(|stretch| stretch.rows.iter().zip(&stretch.keys));
+    // Texts that rise differ, and so do numbers; of others it takes a look.
+    let rise = |(left, right): (Key, Key)| right.is_whole() && left.0 < right.0;
+    let keys = || heads().map(|(_, &key)| key);
+    if !stretches.iter().all(|heads| heads.rise) && !keys().zip(keys().skip(1)).all(rise) {
+        let mut seen: HashTable<Key> = HashTable::new();
+        for (&row, key) in heads() {
+            let key = key.at(row as usize);
+            if seen.find(key.spread(), |seen| seen.agrees(key, questions)).is_some() {
                 return None;
             }
-            seen.insert_unique(key.spread(), at as u32, |&at| heads[at as usize].0.spread());
+            seen.insert_unique(key.spread(), key, |key| key.spread());
         }
     }
-    Some(heads.iter().map(|&(_, row)| row).chain([rows as u32]).collect())
+    Some(heads().map(|(&row, _)| row).chain([rows as u32]).collect())
 }
 
-/// The rows of `rows` that differ from the one before, and their keys; `None` if those are many, or
-/// a question is missing.
-fn heads(questions: &dyn Keys, rows: Range<usize>) -> Option<Vec<(Key, u32)>> {
-    let (mut heads, mut keys) = (Vec::new(), vec![Key::MISSING]);
-    if rows.start > 0 {
-        keys.clear();
-        questions.keys(rows.start - 1..rows.start, &mut keys);
-    }
-    for start in rows.clone().step_by(BATCH) {
-        // The last of those before stays at the front.
-        let last = keys.len() - 1;
-        keys.drain(..last);
-        questions.keys(start..rows.end.min(start + BATCH), &mut keys);
-        for (abreast, first) in keys[1..].chunks(ABREAST).zip((0..).step_by(ABREAST)) {
-            // Mostly all are as the one before: look for that first, without a branch.
-            let before = keys[first];
-            let differ = abreast.iter().fold(0, |all, key| all | (key.0 ^ before.0));
-            if differ == 0 && before.is_whole() {
-                continue;
-            }
-            for (at, &key) in (first..).zip(abreast) {
-                let row = start + at;
-                if key == Key::MISSING {
-                    return None;
-                }
-                if key != keys[at] || !(key.is_whole() || questions.same(row - 1, row)) {
-                    heads.push((key.at(row), row as u32));
+/// The rows of a stretch that differ from the one before.
+struct Heads {
+    rows: Vec<u32>,
+    keys: Vec<Key>,
+    /// Whether they are texts, and each is above the one before.
+    rise: bool,
+}
+
+impl Heads {
+    /// `None` if they are many, or a question is missing.
+    fn of(questions: &dyn Keys, rows: Range<usize>) -> Option<Self> {
+        let (mut heads, mut keys, mut differ) = (Vec::new(), Vec::new(), Vec::new());
+        for start in rows.clone().step_by(BATCH) {
+            let end = rows.end.min(start + BATCH);
+            differ.clear();
+            questions.differ(start..end, &mut differ);
+            for (abreast, first) in differ.chunks(ABREAST).zip((start as u32..).step_by(ABREAST)) {
+                // Mostly none does: look for that first, without a branch.
+                if abreast.iter().fold(false, |any, &differs| any | differs) {
+                    let rows = (first..).zip(abreast).filter(|(_, differs)| **differs);
+                    heads.extend(rows.map(|(row, _)| row));
                 }
             }
+            if heads.len() > (end - rows.start) / 4 + ABREAST {
+                return None;
+            }
         }
-        if heads.len() > (start + keys.len() - 1 - rows.start) / 4 + ABREAST {
-            return None;
-        }
+        questions.pick(&heads, &mut keys);
+        let text = |row| questions.text(row);
+        let rises = |&row: &u32| match row.checked_sub(1) {
+            Some(before) => text(before as usize)
+                .zip(text(row as usize))
+                .is_some_and(|(left, right)| left < right),
+            None => text(0).is_some(),
+        };
+        let rise = heads.iter().all(rises);
+        (!keys.contains(&Key::MISSING)).then_some(Self { rows: heads, keys, rise })
     }
-    Some(heads)
 }

@@ -9,7 +9,7 @@ mod objects;
 mod texts;
 mod values;
 
-use arrow_array::builder::LargeStringBuilder;
+use arrow_array::builder::{LargeBinaryBuilder, LargeStringBuilder};
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, Int64Array, LargeStringArray, StringArray};
 use arrow_schema::DataType;
@@ -197,13 +197,19 @@ impl<'py> Column<'py> {
 /// The texts of rows that have one, or the first row whose text is no string.
 fn strings(chunks: &Chunks<Texts>, rows: &[Option<usize>]) -> Result<LargeStringArray, usize> {
     // All are found before the first is copied, so that they wait for memory together.
-    let find = |row| text(chunks, row).ok_or(row);
+    let find = |row| {
+        let (chunk, at) = chunks.find(row);
+        chunk.sound(at).ok_or(row)
+    };
     let found: Vec<_> =
         rows.iter().map(|row| row.map(find).transpose()).collect::<Result<_, _>>()?;
     let bytes = found.iter().flatten().map(|text| text.len()).sum();
-    let mut texts = LargeStringBuilder::with_capacity(found.len(), bytes);
+    let mut texts = LargeBinaryBuilder::with_capacity(found.len(), bytes);
     found.into_iter().for_each(|text| texts.append_option(text));
-    Ok(texts.finish())
+    // All at once are UTF-8, or one is not.
+    let torn = || rows.iter().flatten().find(|&&row| text(chunks, row).is_none());
+    LargeStringArray::try_from_binary(texts.finish())
+        .map_err(|_| torn().copied().unwrap_or_default())
 }
 
 /// The text of a row, if it is a string.

@@ -40,6 +40,9 @@ pub trait Chunk {
     /// Appends the keys of `rows`.
     fn keys(&self, rows: impl Iterator<Item = usize>, out: &mut Vec<Key>);
 
+    /// Appends which of `rows` hold another value than the row before; the first of the piece is none of them.
+    fn differ(&self, rows: Range<usize>, out: &mut Vec<bool>);
+
     /// Whether two rows hold the same value.
     fn same(left: (&Self, usize), right: (&Self, usize)) -> bool;
 
@@ -76,8 +79,13 @@ impl Chunk for Int64Array {
         append(self, rows, out, |row, _| Key::integer(self.values()[row] as u64));
     }
 
-    fn same(_: (&Self, usize), _: (&Self, usize)) -> bool {
-        true
+    fn differ(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        let values = self.values();
+        out.extend(rows.map(|row| values[row] != values[row - 1]));
+    }
+
+    fn same(left: (&Self, usize), right: (&Self, usize)) -> bool {
+        left.0.value(left.1) == right.0.value(right.1)
     }
 
     fn text(&self, _: usize) -> Option<&[u8]> {
@@ -165,6 +173,24 @@ impl<C: Chunk> Keys for &Chunks<C> {
         self.pieces(rows, |chunk, rows| match chunk.array().nulls() {
             None => out.extend(rows.map(|_| true)),
             Some(nulls) => out.extend(rows.map(|row| nulls.is_valid(row))),
+        });
+    }
+
+    fn differ(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        let mut row = rows.start;
+        self.pieces(rows, |chunk, rows| {
+            let at = out.len();
+            if rows.start == 0 && !rows.is_empty() {
+                out.push(row == 0 || !C::same(self.find(row - 1), (chunk, 0)));
+            }
+            chunk.differ(rows.start.max(1)..rows.end, out);
+            if let Some(nulls) = chunk.array().nulls() {
+                out[at..]
+                    .iter_mut()
+                    .zip(rows.clone())
+                    .for_each(|(out, row)| *out |= nulls.is_null(row));
+            }
+            row += rows.len();
         });
     }
 

@@ -5,6 +5,7 @@
 //! out of its buffers. Texts are compared by their bytes. Whether they are UTF-8, and views as Arrow wants them,
 //! is looked at when one becomes a string: most never do.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow_array::{
@@ -54,19 +55,19 @@ impl From<StringViewArray> for Texts {
 impl Texts {
     /// The text of a row, if it is sound.
     pub fn text(&self, row: usize) -> Option<&str> {
-        let text = match &self.layout {
-            Layout::Small(array) => by_offsets(array, row)?,
-            Layout::Large(array) => by_offsets(array, row)?,
+        std::str::from_utf8(self.sound(row)?).ok()
+    }
+
+    /// The bytes of a row, if they lie in their buffer and are as their view says.
+    pub fn sound(&self, row: usize) -> Option<&[u8]> {
+        match &self.layout {
+            Layout::Small(array) => by_offsets(array, row),
+            Layout::Large(array) => by_offsets(array, row),
             Layout::View(array) => {
                 let view = array.views()[row];
-                let text = by_view(array, row, view)?;
-                if !is_sound(view, text) {
-                    return None;
-                }
-                text
+                by_view(array, row, view).filter(|text| is_sound(view, text))
             }
-        };
-        std::str::from_utf8(text).ok()
+        }
     }
 
     /// Whether all texts that were read lie in their buffers.
@@ -161,6 +162,21 @@ impl Chunk for Texts {
 
     fn same(left: (&Self, usize), right: (&Self, usize)) -> bool {
         left.0.bytes(left.1) == right.0.bytes(right.1)
+    }
+
+    fn differ(&self, rows: Range<usize>, out: &mut Vec<bool>) {
+        match &self.layout {
+            Layout::View(array) => {
+                let views = array.views();
+                out.extend(rows.map(|row| {
+                    let [before, view] = [views[row - 1], views[row]];
+                    // Of one length, with the same beginning: texts of four bytes and less have no more.
+                    before != view
+                        && (before as u64 != view as u64 || self.bytes(row - 1) != self.bytes(row))
+                }));
+            }
+            _ => out.extend(rows.map(|row| self.bytes(row - 1) != self.bytes(row))),
+        }
     }
 
     fn text(&self, row: usize) -> Option<&[u8]> {
