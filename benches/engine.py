@@ -43,6 +43,9 @@ from rich.table import Table
 TINY = Path(__file__).parent.parent / "examples" / "tiny-reasoner"
 CHECKED = 32
 """Traces that are looked at before anything is timed."""
+REST = 1.5
+"""Seconds before each measurement: a worker of vLLM's spins for one after its last step, and would
+take the core from that of another engine."""
 ENGINES: dict[str, dict[str, Any]] = {
     "client": {"scoring": "client"},
     "inside": {"scoring": "engine"},
@@ -244,6 +247,7 @@ def race(engines: dict[str, VLLM], these: dict[str, tuple[str, Way]], questions:
     for question in questions:
         for name, (kind, way) in these.items():
             engine = engines[kind]
+            time.sleep(REST)
             work = functools.partial(way, engine, question, uuid.uuid4().hex)
             found[name].append(measured(work, engine))
     assert len({one["tokens"] for each in found.values() for one in each}) == 1
