@@ -91,6 +91,7 @@ bench: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python benches/votes.py --runs 3
 	$(BIN)/python benches/parquet.py
 	$(BIN)/python benches/replay.py
+	$(BIN)/python benches/processors.py
 	$(BIN)/python benches/engine.py
 	$(BIN)/python benches/server.py
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import statistics
@@ -105,17 +104,6 @@ class Report:
         self.console.print(table)
         self.console.print()
         self.sections[title] = rows
-
-
-def reference() -> ModuleType:
-    """The functions of the authors' package, which need NumPy only."""
-    path = install_reference.install() / "deepconf" / "utils.py"
-    spec = importlib.util.spec_from_file_location("reference_utils", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def recorded(count: int, length: int) -> np.ndarray:
@@ -444,7 +432,7 @@ def main() -> None:
     versions["reference package (deepconf)"] = install_reference.VERSION
     report.console.print(", ".join(f"{name} {version}" for name, version in versions.items()))
     report.console.print()
-    package = reference()
+    package = install_reference.module("utils")
     compare_scores(report, package)
     compare_tokens(report)
     compare_logits(report)

@@ -2,18 +2,21 @@
 
 It goes by the same import name as this project, so it lives in a folder of its own beside the
 environment's packages; who wants it puts that folder first on `sys.path`, in a process of its own.
-`deepconf/utils.py` needs NumPy only and may be loaded by its path; the whole package needs vLLM.
+`deepconf/utils.py` needs NumPy only and `deepconf/processors.py` vLLM, and either may be loaded by
+itself, beside our own package (`module`).
 
 Does nothing but print when it is there already.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 VERSION = "0.1.0"
 
@@ -21,6 +24,17 @@ VERSION = "0.1.0"
 def install() -> Path:
     """The folder that holds the package, installed now if need be."""
     return apart("reference", "deepconf", VERSION)
+
+
+def module(name: str) -> ModuleType:
+    """One module of the package, without the package: "utils" or "processors"."""
+    path = install() / "deepconf" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"reference_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def apart(name: str, package: str, version: str) -> Path:
