@@ -29,13 +29,14 @@
 //! | step | what it costs |
 //! |---|---|
 //! | checks | one read of weights and scores, without a branch |
-//! | are questions together? | a key a row, against the row before; soon given up if not |
+//! | are questions together? | each row's against that of the row before, without a hash; soon given up if not |
+//! | … and do they rise? | a key each if not, in a hash table, so that none comes back |
 //! | if so | nothing: each question's traces are read where they stand |
 //! | if not | a look into a table of the questions seen before, in a cache if they are few; no hash for integers close together |
 //! | … | 32 bytes a row that votes written and read; before, where there is a filter, 12 a row |
 //! | … and answers are long | a look into a table of those seen before |
 //! | threshold | a quickselect over the question's scores |
-//! | … of the rows it keeps | their answers and weights, read where they are |
+//! | … of the rows it keeps | their answers and weights, read where they are; of some questions at once |
 //! | count | a hint by six bits of the key says which ballot it was the last time |
 //! | … the hint is wrong | a look through the ballots, in a hash table from the seventeenth on |
 //!
