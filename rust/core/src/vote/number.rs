@@ -47,16 +47,15 @@ impl Near {
     }
 }
 
-/// A text, where it is short enough, in one line of a cache.
+/// A text, where it is short enough.
 #[derive(Clone, Copy)]
-#[repr(align(64))]
 struct Text {
     /// More than fits if it is longer.
     len: u8,
     bytes: [u8; INLINE],
 }
 
-const INLINE: usize = 63;
+const INLINE: usize = 47;
 
 /// How many values are looked up at a time.
 const TOGETHER: usize = 64;
@@ -76,35 +75,22 @@ impl Text {
         Self { len: text.len() as u8, bytes }
     }
 
-    /// Whether it may be that text, by the length.
+    /// Whether it is this text; `None` if it is not known.
     #[inline]
-    fn may_be(&self, text: Option<&[u8]>) -> bool {
-        let len = usize::from(self.len);
-        len > INLINE || text.is_none_or(|text| text.len() == len)
+    fn is(&self, text: &[u8]) -> Option<bool> {
+        let mine = self.bytes.get(..self.len.into())?;
+        Some(mine.len() == text.len() && are_same(mine, text))
     }
-
-    /// It, if it is known.
-    #[inline]
-    fn bytes(&self) -> Option<&[u8]> {
-        self.bytes.get(..self.len.into())
-    }
-}
-
-/// The text of a key that is a hash, with a row.
-#[inline]
-fn text(key: Key, column: &(impl Keys + ?Sized)) -> Option<&[u8]> {
-    if key.is_whole() || key == Key::MISSING { None } else { column.text(key.row()) }
 }
 
 /// Whether texts of the same length are the same.
 #[inline]
 fn are_same(left: &[u8], right: &[u8]) -> bool {
-    let (Some(left_end), Some(right_end)) = (left.last_chunk::<16>(), right.last_chunk()) else {
-        return left == right;
-    };
-    // The last sixteen bytes overlap those before.
-    let mut chunks = left.chunks_exact(16).zip(right.chunks_exact(16));
-    left_end == right_end && chunks.all(|(left, right)| left == right)
+    // Those of 16 to 32 bytes overlap.
+    left.first_chunk::<16>() == right.first_chunk()
+        && left.last_chunk::<16>() == right.last_chunk()
+        && (16..=32).contains(&left.len())
+        || left == right
 }
 
 impl Numbers {
@@ -137,58 +123,26 @@ impl Numbers {
             out.extend(keys.iter().map(|&key| self.near_number(key, column)));
             return;
         }
-        self.look_up(keys, |_, key| text(key, column), column, out);
-    }
-
-    /// As [`Numbers::number`], of the values that another one numbered, in turn.
-    pub(super) fn number_all(
-        &mut self,
-        other: &Self,
-        column: &(impl Keys + ?Sized),
-        out: &mut Vec<u32>,
-    ) {
-        if !self.near.slots.is_empty() {
-            return self.number(&other.keys, column, out);
-        }
-        // Their texts are at hand, not those of the column.
-        let known = |at: usize| other.texts.get(at).and_then(Text::bytes);
-        let text = |at, key| known(at).or_else(|| text(key, column));
-        self.look_up(&other.keys, text, column, out);
-    }
-
-    /// Appends the number of each key; `text` is that of a key, by its place too.
-    #[inline]
-    fn look_up<'a>(
-        &mut self,
-        keys: &[Key],
-        text: impl Fn(usize, Key) -> Option<&'a [u8]>,
-        column: &(impl Keys + ?Sized),
-        out: &mut Vec<u32>,
-    ) {
-        let (mut hashes, mut likely) = ([0; TOGETHER], [0; TOGETHER]);
-        let (mut texts, mut agree) = ([None; TOGETHER], [false; TOGETHER]);
-        for (keys, first) in keys.chunks(TOGETHER).zip((0..).step_by(TOGETHER)) {
-            // A slot for each, then a key and a text for each: nothing waits for one of them yet.
+        let (mut hashes, mut likely, mut agree) = ([0; TOGETHER], [0; TOGETHER], [false; TOGETHER]);
+        for keys in keys.chunks(TOGETHER) {
+            // A slot for each, then a key for each: nothing branches on them yet.
             for ((hash, likely), key) in hashes.iter_mut().zip(&mut likely).zip(keys) {
                 *hash = key.spread();
                 *likely = self.slots[*hash as usize & (self.slots.len() - 1)];
             }
-            for (at, &key) in keys.iter().enumerate() {
-                let likely = likely[at] as usize;
-                texts[at] = text(first + at, key);
-                agree[at] = self.keys.get(likely).is_some_and(|seen| seen.is_like(key))
-                    & self.texts.get(likely).is_none_or(|seen| seen.may_be(texts[at]));
+            for ((agree, &likely), &key) in agree.iter_mut().zip(&likely).zip(keys) {
+                *agree = self.keys.get(likely as usize).is_some_and(|seen| seen.is_like(key));
             }
-            for (at, &key) in keys.iter().enumerate() {
-                let (likely, text) = (likely[at], texts[at]);
-                out.push(if agree[at] && (key.is_whole() || self.is(likely, key, text, column)) {
+            let looked_up = keys.iter().zip(hashes).zip(likely).zip(agree);
+            out.extend(looked_up.map(|(((&key, hash), likely), agree)| {
+                if agree && (key.is_whole() || self.is(likely, key, column)) {
                     likely
                 } else if key == Key::MISSING {
                     Self::NONE
                 } else {
-                    self.search(key, hashes[at], text, column)
-                });
-            }
+                    self.search(key, hash, column)
+                }
+            }));
         }
     }
 
@@ -198,7 +152,7 @@ impl Numbers {
             return if key == Key::MISSING {
                 Self::NONE
             } else {
-                self.search(key, key.spread(), text(key, column), column)
+                self.search(key, key.spread(), column)
             };
         };
         if *slot == FREE {
@@ -208,28 +162,20 @@ impl Numbers {
         *slot
     }
 
-    /// Whether value `at`, whose key is like this one and a hash, is that of this one, which has this text.
+    /// Whether value `at`, whose key is like this one and a hash, is that of this one.
     #[inline]
-    fn is(&self, at: u32, key: Key, text: Option<&[u8]>, column: &(impl Keys + ?Sized)) -> bool {
-        match self.texts.get(at as usize).and_then(Text::bytes).zip(text) {
-            Some((seen, text)) => seen.len() == text.len() && are_same(seen, text),
-            None => column.same(self.keys[at as usize].row(), key.row()),
-        }
+    fn is(&self, at: u32, key: Key, column: &(impl Keys + ?Sized)) -> bool {
+        let known = self.texts.get(at as usize).zip(column.text(key.row()));
+        known
+            .and_then(|(seen, text)| seen.is(text))
+            .unwrap_or_else(|| column.same(self.keys[at as usize].row(), key.row()))
     }
 
-    fn search(
-        &mut self,
-        key: Key,
-        hash: u64,
-        text: Option<&[u8]>,
-        column: &(impl Keys + ?Sized),
-    ) -> u32 {
+    fn search(&mut self, key: Key, hash: u64, column: &(impl Keys + ?Sized)) -> u32 {
         let mut slot = hash as usize & (self.slots.len() - 1);
         while self.slots[slot] != FREE {
             let at = self.slots[slot];
-            if self.keys[at as usize].is_like(key)
-                && (key.is_whole() || self.is(at, key, text, column))
-            {
+            if self.keys[at as usize].is_like(key) && (key.is_whole() || self.is(at, key, column)) {
                 return at;
             }
             slot = (slot + 1) & (self.slots.len() - 1);
@@ -239,7 +185,7 @@ impl Numbers {
         self.keys.push(key);
         if !key.is_whole() && self.keys.len() <= MOST_TEXTS {
             self.texts.resize(at as usize, Text::NONE);
-            self.texts.push(Text::new(text));
+            self.texts.push(Text::new(column.text(key.row())));
         }
         if 2 * self.keys.len() > self.slots.len() {
             self.grow();

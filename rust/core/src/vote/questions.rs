@@ -49,7 +49,7 @@ impl Questions {
         let mut shares = vec![(numbers, Vec::new())];
         for (seen, rows, numbers) in seen {
             let mut of_all = Vec::with_capacity(rows.len());
-            all.number_all(&seen, questions, &mut of_all);
+            all.number(seen.keys(), questions, &mut of_all);
             add_new(&mut firsts, &of_all, rows.into_iter());
             shares.push((numbers, of_all));
         }
