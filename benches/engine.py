@@ -155,7 +155,7 @@ def check(engines: dict[str, VLLM], question: str, policy: deepconf.Policy) -> N
         return [completion for [completion] in done.result()]
 
     free = traces(next(iter(engines.values())), "free", logprobs=policy.top_logprobs)
-    found = [confidences(trace) for trace in free]
+    found = [confidences(trace, k=policy.top_logprobs) for trace in free]
     lowest = deepconf.score(found, window=window).lowest_group
     for kind in engines.keys() & {"client", "inside"}:
         for engine in engines[kind], Streaming(engines[kind]):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from deepconf import token_confidence, token_entropy
+from deepconf.engines.vllm import confidences
 from deepconf.errors import InvalidInput, InvalidType
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,3 +148,19 @@ def test_bad_input_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=message):
         function(table, **settings)
+
+
+def test_a_sampled_token_that_is_nowhere_among_the_likeliest_is_not_counted() -> None:
+    """vLLM's dicts have one entry more for it; nobody says how many were asked for."""
+
+    def row(*of: tuple[float, int]) -> dict[int, Any]:
+        return {rank: SimpleNamespace(logprob=logprob, rank=rank) for logprob, rank in of}
+
+    outside = row((-6.0, 700), (-0.5, 1), (-1.5, 2))
+    assert confidences([outside] * 3).tolist() == [1.0] * 3
+    assert confidences([outside] * 3, entries="returned").tolist() == pytest.approx([8 / 3] * 3)
+    among = row((-0.5, 1), (-1.5, 2), (-4.0, 3))
+    assert confidences([among] * 3).tolist() == [2.0] * 3
+    assert confidences([among, outside, among], k=2).tolist() == [1.0] * 3
+    with pytest.raises(InvalidInput, match="so k=1"):
+        confidences([row((-6.0, 700), (-0.5, 1))] * 3)

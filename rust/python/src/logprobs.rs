@@ -233,8 +233,9 @@ pub fn row_confidences<'py>(
 /// Token confidences of vLLM's dict log-probabilities.
 ///
 /// Args:
-///     rows: n dicts from token id to an object with a `logprob`, nats.
-///     k: how many of the most likely tokens count, at least 2; None for as many as every row has.
+///     rows: n dicts from token id to an object with a `logprob`, nats, and perhaps its `rank`, from 1.
+///     k: how many of the most likely tokens count, at least 2; None for as many as every row has, where
+///         ranks say so without the sampled token's.
 ///     returned: whether to take every entry instead.
 ///     floor: raises smaller log-probabilities to this.
 ///
@@ -248,7 +249,7 @@ pub fn dict_confidences<'py>(
     returned: Given<'py>,
     floor: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let rules = Rules::read(k, &returned, floor)?;
+    let mut rules = Rules::read(k, &returned, floor)?;
     let (py, rows) = (rows.py(), object::<PyList>(rows, "rows", "a list")?);
     let logprob = intern!(py, "logprob");
     let mut table = Table::default();
@@ -266,7 +267,27 @@ pub fn dict_confidences<'py>(
         }
         table.ends.push(table.entries.len());
     }
+    // Rows of one length: of the most likely only, or all of them with a sampled token that is none.
+    if rules.k.is_none()
+        && let Some(width) = table.width()
+        && any_rank_beyond(rows, width)
+    {
+        if width == 2 {
+            return Err(one_is_too_few(0, width));
+        }
+        rules.k = Some(width - 1);
+    }
     table.confidences(py, 1, &rules)
+}
+
+/// Whether an entry's rank is known and higher than this.
+fn any_rank_beyond(rows: &Bound<'_, PyList>, width: usize) -> bool {
+    let name = intern!(rows.py(), "rank");
+    let rank = |entry: Bound<'_, PyAny>| entry.getattr(name).and_then(|rank| rank.extract()).ok();
+    let beyond = |entry| rank(entry).is_some_and(|rank: usize| rank > width);
+    rows.iter()
+        .filter_map(|row| row.cast_into::<PyDict>().ok())
+        .any(|row| row.values().iter().any(beyond))
 }
 
 /// Token confidences of OpenAI-style log-probabilities, as JSON is parsed or as client objects.
@@ -373,6 +394,13 @@ impl Default for Table {
 }
 
 impl Table {
+    /// How many entries every row has, if that is the same.
+    fn width(&self) -> Option<usize> {
+        let mut widths = self.ends.windows(2).map(|end| end[1] - end[0]);
+        let first = widths.next()?;
+        widths.all(|width| width == first).then_some(first)
+    }
+
     /// Of the `k` most likely, or of all that were returned. Without a `k`, rows may have `spare` entries
     /// more than the shortest.
     fn confidences<'py>(
