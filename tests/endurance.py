@@ -120,7 +120,8 @@ async def rounds(engine: VLLM, options: argparse.Namespace) -> None:
         if dice.random() < 0.002:
             time.sleep(0.5)
 
-    policy = Policy.low(budget=options.traces, warmup=16, window=16, **shown)
+    window = max(2, min(16, options.max_tokens // 2))
+    policy = Policy.low(budget=options.traces, warmup=16, window=window, **shown)
     sampling = {"max_tokens": options.max_tokens}
     think = DeepThink(
         engine, policy, sampling=sampling, keep_confidence=False, on_trace=on_trace,
