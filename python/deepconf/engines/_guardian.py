@@ -148,19 +148,20 @@ def _guard(psutil: Any) -> None:
     heard = b""
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
-        while True:
+        done = False
+        while not done:
             if selector.select(_PERIOD):
                 more = os.read(0, 4096)
                 if not more:
                     break
                 *lines, heard = (heard + more).split(b"\n")
-                if _DONE in lines:
-                    psutil.wait_procs([*roots.values(), *offspring.values()], timeout=_GRACE)
-                    break
-                for line in lines:
+                done = _DONE in lines
+                for line in {*lines} - {_DONE}:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         roots[int(line)] = psutil.Process(int(line))
             offspring = _offspring(psutil, [*roots.values(), *offspring.values()])
+    if done:
+        psutil.wait_procs(list(offspring.values()), timeout=_GRACE)
     for _ in range(100):
         alive = [*roots.values(), *offspring.values()]
         for process in alive:  # So that none starts another while we look.
