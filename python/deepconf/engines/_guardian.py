@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
 from multiprocessing.process import BaseProcess
@@ -161,7 +162,9 @@ def _guard(psutil: Any) -> None:
                         roots[int(line)] = psutil.Process(int(line))
             offspring = _offspring(psutil, [*roots.values(), *offspring.values()])
     if done:
-        psutil.wait_procs(list(offspring.values()), timeout=_GRACE)
+        end = time.monotonic() + _GRACE
+        while _offspring(psutil, list(offspring.values())) and time.monotonic() < end:
+            time.sleep(0.05)
     for _ in range(100):
         alive = [*roots.values(), *offspring.values()]
         for process in alive:  # So that none starts another while we look.
@@ -170,7 +173,8 @@ def _guard(psutil: Any) -> None:
         offspring |= found
         for process in [*alive, *found.values()]:
             _send(psutil, process, signal.SIGKILL)
-        _, left = psutil.wait_procs([*alive, *found.values()], timeout=0.5)
+        psutil.wait_procs([*alive, *found.values()], timeout=0.5)
+        left = _offspring(psutil, [*alive, *found.values()])
         if not left and not found.keys() - {process.pid for process in alive}:
             return
 
@@ -186,7 +190,8 @@ def _offspring(psutil: Any, processes: list[Any]) -> dict[int, Any]:
     found = {}
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            if process.is_running():
+            # One that has ended and that nobody has waited for yet is still there.
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 found[process.pid] = process
                 found |= {child.pid: child for child in process.children(recursive=True)}
     return found
