@@ -3,8 +3,9 @@
 `python tests/endurance.py --questions 1000 --scoring engine` (`make soak`) asks two at a time, the
 traces cut at `--max-tokens`, with a callback that is slow now and then. Every tenth of the way it
 looks at what there is: memory by process, file handles, threads, tasks, objects, requests that
-deepconf, vLLM and its workers still know. After the first tenth nothing may grow. At last the
-engine is killed in the middle of a question, and what was finished must be in the error's result.
+deepconf, vLLM and its workers still know. After the first tenth nothing of this process may grow,
+and no request may be left. At last the engine is killed in the middle of a question, and what was
+finished must be in the error's result.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import random
 import time
 import warnings
@@ -22,32 +22,25 @@ from pathlib import Path
 
 import deepconf
 import psutil
+from chaos import TINY, WAIT, Broken
 from deepconf import DeepThink, Policy, Result, Trace
 from deepconf.engines import VLLM
 from deepconf.errors import EngineDied
 
-TINY = Path(__file__).parent.parent / "examples" / "tiny-reasoner"
 LINES = (TINY / "questions.jsonl").read_text().splitlines()
 QUESTIONS = [json.loads(line)["question"] for line in LINES]
-WAIT = 600
-# So small that a cache's pages have all been written to once after some questions.
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 # What may come and go: threads of pools, handles of sockets, objects between two collections.
 MARGINS = {"threads": 4, "file handles": 8, "objects": 2_000, "front end, MB": 32}
-
-
-class Broken(AssertionError):
-    """What must never be, was."""
 
 
 async def tasks() -> list[str]:
     """What deepconf has under way on this event loop."""
     codes = (getattr(task.get_coro(), "cr_code", None) for task in asyncio.all_tasks())
     package = str(Path(deepconf.__file__).parent)
-    return [code.co_qualname for code in codes if code and code.co_filename.startswith(package)]
+    return [code.co_name for code in codes if code and code.co_filename.startswith(package)]
 
 
-async def look(engine: VLLM) -> dict[str, int]:
+def look(engine: VLLM) -> dict[str, int]:
     """What there is while no question is asked."""
     me = psutil.Process()
     children = me.children(recursive=True)
@@ -137,7 +130,7 @@ async def rounds(engine: VLLM, options: argparse.Namespace) -> None:
             check(result, options.traces)
             tokens += result.tokens.generated
         if (number + 2) % step == 0:
-            now = await look(engine)
+            now = look(engine)
             seconds = time.monotonic() - began
             print(f"{number + 2} questions, {tokens:,} tokens, {seconds:.0f} s: {now}", flush=True)
             first = first or now

@@ -307,10 +307,9 @@ class Run:
             self.controller.relaunched(trace)
             records[trace].begin_anew()
         stops, errors = self.controller.step(step.traces, step.confidence)
-        ends = set(step.traces[:1]) | set(step.traces[-1:])
-        if len(ends) == 1 and ends == set(step.traces) and not errors:  # A whole trace, say.
-            new = np.asarray(step.confidence, np.float32)
-            records[ends.pop()].growing.frombytes(new.tobytes())
+        of = step.traces
+        if of[:1] == of[-1:] and len(set(of)) == 1 and not errors:  # A whole trace, say.
+            records[of[0]].growing.frombytes(np.asarray(step.confidence, np.float32).tobytes())
         else:
             for trace, confidence in zip(step.traces, step.confidence.tolist(), strict=True):
                 if trace in errors:  # They were generated, and cannot be scored.
