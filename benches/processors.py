@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 import torch
-from deepconf.engines.inside._rows import Rows
-from deepconf.engines.inside._watch import Watch
+from deepconf.engines.vllm.inside._rows import Rows
+from deepconf.engines.vllm.inside._watch import Watch
 from reference_processor import Processor
 from rich.console import Console
 from rich.table import Table

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from deepconf.engines import VLLM
-from deepconf.engines._steps import Steps
-from deepconf.engines.inside._reports import Inside
+from deepconf.engines.vllm._steps import Steps
+from deepconf.engines.vllm.inside._reports import Inside
 
 
 class Tokenizer:

@@ -15,12 +15,12 @@ pytest.importorskip("torch", exc_type=ModuleNotFoundError)
 
 import torch
 from deepconf import TraceScorer, token_confidence
-from deepconf.engines._steps import Request
 from deepconf.engines.base import Step
-from deepconf.engines.inside._ledger import Found, Ledger
-from deepconf.engines.inside._reports import Inside, refusal
-from deepconf.engines.inside._rows import Rows
-from deepconf.engines.inside._watch import Watch
+from deepconf.engines.vllm._steps import Request
+from deepconf.engines.vllm.inside._ledger import Found, Ledger
+from deepconf.engines.vllm.inside._reports import Inside, refusal
+from deepconf.engines.vllm.inside._rows import Rows
+from deepconf.engines.vllm.inside._watch import Watch
 
 VOCABULARY = 40
 EOS = 7

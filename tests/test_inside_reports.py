@@ -16,7 +16,7 @@ pytest.importorskip("vllm", exc_type=ModuleNotFoundError)
 from deepconf import DeepThink, Policy
 from deepconf._run import Run
 from deepconf.engines import Ending, Signal, Step
-from deepconf.engines.inside import _reports
+from deepconf.engines.vllm.inside import _reports
 from deepconf.errors import EngineDied, InvalidInput, RunWarning
 from pretended_core import PretendedLLM, output, pretended, settle
 

@@ -15,8 +15,8 @@ import pytest
 from conftest import TINY
 from deepconf import DeepThink, Policy, Result, TraceScorer
 from deepconf.engines import VLLM, Signal
-from deepconf.engines.inside._watch import Watch
 from deepconf.engines.vllm import confidences
+from deepconf.engines.vllm.inside._watch import Watch
 from deepconf.errors import EngineDied, InvalidInput
 
 SETTINGS = json.loads((TINY / "deepconf.json").read_text())

@@ -24,7 +24,7 @@ MODEL = TINY / "model"
 FAMILY = """
 import multiprocessing, os, subprocess, sys, threading, time
 
-from deepconf.engines._guardian import Guardian
+from deepconf.engines.vllm._guardian import Guardian
 
 
 def core():

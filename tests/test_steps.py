@@ -20,7 +20,7 @@ pytest.importorskip("vllm", exc_type=ModuleNotFoundError)
 from deepconf import DeepThink, Policy, Result
 from deepconf._run import Run
 from deepconf.engines import VLLM, Signal, Step
-from deepconf.engines._steps import Steps, _decode_arrays_at_once, misfits
+from deepconf.engines.vllm._steps import Steps, _decode_arrays_at_once, misfits
 from deepconf.errors import EngineDied, EngineError, InvalidInput, RunWarning
 from pretended_core import PretendedLLM, output, pretended, rows, settle
 from vllm.v1.engine import EngineCoreOutputs, output_processor

@@ -22,9 +22,11 @@ import numpy as np
 import pytest
 from conftest import TINY
 from deepconf.engines import VLLM, Chunk, Signal
-from deepconf.engines._checks import check_hub, main_guard
 from deepconf.engines.base import as_messages, result_of
-from deepconf.engines.vllm import _FREE, confidences, settings_of
+from deepconf.engines.vllm import confidences, settings_of
+from deepconf.engines.vllm._arguments import FREE, check_sampling
+from deepconf.engines.vllm._checks import check_hub, main_guard
+from deepconf.engines.vllm._prompts import Prompts
 from deepconf.errors import (
     DeepConfError,
     EngineError,
@@ -416,7 +418,7 @@ def test_what_is_left_out_of_settings_is_vllms() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     fields = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    assert _FREE - fields == {"scoring"}  # Which is our own.
+    assert FREE - fields == {"scoring"}  # Which is our own.
 
 
 def test_settings_of_an_engine_are_as_it_was_given_them(tiny_engine: VLLM) -> None:
@@ -465,14 +467,16 @@ def test_a_tokenizer_that_formats_chats_in_code_is_used(
     tokenizer = get_deepseek_v32_tokenizer(tiny_engine._tokenizer)
     renderer = DeepseekV32Renderer(tiny_engine._llm.vllm_config, tokenizer)
     monkeypatch.setattr(tiny_engine._llm, "renderer", renderer)
-    assert tiny_engine._wants_chat("auto") is tiny_engine._wants_chat(True) is True
-    assert tiny_engine._wants_chat(False) is False
-    monkeypatch.setattr(tiny_engine, "_chat", True)
+    auto, always, never = (
+        Prompts("m", tiny_engine._llm, chat, {}) for chat in ("auto", True, False)
+    )
     own = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
     )
     expected = tiny_engine._tokenizer.encode(own, add_special_tokens=False)
-    assert tiny_engine.prepare(QUESTION)["prompt_token_ids"] == expected
+    assert auto.prepare(QUESTION) == always.prepare(QUESTION)
+    assert auto.prepare(QUESTION)["prompt_token_ids"] == expected
+    assert never.prepare(QUESTION) == tiny_engine.prepare(QUESTION)
 
 
 def test_parts_that_are_no_text_are_refused(tiny_engine: VLLM) -> None:
@@ -529,9 +533,11 @@ def test_prepare_says_what_does_not_fit(tiny_engine: VLLM) -> None:
 
 
 def test_chat_needs_a_template(tiny_engine: VLLM) -> None:
+    llm = tiny_engine._llm
     with pytest.raises(InvalidInput, match=r"chat=True: .* has no chat template, set chat=False"):
-        tiny_engine._wants_chat(True)
-    assert tiny_engine._wants_chat("auto") is False
+        Prompts("m", llm, True, {})
+    auto, never = Prompts("m", llm, "auto", {}), Prompts("m", llm, False, {})
+    assert auto.prepare(QUESTION) == never.prepare(QUESTION)
 
 
 def test_sampling_in_force(tiny_engine: VLLM) -> None:
@@ -571,12 +577,10 @@ def test_constructor_errors(
 
 
 def test_sampling_that_does_not_suit_the_model(tiny_engine: VLLM) -> None:
-    from deepconf.engines.vllm import _check_sampling
-
     config, tokenizer = tiny_engine._llm.vllm_config, tiny_engine._tokenizer
-    _check_sampling({"stop_token_ids": [25]}, config, tokenizer)
+    check_sampling({"stop_token_ids": [25]}, config, tokenizer)
     with pytest.raises(InvalidInput, match=r"stop_token_ids.*99"):
-        _check_sampling({"stop_token_ids": [99]}, config, tokenizer)
+        check_sampling({"stop_token_ids": [99]}, config, tokenizer)
 
 
 @pytest.mark.parametrize("model", ["/no/such", "./such", "../such", "~/no/such", "a/b/c", "", " "])

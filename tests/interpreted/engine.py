@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from deepconf.engines.inside._watch import Watch
+from deepconf.engines.vllm.inside._watch import Watch
 from test_inside_vllm import MASKS, check, crowded, fetched, generated, known, preemptions
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from deepconf.engines.inside._kernel import top_logprobs
+from deepconf.engines.vllm.inside._kernel import top_logprobs
 
 
 def same(logits: torch.Tensor, k: int) -> None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 import vllm.v1.worker.cpu.shm  # noqa: F401 (vLLM's own stand-ins for what a CPU has not.)
 from deepconf import TraceScorer, token_confidence
-from deepconf.engines.inside._v2 import Processor
-from deepconf.engines.inside._watch import Watch
+from deepconf.engines.vllm.inside._v2 import Processor
+from deepconf.engines.vllm.inside._watch import Watch
 from vllm import SamplingParams
 from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.worker.gpu.input_batch import post_update
@@ -72,7 +72,7 @@ class Runner:
         self, asynchronous: bool = False, scoring: bool = True, kernel: str | None = None
     ) -> None:
         self.states = RequestState(PLACES, LONGEST, LONGEST, 0, VOCABULARY, CPU)
-        names = ["deepconf.engines.inside._v2:Processor"] if scoring else []
+        names = ["deepconf.engines.vllm.inside._v2:Processor"] if scoring else []
         settings = config(asynchronous, additional_config={"deepconf_kernel": kernel})
         custom = build_custom_logits_processors(settings, self.states, False, names)
         self.sampler = Sampler(
@@ -314,7 +314,7 @@ def test_a_rehearsal_is_not_scored() -> None:
 )
 def test_engines_that_cannot_be_watched_are_refused(change: Any, message: str) -> None:
     states = RequestState(PLACES, LONGEST, LONGEST, 0, VOCABULARY, CPU)
-    names = ["deepconf.engines.inside._v2:Processor"]
+    names = ["deepconf.engines.vllm.inside._v2:Processor"]
     with pytest.raises(ValueError, match=message):
         build_custom_logits_processors(config(**change), states, False, names)
 

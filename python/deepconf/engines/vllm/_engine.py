@@ -4,103 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import difflib
-import enum
 import functools
-import gc
 import importlib.util
 import os
 import signal as signals
-import threading
 import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from multiprocessing import resource_tracker
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from deepconf._core import dict_confidences, flat_confidences
-from deepconf.engines._checks import check_hub, checked_model, main_guard, refuse_children
-from deepconf.engines._guardian import Guardian
 from deepconf.engines._loop import EngineLoop
-from deepconf.engines._steps import Request, Steps, misfits
 from deepconf.engines.base import (
     Chunk,
     Ending,
-    Finish,
     Signal,
     Take,
-    as_messages,
-    check_counted,
     generate_by_stream,
     result_of,
 )
-from deepconf.engines.inside import _reports as inside
+from deepconf.engines.vllm._arguments import (
+    check_engine_args,
+    check_names,
+    check_sampling,
+    settings_of,
+)
+from deepconf.engines.vllm._checks import check_hub, checked_model, main_guard, refuse_children
+from deepconf.engines.vllm._guardian import Guardian
+from deepconf.engines.vllm._heap import freeze, thaw
+from deepconf.engines.vllm._outputs import finish_of, of_logprobs, reason_of
+from deepconf.engines.vllm._prompts import Prompts
+from deepconf.engines.vllm._steps import Request, Steps, misfits
+from deepconf.engines.vllm.inside import _reports as inside
 from deepconf.errors import (
     DeepConfError,
     EngineDied,
     EngineError,
     InvalidInput,
-    InvalidType,
     MissingExtra,
     RunWarning,
 )
 
-__all__ = ["VLLM", "confidences", "settings_of"]
-
-T = TypeVar("T")
-
-# Sampling parameters that a run sets itself.
-_OWNED = {
-    "n": "one request is one trace",
-    "seed": "set Policy(seed=...)",
-    "logprobs": "set Policy(top_logprobs=...)",
-    "logprob_token_ids": "confidence is defined on the most likely tokens",
-    "prompt_logprobs": "the prompt has no confidence",
-    "prompt_logprob_token_ids": "the prompt has no confidence",
-    "prompt_logprob_start": "the prompt has no confidence",
-    "flat_logprobs": "always on",
-    "output_kind": "a run follows its traces by itself",
-    "detokenize": "texts are decoded once, at the end",
-}
-
-# "repetition" comes of `repetition_detection`: such a trace was cut short.
-_FINISH: dict[str, Finish] = {
-    "stop": "finished",
-    "length": "length",
-    "repetition": "length",
-    "abort": "aborted",
-}
-
-# Engine arguments that change how fast results come, and not what they are. Any other matters.
-_FREE = frozenset(
-    """
-    aggregate_engine_logging async_scheduling block_size collect_detailed_traces
-    compilation_config cpu_distributed_timeout_seconds cpu_offload_gb cpu_offload_params
-    cudagraph_capture_sizes cudagraph_metrics data_parallel_address data_parallel_backend
-    data_parallel_external_lb data_parallel_hybrid_lb data_parallel_multi_port_external_lb
-    data_parallel_rank data_parallel_rpc_port data_parallel_size data_parallel_size_local
-    data_parallel_start_rank decode_context_parallel_size device_ids disable_custom_all_reduce
-    disable_log_stats distributed_executor_backend distributed_timeout_seconds download_dir
-    enable_chunked_prefill enable_eplb enable_expert_parallel enable_flashinfer_autotune
-    enable_log_requests enable_mfu_metrics enable_prefix_caching enable_sleep_mode enforce_eager
-    eplb_config gpu_memory_utilization hf_token jit_monitor_mode jit_monitor_verbose
-    kv_cache_memory_bytes kv_cache_metrics kv_cache_metrics_sample kv_offloading_backend
-    kv_offloading_size log_config_file log_level logging_config logprobs_mode
-    long_prefill_token_threshold master_addr master_port max_cpu_loras max_cudagraph_capture_size
-    max_logprobs max_num_active_seqs max_num_batched_tokens max_num_queued_reqs
-    max_num_queued_tokens max_num_scheduled_tokens max_num_seqs max_parallel_loading_workers
-    nnodes node_rank num_gpu_blocks_override numa_bind numa_bind_cpus numa_bind_nodes
-    offload_backend offload_group_size offload_num_in_group offload_params offload_prefetch_step
-    optimization_level otlp_traces_endpoint performance_mode pipeline_parallel_size
-    prefill_context_parallel_size profiler_config ray_workers_use_nsight renderer_num_workers
-    safetensors_load_strategy safetensors_prefetch_block_size safetensors_prefetch_num_threads
-    scoring served_model_name show_hidden_metrics_for_version shutdown_timeout stream_interval
-    tensor_parallel_size use_tqdm_on_load
-    """.split()  # noqa: SIM905 (a list of them would be a line each)
-)
+__all__ = ["VLLM"]
 
 # Tokens of a text that is decoded on another thread.
 _LONG = 4_096
@@ -165,13 +109,13 @@ class VLLM(EngineLoop):
     ) -> None:
         refuse_children()
         self.model = checked_model(model)
-        self._chat_kwargs = dict(chat_template_kwargs or {})
+        chat_template_kwargs = dict(chat_template_kwargs or {})
         self._sampling = dict(sampling or {})
-        _check_names(self._sampling)
+        check_names(self._sampling)
         self._given: dict[str, Any] = {
             "sampling": dict(self._sampling),
             "chat": chat,
-            "chat_template_kwargs": self._chat_kwargs,
+            "chat_template_kwargs": chat_template_kwargs,
             "engine_args": dict(engine_args),
         }
         if chat not in ("auto", True, False):
@@ -197,7 +141,7 @@ class VLLM(EngineLoop):
         self._begin()
         try:
             result_of(self.submit(self._start(engine_args)))
-            self._chat = self._wants_chat(chat)
+            self._prompts = Prompts(self.model, self._llm, chat, chat_template_kwargs)
         except BaseException:
             self.close()
             raise
@@ -218,8 +162,8 @@ class VLLM(EngineLoop):
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        _check_sampling(self._sampling)
-        _check_engine_args(engine_args)
+        check_sampling(self._sampling)
+        check_engine_args(engine_args)
         defaults: dict[str, Any] = {"disable_log_stats": True}
         if current_platform.is_cpu():
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -248,7 +192,7 @@ class VLLM(EngineLoop):
             raise InvalidInput(f"vLLM does not take these engine arguments: {error}") from error
         except Exception as error:
             raise EngineError(
-                f"vLLM does not start {self.model!r}: {_reason(error)}{main_guard()}"
+                f"vLLM does not start {self.model!r}: {reason_of(error)}{main_guard()}"
             ) from error
         # What the first request would wait for, so that an abort right behind it would miss it.
         await self._llm.get_supported_tasks()
@@ -257,11 +201,11 @@ class VLLM(EngineLoop):
         self._config = settings.model_config
         defaults = {"max_tokens": None, **self._config.get_diff_sampling_param()}
         self._sampling = {**defaults, **self._sampling}
-        _check_sampling(self._sampling, settings, self._tokenizer)
+        check_sampling(self._sampling, settings, self._tokenizer)
         self._take_steps()
         if self._wanted != "client":
             await self._take_place(refusal)
-        _freeze()
+        freeze()
         self._frozen = True
 
     def _take_steps(self) -> None:
@@ -310,28 +254,8 @@ class VLLM(EngineLoop):
             self._llm.shutdown(timeout=_GRACE)
             self._llm = None
         if self._frozen:
-            _thaw()
+            thaw()
         await super()._stop()
-
-    def _wants_chat(self, chat: Literal["auto", True, False]) -> bool:
-        if chat is False:
-            return False
-        has_template = self._has_template()
-        if chat is True and not has_template:
-            raise InvalidInput(f"chat=True: {self.model!r} has no chat template, set chat=False")
-        return has_template
-
-    def _has_template(self) -> bool:
-        """Whether vLLM can format a chat for this model, by a template or in code."""
-        from vllm.renderers.chat_utils import ChatTemplateResolutionError
-
-        try:
-            self._render([{"role": "user", "content": "?"}])
-        except ChatTemplateResolutionError:
-            return False
-        except Exception:  # There is one, which wants something else.
-            return True
-        return True
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -352,8 +276,8 @@ class VLLM(EngineLoop):
             )
         merged = {**self._sampling, **(sampling or {})}
         if sampling:
-            _check_names(sampling)
-            _check_sampling(merged, self._alive().vllm_config, self._tokenizer)
+            check_names(sampling)
+            check_sampling(merged, self._alive().vllm_config, self._tokenizer)
         if self._wanted == "engine" and self._inside is not None:
             unfit = self._inside.unfit(signal, merged)
             if unfit is not None:
@@ -402,54 +326,14 @@ class VLLM(EngineLoop):
         return llm
 
     def prepare(self, question: str | Sequence[Mapping[str, Any]]) -> Any:
-        """Tokenises a prompt, or chat messages by the model's template.
+        """Tokenises a prompt, or chat messages by the model's template; see `Engine.prepare`.
 
         Raises:
             InvalidInput: it is no prompt, or leaves no room for an answer.
             InvalidType: it is neither a string nor messages.
         """
-        from vllm.inputs import tokens_input
-
-        if isinstance(question, str) and not self._chat:
-            tokens = self._tokenizer.encode(question)
-        else:
-            tokens = self._apply_template(_checked_parts(as_messages(question)))
-        most = self._config.max_model_len
-        if not 0 < len(tokens) < most:
-            raise InvalidInput(
-                f"the question has {len(tokens)} tokens: must be between 1 and {most - 1}, since "
-                f"the model's context holds {most} (max_model_len)"
-            )
-        # As vLLM's renderer gives it, which `generate` queues at once; a TokensPrompt is first
-        # handed to another thread.
-        return tokens_input(list(tokens))
-
-    def _apply_template(self, messages: list[dict[str, Any]]) -> list[int]:
-        from vllm.renderers.chat_utils import ChatTemplateResolutionError
-
-        try:
-            return self._render(messages)
-        except ChatTemplateResolutionError:
-            raise InvalidInput(
-                f"chat messages need a chat template, {self.model!r} has none"
-            ) from None
-        except Exception as error:  # Templates raise what they like.
-            raise InvalidInput(
-                f"the chat template refuses the question: {_reason(error)}"
-            ) from error
-
-    def _render(self, messages: list[dict[str, Any]]) -> list[int]:
-        """By vLLM's renderer, which knows the models that format chats in code, too."""
-        from vllm.renderers.params import ChatParams
-
-        renderer = self._alive().renderer
-        options = {"add_generation_prompt": True, **self._chat_kwargs}
-        template = options.pop("chat_template", None)
-        chat = ChatParams(chat_template=template, chat_template_kwargs=options)
-        # A question that is too long gets our own words.
-        tokenizing = dataclasses.replace(renderer.default_chat_tok_params, max_total_tokens=None)
-        _, (prompt,) = renderer.render_chat([messages], chat, tokenizing)
-        return list(prompt["prompt_token_ids"])
+        self._alive()
+        return self._prompts.prepare(question)
 
     async def stream(
         self,
@@ -470,14 +354,14 @@ class VLLM(EngineLoop):
         async with self._failing(request_id), contextlib.aclosing(outputs):
             async for output in outputs:  # Which is aborted where this stream is left.
                 delta = output.outputs[0]
-                reason = _finish(request_id, delta.finish_reason)
+                reason = finish_of(request_id, delta.finish_reason)
                 text = delta.text
                 if not params.detokenize:
                     tokens.extend(delta.token_ids)
                     stopped = delta.finish_reason == "stop"
                     text = "" if reason is None else self._decode(tokens, stopped, merged)
                 yield Chunk(
-                    confidence=_confidences(delta.logprobs, signal),
+                    confidence=of_logprobs(delta.logprobs, signal),
                     num_tokens=len(delta.token_ids),
                     text=text,
                     finish_reason=reason,
@@ -520,7 +404,7 @@ class VLLM(EngineLoop):
                 if place is not None:
                     place.forget(request_id)
                 raise
-            reason = "aborted" if stopped else _finish(request_id, request.finish_reason)
+            reason = "aborted" if stopped else finish_of(request_id, request.finish_reason)
             assert reason is not None, "it has ended"
             if request.detokenized:
                 return Ending(reason, request.text)
@@ -554,7 +438,7 @@ class VLLM(EngineLoop):
                 output_kind=kind,
             )
         except Exception as error:  # vLLM's own are no ValueError.
-            raise InvalidInput(f"sampling={sampling}, seed={seed}: {_reason(error)}") from error
+            raise InvalidInput(f"sampling={sampling}, seed={seed}: {reason_of(error)}") from error
 
     @contextlib.asynccontextmanager
     async def _failing(self, request_id: str) -> AsyncIterator[None]:
@@ -568,7 +452,7 @@ class VLLM(EngineLoop):
             with contextlib.suppress(Exception):  # vLLM forgets it where sending it failed.
                 await llm.abort(request_id)
             kind = EngineDied if self._llm is None or llm.errored else EngineError
-            raise kind(f"vLLM failed on request {request_id}: {_reason(error)}") from error
+            raise kind(f"vLLM failed on request {request_id}: {reason_of(error)}") from error
 
     def _decode(self, tokens: Sequence[int], stopped: bool, sampling: Mapping[str, Any]) -> str:
         """The text as vLLM would give it: without the token that stopped it."""
@@ -604,211 +488,3 @@ class VLLM(EngineLoop):
     def _hasten(self) -> None:
         if self._llm is None:  # Interrupted while it starts: loading a model can take minutes.
             self._guardian.kill()
-
-
-def confidences(
-    output: Any,
-    *,
-    k: int | None = None,
-    entries: Literal["topk", "returned"] = "topk",
-    logprob_floor: float | None = None,
-) -> NDArray[np.float32]:
-    """Token confidences of an output that vLLM returned.
-
-    Args:
-        output: a `CompletionOutput`, a `RequestOutput` with one completion, or its `logprobs`: flat
-            (`flat_logprobs=True`) or a list of dicts.
-        k: how many of the most likely tokens count; None for as many as were asked for.
-        entries: "topk", or "returned" to count the sampled token too where it is not among them.
-        logprob_floor: raises smaller log-probabilities to this, nats.
-
-    Returns:
-        float32 `[num_tokens]`, nats; ready for `deepconf.score`.
-
-    Raises:
-        InvalidInput: the output carries no log-probabilities, or fewer than k.
-        InvalidType: it is no output of vLLM.
-    """
-    check_counted(k, entries)
-    completions = getattr(output, "outputs", None)
-    if completions is not None:
-        if not isinstance(completions, list | tuple):
-            kind = type(completions).__name__
-            raise InvalidType(f"output.outputs is a {kind}: must be a list of CompletionOutput")
-        if len(completions) != 1:
-            raise InvalidInput(
-                f"the request has {len(completions)} completions: pass one of output.outputs"
-            )
-        output = completions[0]
-    logprobs = output
-    if hasattr(output, "token_ids") and hasattr(output, "finish_reason"):
-        logprobs = getattr(output, "logprobs", None)
-        if logprobs is None:
-            raise InvalidInput(
-                "the output has no log-probabilities: ask for them with SamplingParams(logprobs=20)"
-            )
-    flat = all(hasattr(logprobs, name) for name in ("logprobs", "end_indices", "ranks"))
-    if flat or isinstance(logprobs, list):
-        return _confidences(logprobs, Signal(k or 0, entries, logprob_floor))
-    raise InvalidType(
-        f"output is a {type(output).__name__}: must be a CompletionOutput of vLLM, or its logprobs"
-    )
-
-
-def _confidences(logprobs: Any, signal: Signal) -> NDArray[np.float32]:
-    """Either form; `top_logprobs` 0 stands for as many as there are."""
-    if not logprobs:
-        return np.empty(0, np.float32)
-    floor, returned = signal.logprob_floor, signal.entries == "returned"
-    if isinstance(logprobs, list):
-        return dict_confidences(logprobs, signal.top_logprobs or None, returned, floor)
-    entries, ends, ranks = logprobs.logprobs, logprobs.end_indices, logprobs.ranks
-    return flat_confidences(entries, ends, ranks, signal.top_logprobs or None, returned, floor)
-
-
-def _finish(request_id: str, reason: str | None) -> Finish | None:
-    """How vLLM says that it ended, in our words."""
-    if reason is not None and reason not in _FINISH:
-        raise EngineError(f"vLLM ended request {request_id} with {reason!r}")
-    return None if reason is None else _FINISH[reason]
-
-
-def settings_of(
-    *,
-    sampling: Mapping[str, Any] | None = None,
-    chat: Literal["auto", True, False] = "auto",
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    engine_args: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What results depend on of a `VLLM` of these arguments, as JSON values.
-
-    Of the engine arguments, those are left out that change speed and memory only, such as
-    `gpu_memory_utilization` or `tensor_parallel_size`. One that is not known matters.
-
-    Raises:
-        InvalidInput: an argument has no form as JSON that is the same the next time.
-    """
-    engine = {name: value for name, value in (engine_args or {}).items() if name not in _FREE}
-    return {
-        "sampling": _as_json(sampling or {}, "sampling"),
-        "chat": chat,
-        "chat_template_kwargs": _as_json(chat_template_kwargs or {}, "chat_template_kwargs"),
-        "engine": _as_json(engine, "engine_args"),
-    }
-
-
-def _as_json(value: Any, where: str) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value.value if isinstance(value, enum.Enum) else value
-    if isinstance(value, Mapping):
-        return {
-            str(name): _as_json(value[name], f"{where}[{name!r}]")
-            for name in sorted(value, key=str)
-        }
-    if isinstance(value, (list, tuple)):
-        return [_as_json(item, f"{where}[{place}]") for place, item in enumerate(value)]
-    if isinstance(value, (set, frozenset)):
-        return sorted((_as_json(item, where) for item in value), key=str)
-    if isinstance(value, enum.Enum):
-        return _as_json(value.value, where)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, type) and "<" not in value.__qualname__:
-        return f"{value.__module__}:{value.__qualname__}"
-    text = repr(value)
-    if " at 0x" in text or "<lambda>" in text:
-        raise InvalidInput(
-            f"{where}={text}: has no value that could be compared with another run's"
-        )
-    return text
-
-
-def _reason(error: BaseException) -> str:
-    """An exception with its causes: vLLM's own often say nothing without them."""
-    parts: list[str] = []
-    found: BaseException | None = error
-    while found is not None and len(parts) < 5:
-        text = f"{type(found).__name__}: {found}".rstrip(": ")
-        parts += [text] if text not in parts else []
-        found = found.__cause__
-    return ", from ".join(parts)
-
-
-def _checked_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages, when all they hold is text."""
-    for place, message in enumerate(messages):
-        content = message["content"]
-        if content is None or isinstance(content, str):
-            continue
-        for number, part in enumerate(content if isinstance(content, (list, tuple)) else [content]):
-            is_text = isinstance(part, Mapping) and part.get("type") == "text"
-            if not (is_text and isinstance(part.get("text"), str)):
-                raise InvalidInput(
-                    f"message {place} of the question, part {number}, is {part!r:.100}: must be "
-                    '{"type": "text", "text": ...}, as only text is supported'
-                )
-    return messages
-
-
-_heap_lock = threading.Lock()
-_freezers = 0
-_frozen_before = False
-
-
-def _freeze() -> None:
-    """Spares the garbage collector what torch and vLLM hold: half of a large run's time here."""
-    global _freezers, _frozen_before
-    with _heap_lock:
-        if not _freezers:
-            _frozen_before = gc.get_freeze_count() > 0
-        _freezers += 1
-        gc.collect()
-        gc.freeze()
-
-
-def _thaw() -> None:
-    """Undoes it with the last engine, unless the program itself had frozen something."""
-    global _freezers
-    with _heap_lock:
-        _freezers -= 1
-        if not _freezers and not _frozen_before:
-            gc.unfreeze()
-
-
-def _check_names(sampling: Mapping[str, Any]) -> None:
-    """Refuses what a run sets itself."""
-    for name in sampling.keys() & _OWNED.keys():
-        raise InvalidInput(f"sampling[{name!r}] cannot be set: {_OWNED[name]}")
-
-
-def _check_engine_args(given: Mapping[str, Any]) -> None:
-    """Says of sampling parameters where they go."""
-    from vllm import SamplingParams
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    engine = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    for name in given.keys() & set(SamplingParams.__struct_fields__) - engine:
-        value = given[name]
-        raise InvalidInput(
-            f"{name}={value!r} is no engine argument but a sampling parameter: write "
-            f"VLLM(..., sampling=dict({name}={value!r}))"
-        )
-
-
-def _check_sampling(sampling: dict[str, Any], settings: Any = None, tokenizer: Any = None) -> None:
-    """Names and ranges; with vLLM's settings, also whether they suit the model."""
-    from vllm import SamplingParams
-
-    fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
-    known = fields - _OWNED.keys()
-    for name in sampling.keys() - known:
-        near = difflib.get_close_matches(name, known, n=3)
-        which = f"near it: {', '.join(near)}" if near else f"there are {', '.join(sorted(known))}"
-        raise InvalidInput(f"sampling[{name!r}] is no sampling parameter of vLLM; {which}")
-    try:
-        params = SamplingParams(**sampling)
-        if settings is not None:
-            decoding, structure = settings.speculative_config, settings.structured_outputs_config
-            params.verify(settings.model_config, decoding, structure, tokenizer)
-    except Exception as error:  # vLLM's own are no ValueError.
-        raise InvalidInput(f"sampling={sampling}: {error}") from error

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf._core import CONFIDENCE_LIMIT, BatchScorer
-from deepconf.engines.inside._watch import Watch
+from deepconf.engines.vllm.inside._watch import Watch
 
 __all__ = ["Found", "Ledger"]
 

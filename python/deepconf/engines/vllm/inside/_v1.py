@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from deepconf.engines.inside._rows import of_engine
-from deepconf.engines.inside._watch import Watch
+from deepconf.engines.vllm.inside._rows import of_engine
+from deepconf.engines.vllm.inside._watch import Watch
 
 __all__ = ["Processor"]
 

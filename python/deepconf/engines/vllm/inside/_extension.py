@@ -15,9 +15,9 @@ class Extension:
         """Begins to score; whether this rank answers, None where it does not sample."""
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         if runner.vllm_config.use_v2_model_runner:
-            from deepconf.engines.inside._v2 import Processor
+            from deepconf.engines.vllm.inside._v2 import Processor
         else:
-            from deepconf.engines.inside._v1 import Processor  # type: ignore[assignment]
+            from deepconf.engines.vllm.inside._v1 import Processor  # type: ignore[assignment]
         self._deepconf = Processor.find(runner)
         if self._deepconf is None or not _samples():
             return None

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from deepconf.engines._steps import Request
 from deepconf.engines.base import Signal, Step, Take
-from deepconf.engines.inside._ledger import Found
-from deepconf.engines.inside._watch import Watch, unwatchable
+from deepconf.engines.vllm._steps import Request
+from deepconf.engines.vllm.inside._ledger import Found
+from deepconf.engines.vllm.inside._watch import Watch, unwatchable
 from deepconf.errors import EngineDied, EngineError, InvalidInput
 
 __all__ = ["CALL", "Inside", "engine_args", "refusal"]
@@ -21,7 +21,7 @@ __all__ = ["CALL", "Inside", "engine_args", "refusal"]
 CALL = "call_utility_all_async"
 """The method by which vLLM's client asks all engine cores."""
 
-_EXTENSION = "deepconf.engines.inside._extension.Extension"
+_EXTENSION = "deepconf.engines.vllm.inside._extension.Extension"
 
 # Seconds between two looks at whether an engine that is asked something lives.
 _PULSE = 1.0
@@ -39,7 +39,7 @@ def refusal(given: Mapping[str, Any], vllm_config: Any) -> str | None:
 
 def engine_args(given: Mapping[str, Any], v2: bool) -> dict[str, Any]:
     """Engine arguments by which the workers score; ours is the last of the logits processors."""
-    processor = f"deepconf.engines.inside._v{2 if v2 else 1}:Processor"
+    processor = f"deepconf.engines.vllm.inside._v{2 if v2 else 1}:Processor"
     others = given.get("logits_processors") or []
     return {"logits_processors": [*others, processor], "worker_extension_cls": _EXTENSION}
 

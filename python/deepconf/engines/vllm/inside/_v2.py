@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
-from deepconf.engines.inside._watch import Watch, unwatchable
+from deepconf.engines.vllm.inside._watch import Watch, unwatchable
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ class Processor(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         # Imported in the worker only: this module is loaded beside the user, too.
-        from deepconf.engines.inside._rows import of_engine
+        from deepconf.engines.vllm.inside._rows import of_engine
 
         refusal = unwatchable(vllm_config)
         if refusal is not None:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from deepconf._core import token_confidence
-from deepconf.engines.inside._ledger import Found, Ledger
-from deepconf.engines.inside._watch import Watch
+from deepconf.engines.vllm.inside._ledger import Found, Ledger
+from deepconf.engines.vllm.inside._watch import Watch
 
 __all__ = ["Rows", "of_engine"]
 
@@ -185,7 +185,7 @@ def of_engine(vllm_config: Any) -> Rows:
     lag = 2 if scheduler.async_scheduling else 1
     largest: Largest = _log_softmax_and_topk
     if (vllm_config.additional_config or {}).get("deepconf_kernel") == "triton":
-        from deepconf.engines.inside._kernel import top_logprobs as largest
+        from deepconf.engines.vllm.inside._kernel import top_logprobs as largest
     return Rows(scheduler.max_num_seqs, vllm_config.model_config.max_model_len, lag, largest)
 
 
