@@ -19,7 +19,7 @@ from typing import Any
 import deepconf
 import numpy as np
 import pytest
-from deepconf import Policy, _layers, _render, _settings
+from deepconf import Policy, _layers, _settings, _terminal
 from deepconf.commands import app
 from deepconf.errors import EngineDied, EngineError, InvalidInput, InvalidType
 from deepconf.evaluate import evaluate
@@ -200,7 +200,7 @@ def test_progress_off_a_terminal_is_some_lines(monkeypatch: pytest.MonkeyPatch) 
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     lines = io.StringIO()
-    with _render.Bars(_render.console(lines), "questions") as bars:
+    with _terminal.Bars(_terminal.console(lines), "questions") as bars:
         for done in range(101):
             now[0] = done / 4
             bars.tell("low", done, 100, f"{done} finished")

@@ -16,7 +16,7 @@ import oracle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deepconf import _render, _tables
+from deepconf import _tables, _terminal
 from deepconf.cli import main
 from deepconf.errors import DeepConfError, InvalidInput
 from deepconf.lab._verdict import gainable
@@ -231,7 +231,7 @@ def test_without_known_answers_there_is_agreement_and_dispersion() -> None:
     assert found.answers.agreement > 0
     assert "No answers are known" in found.closing
     out = io.StringIO()
-    _tables.show_diagnosis(_render.console(out), found)
+    _tables.show_diagnosis(_terminal.console(out), found)
     assert "AUROC" not in out.getvalue()
     assert "the leading one has" in out.getvalue()
 
@@ -314,7 +314,7 @@ def test_traces_without_any_answer_are_all_wrong() -> None:
     assert found.answers.majority is not None
     assert (found.answers.majority.value, found.answers.within_reach) == (0.0, 0)
     assert (found.answers.answered, found.answers.agreement, found.answers.entropy) == (0, 0, 0)
-    _tables.show_diagnosis(_render.console(io.StringIO()), found)
+    _tables.show_diagnosis(_terminal.console(io.StringIO()), found)
     unmarked = looked(table(pools, marked=False))
     assert unmarked.known == 0
 

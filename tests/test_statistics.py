@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepconf import Policy, _render, _tables
+from deepconf import Policy, _tables, _terminal
 from deepconf._statistics import (
     Difference,
     at_tokens,
@@ -393,7 +393,7 @@ def test_a_summary_over_one_question_has_no_intervals() -> None:
 def test_a_summary_is_shown(questions: int) -> None:
     out = io.StringIO()
     found = summary(slow_replays(synthetic(questions), POLICIES, repeats=2))
-    _tables.show_summary(_render.console(out), found)
+    _tables.show_summary(_terminal.console(out), found)
     text = out.getvalue()
     assert f"{counted(questions, 'question')}, 2 draws of each" in text
     assert found.closing in text

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from deepconf import Policy, _render, _settings, _tables
+from deepconf import Policy, _settings, _tables, _terminal
 from deepconf._options import Common
 from deepconf._setup import Setup
 from deepconf.cli import main
@@ -341,7 +341,7 @@ def test_unmarked_traces_are_tuned_against_their_vote() -> None:
 def test_a_tuning_is_shown_and_is_json() -> None:
     found = tune(slow_replays(synthetic(12), GRID))
     out = io.StringIO()
-    _tables.show_tuning(_render.console(out), found)
+    _tables.show_tuning(_terminal.console(out), found)
     assert found.closing in out.getvalue()
     assert found.confidence.label in out.getvalue()
     assert "plain majority, full budget" in out.getvalue()
@@ -350,7 +350,7 @@ def test_a_tuning_is_shown_and_is_json() -> None:
     assert plain["confidence"]["policy"]["window"] == 6
     steps = tune(slow_replays(synthetic(12), GRID), minimise="steps")
     assert steps.majority.steps.value > 0
-    _tables.show_tuning(_render.console(out), steps)
+    _tables.show_tuning(_terminal.console(out), steps)
 
 
 # ---- what is written ----------------------------------------------------------------------------

@@ -1,19 +1,14 @@
-"""Who is told how far something is: a function of the caller's, or bars on standard error."""
+"""Who is told how far something is."""
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from deepconf.errors import MissingExtra
-
 if TYPE_CHECKING:
-    from deepconf.evaluate import Progress
+    from deepconf.result import Trace
 
-__all__ = ["Stages", "Told", "bar", "bars", "watched"]
+__all__ = ["Guarded", "Progress", "Stages", "Told"]
 
 Told = Callable[[int, int], None]
 """Called with how much is done, and of how much, 0 where that is not known."""
@@ -21,45 +16,41 @@ Stages = Callable[[str, int, int], None]
 """The same, with what is being done before it."""
 
 
-@contextmanager
-def bars(progress: Stages | bool | None) -> Iterator[Stages | None]:
-    """Bars where `progress` is True, with the time left; lines where there is no terminal.
+class Progress:
+    """Told how an evaluation goes; override what is of interest.
 
-    Raises:
-        MissingExtra: rich is not installed.
+    What it raises does not disturb the evaluation: the first is warned of at the end.
     """
-    if progress is not True:
-        yield progress or None
-        return
-    render = _render()
-    with render.Bars(render.console(sys.stderr)) as found:
-        yield found.tell
+
+    def policy(self, label: str, done: int, total: int) -> None:
+        """A policy's turn: so many of its questions are done already."""
+
+    def question(self, record: Mapping[str, Any]) -> None:
+        """A question is finished, and saved where there is a run file."""
+
+    def trace(self, trace: Trace) -> None:
+        """A trace has ended; called on a thread of its own."""
 
 
-@contextmanager
-def bar(progress: Told | bool | None, what: str) -> Iterator[Told | None]:
-    """The same for one thing that is done."""
-    if not isinstance(progress, bool):
-        yield progress
-        return
-    with bars(progress) as tell:
-        yield None if tell is None else functools.partial(tell, what)
+class Guarded(Progress):
+    """Tells another, and keeps what it raises first."""
 
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self.complaint: str | None = None
 
-@contextmanager
-def watched(progress: Progress | bool | None) -> Iterator[Progress | None]:
-    """The same for an evaluation."""
-    if progress is not True:
-        yield progress or None
-        return
-    render = _render()
-    with render.Watch(render.console(sys.stderr), "questions") as watch:
-        yield watch
+    def policy(self, label: str, done: int, total: int) -> None:
+        self._tell("policy", label, done, total)
 
+    def question(self, record: Mapping[str, Any]) -> None:
+        self._tell("question", record)
 
-def _render() -> Any:
-    try:
-        from deepconf import _render as render
-    except ImportError as error:
-        raise MissingExtra("cli", "rich") from error
-    return render
+    def trace(self, trace: Trace) -> None:
+        self._tell("trace", trace)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        try:
+            getattr(self._inner, what)(*arguments)
+        except Exception as error:
+            if self.complaint is None:
+                self.complaint = f"progress.{what} failed, the first time with: {error!r}"

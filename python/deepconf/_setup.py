@@ -196,7 +196,8 @@ class Setup:
     @contextlib.contextmanager
     def start(self, err: Console) -> Iterator[VLLM | OpenAI]:
         """The engine, until the end of the block."""
-        from deepconf._render import show_settings, working
+        from deepconf._render import show_settings
+        from deepconf._terminal import working
         from deepconf.engines import VLLM, OpenAI
 
         # Its warnings are about how it was built, and hide ours.

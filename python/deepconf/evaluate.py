@@ -26,8 +26,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from deepconf._bars import watched
 from deepconf._core import Policy
-from deepconf._progress import watched
+from deepconf._progress import Guarded, Progress
 from deepconf._reckoning import summarise
 from deepconf.answers import extractor, marks
 from deepconf.deepthink import DeepThink
@@ -47,7 +48,7 @@ from deepconf.provenance import code_name, fingerprint, trace_settings, versions
 from deepconf.questions import Question, load_questions, posed, read_questions
 from deepconf.recording import Recording, check_target, journal_of
 from deepconf.report import Report
-from deepconf.result import Result, Trace
+from deepconf.result import Result
 from deepconf.runs import RunFile
 
 if TYPE_CHECKING:
@@ -78,46 +79,6 @@ class ProgressWarning(RunWarning):
     def __init__(self, message: str, report: Report) -> None:
         self.report = report
         super().__init__(message)
-
-
-class Progress:
-    """Told how an evaluation goes; override what is of interest.
-
-    What it raises does not disturb the evaluation: the first is warned of at the end.
-    """
-
-    def policy(self, label: str, done: int, total: int) -> None:
-        """A policy's turn: so many of its questions are done already."""
-
-    def question(self, record: Mapping[str, Any]) -> None:
-        """A question is finished, and saved where there is a run file."""
-
-    def trace(self, trace: Trace) -> None:
-        """A trace has ended; called on a thread of its own."""
-
-
-class _Guarded(Progress):
-    """Tells another, and keeps what it raises first."""
-
-    def __init__(self, inner: Progress) -> None:
-        self._inner = inner
-        self.complaint: str | None = None
-
-    def policy(self, label: str, done: int, total: int) -> None:
-        self._tell("policy", label, done, total)
-
-    def question(self, record: Mapping[str, Any]) -> None:
-        self._tell("question", record)
-
-    def trace(self, trace: Trace) -> None:
-        self._tell("trace", trace)
-
-    def _tell(self, what: str, *arguments: Any) -> None:
-        try:
-            getattr(self._inner, what)(*arguments)
-        except Exception as error:
-            if self.complaint is None:
-                self.complaint = f"progress.{what} failed, the first time with: {error!r}"
 
 
 class Evaluation:
@@ -258,7 +219,7 @@ class Evaluation:
         """
         if concurrency < 1:
             raise InvalidInput(f"concurrency={concurrency}: must be at least 1")
-        guarded = _Guarded(progress or Progress())
+        guarded = Guarded(progress or Progress())
         thinkers = {
             label: DeepThink(
                 engine,

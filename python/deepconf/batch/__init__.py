@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepconf._progress import Told, bar
+from deepconf._bars import bar
+from deepconf._progress import Told
 from deepconf.batch._ballots import Ballots, vote_schema
 from deepconf.batch._in_force import (
     SCORING,

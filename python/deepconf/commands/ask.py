@@ -64,13 +64,13 @@ def think(
     Settings come from the policy; then from deepconf.json in a model's folder or beside it; then
     from options.
     """
-    from deepconf import _render
+    from deepconf import _render, _terminal
     from deepconf.answers import extractor
     from deepconf.deepthink import DeepThink
     from deepconf.questions import posed
 
     with own_stdout() as stdout:
-        out, err = _render.console(stdout), _render.console(sys.stderr)
+        out, err = _terminal.console(stdout), _terminal.console(sys.stderr)
         setup = Setup.make(options, [] if policy is None else [policy])
         extractor(options.answer)  # Says at once what is wrong with it.
         prompt = posed(question, system=options.system, suffix=options.suffix)
@@ -80,7 +80,7 @@ def think(
         [(label, chosen)] = setup.policies.items()
         failure: EngineDied | Interrupted | None = None
         with setup.start(err) as engine:
-            watch = _render.Watch(err, "traces")
+            watch = _terminal.Watch(err, "traces")
             driver = DeepThink(
                 engine, chosen, answer=options.answer, math=_math(options), on_trace=watch.trace
             )
@@ -181,11 +181,11 @@ def evaluate(
     Settings come from the policy; then from deepconf.json in a model's folder or beside it; then
     from options.
     """
-    from deepconf import _render
+    from deepconf import _render, _terminal
     from deepconf.evaluate import Evaluation
 
     with own_stdout() as stdout, contextlib.ExitStack() as stack:
-        console, err = _render.console(stdout), _render.console(sys.stderr)
+        console, err = _terminal.console(stdout), _terminal.console(sys.stderr)
         setup = Setup.make(options, policy)
         if concurrency < 1:
             raise InvalidInput(f"--concurrency {concurrency}: must be at least 1")
@@ -215,7 +215,7 @@ def evaluate(
         try:
             if missing:
                 engine = running.enter_context(setup.start(err))
-                with _render.Watch(err, "questions") as watch:
+                with _terminal.Watch(err, "questions") as watch:
                     evaluation.run(engine, concurrency=concurrency, progress=watch)
         finally:
             report = evaluation.report()
@@ -234,12 +234,12 @@ def evaluate(
 
 def _seal(err: Console, evaluation: Evaluation) -> None:
     """Makes the trace file of a recording that is complete, and says where the traces are."""
-    from deepconf import _render
+    from deepconf import _terminal
 
     recording = evaluation.recording
     if recording is None:
         return
-    with _render.Bars(err, "questions") as bars:
+    with _terminal.Bars(err, "questions") as bars:
         evaluation.seal(functools.partial(bars.tell, f"writing {recording.path.name}"))
     if recording.questions:
         where, count = recording.where, len(recording.questions)

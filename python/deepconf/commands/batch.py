@@ -61,16 +61,16 @@ def score_command(
 
     Settings come from options; then from the files' metadata; then from the defaults.
     """
-    from deepconf import _render
+    from deepconf import _terminal
     from deepconf.batch import score_traces, scoring_settings
     from deepconf.traces import read_traces
 
     settings = _given(window=window, tail=tail, bottom=bottom, decimals=decimals)
     with own_stdout() as stdout:
-        console, err = _render.console(stdout), _render.console(sys.stderr)
+        console, err = _terminal.console(stdout), _terminal.console(sys.stderr)
         reader = read_traces(traces)
         err.print(f"settings: {scoring_settings(reader, settings)}", soft_wrap=True)
-        with warned(err), _render.Bars(err) as bars:
+        with warned(err), _terminal.Bars(err) as bars:
             done = score_traces(
                 reader,
                 out,
@@ -133,7 +133,7 @@ def vote_command(
     Traces that ended by themselves or at the length limit vote. Settings come from options; then
     from the files' metadata; then from the policy offline.
     """
-    from deepconf import _render
+    from deepconf import _terminal
     from deepconf.batch import vote_traces, voting_settings
     from deepconf.traces import read_traces
 
@@ -148,10 +148,10 @@ def vote_command(
         decimals=decimals,
     )
     with own_stdout() as stdout:
-        console, err = _render.console(stdout), _render.console(sys.stderr)
+        console, err = _terminal.console(stdout), _terminal.console(sys.stderr)
         reader = read_traces(traces, columns=["question_id"])
         err.print(f"settings: {voting_settings(reader, settings)}", soft_wrap=True)
-        with warned(err), _render.Bars(err) as bars:
+        with warned(err), _terminal.Bars(err) as bars:
             done = vote_traces(
                 reader,
                 out,

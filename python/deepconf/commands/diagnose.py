@@ -36,12 +36,12 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """Tells whether confidence tells right traces from wrong ones, and whether it could help."""
-    from deepconf import _render, _tables
+    from deepconf import _tables, _terminal
     from deepconf.lab.diagnose import diagnose as look
 
     with own_stdout() as stdout:
-        out, err = _render.console(stdout), _render.console(sys.stderr)
-        with _render.Bars(err) as bars:
+        out, err = _terminal.console(stdout), _terminal.console(sys.stderr)
+        with _terminal.Bars(err) as bars:
             found = look(
                 traces,
                 window=window,

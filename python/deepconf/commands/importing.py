@@ -103,11 +103,11 @@ def import_(
 
     What a file is shows in its content. Pickles are read without running what is in them.
     """
-    from deepconf import _render
+    from deepconf import _terminal
     from deepconf.importing import Import
 
     with own_stdout() as stdout:
-        terminal, err = _render.console(stdout), _render.console(sys.stderr)
+        terminal, err = _terminal.console(stdout), _terminal.console(sys.stderr)
         with _bar(err) as progress:
             job = Import(
                 format=format,

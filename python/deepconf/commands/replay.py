@@ -64,13 +64,13 @@ def replay(
     end; "steps" is when the answer was given, with a token a step; "given up" is how often the
     filter left too few ballots and all voted.
     """
-    from deepconf import _render, _tables
+    from deepconf import _render, _tables, _terminal
     from deepconf.batch import not_a_source
     from deepconf.lab.replay import Pool, check_runs
     from deepconf.traces import TraceWriter, read_traces, target
 
     with own_stdout() as stdout:
-        console, err = _render.console(stdout), _render.console(sys.stderr)
+        console, err = _terminal.console(stdout), _terminal.console(sys.stderr)
         if out is not None:
             target(out)  # Before the work, not after it.
         reader = read_traces(traces)
@@ -80,7 +80,7 @@ def replay(
         policies = laid.policies
         check_runs(policies, 1, repeats, most_runs)  # Before hours are spent on reading.
         _render.show_settings(err, laid.in_words)
-        with _render.Bars(err) as bars, warnings.catch_warnings():
+        with _terminal.Bars(err) as bars, warnings.catch_warnings():
             warnings.simplefilter("ignore", SignalNeverArmed)  # A note below.
             reading = functools.partial(bars.tell, "reading traces")
             pool = Pool.read(reader, policies, progress=reading)

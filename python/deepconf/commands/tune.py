@@ -77,17 +77,17 @@ def tune(
 
     Says what majority would have got for the same tokens, and recommends that where it is better.
     """
-    from deepconf import _render, _tables
+    from deepconf import _render, _tables, _terminal
     from deepconf.lab.tune import tune as choose
     from deepconf.traces import read_traces
 
     with own_stdout() as stdout:
-        console, err = _render.console(stdout), _render.console(sys.stderr)
+        console, err = _terminal.console(stdout), _terminal.console(sys.stderr)
         if settings is None and out is not None and out.expanduser().is_file():
             settings = out
         laid = lab.Laid.of(read_traces(traces), policy, options, grid, settings)
         _render.show_settings(err, laid.in_words)
-        with _render.Bars(err) as bars, warnings.catch_warnings():
+        with _terminal.Bars(err) as bars, warnings.catch_warnings():
             warnings.simplefilter("ignore", SignalNeverArmed)  # A note below.
             found = choose(
                 traces,

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deepconf._progress import Told, bar
+from deepconf._bars import bar
+from deepconf._progress import Told
 from deepconf._words import counted
 from deepconf.answers import AnswerBook, extractor, marks
 from deepconf.errors import InvalidInput, InvalidType, MissingExtra, RunWarning

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf import _layers
+from deepconf._bars import bar
 from deepconf._core import Policy
-from deepconf._progress import Told, bar
+from deepconf._progress import Told
 from deepconf._statistics import Estimate, auroc, estimates, pair_agreement, pairs_won, within
 from deepconf._windows import fitting
 from deepconf._words import counted, in_lines

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf import _layers
+from deepconf._bars import bar
 from deepconf._core import Policy, ReplayPool
-from deepconf._progress import Told, bar
+from deepconf._progress import Told
 from deepconf._words import counted
 from deepconf.errors import InvalidInput, InvalidType, SignalNeverArmed
 from deepconf.lab import _fit

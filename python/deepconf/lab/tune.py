@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepconf import _settings
+from deepconf._bars import bars
 from deepconf._core import Policy
-from deepconf._progress import Stages, Told, bars
+from deepconf._progress import Stages, Told
 from deepconf._statistics import (
     Difference,
     Estimate,
