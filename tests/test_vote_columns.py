@@ -118,7 +118,11 @@ def test_a_subclass_of_str_keeps_its_own_equality() -> None:
     assert list(vote.ballots.values()) == [2.0, 1.0]
 
 
-@pytest.mark.parametrize("column", [pa.nulls(3), pa.array([None] * 3, pa.string()), [None] * 3])
+@pytest.mark.parametrize(
+    "column",
+    [pa.nulls(3), pa.array([None] * 3, pa.string()), [None] * 3, pl.Series([None] * 3)],
+    ids=["nulls", "texts", "list", "polars"],
+)
 def test_nobody_answers(column: Any) -> None:
     votes = deepconf.vote_many(["q", "q", "p"], column)
     assert winners(votes) == [("q", None), ("p", None)]

@@ -28,8 +28,14 @@ pub fn arrow(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Option<Vec<ArrayR
     }
     let wrong =
         |error: &dyn Display| invalid_input(format!("{name}: not an Arrow array ({error})"));
-    let chunked = value.extract::<AnyArray>().and_then(|any| Ok(any.into_chunked_array()?));
-    let (chunks, _) = chunked.map_err(|error| wrong(&error))?.into_inner();
+    let any = value.extract::<AnyArray>().map_err(|error| wrong(&error))?;
+    let nulls = any.field().is_ok_and(|field| *field.data_type() == DataType::Null);
+    let (chunks, _) = match any.into_chunked_array() {
+        Ok(chunked) => chunked.into_inner(),
+        // polars gives nulls of no type a buffer, and is read as any other sequence then.
+        Err(_) if nulls => return Ok(None),
+        Err(error) => return Err(wrong(&PyErr::from(error))),
+    };
     // Of an empty slice nothing is read, and its offsets may stand anywhere.
     for chunk in chunks.iter().filter(|chunk| !chunk.is_empty()) {
         // The import believes what it is told.
