@@ -474,6 +474,7 @@ fn what_will_be_rounded_is_bounded_by_nothing_that_is_not() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a million traces are interpreted for minutes")]
 fn the_largest_budget_can_be_launched_at_once() {
     let largest = Policy::new(Preset::Offline).budget(MAX_BUDGET);
     let mut controller = Controller::new(largest.clone()).unwrap();
