@@ -70,9 +70,9 @@ def test_an_evaluation_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "deepconf._render", raising=False)
+    monkeypatch.delitem(sys.modules, "deepconf._terminal", raising=False)
     monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.delattr(deepconf, "_render", raising=False)
+    monkeypatch.delattr(deepconf, "_terminal", raising=False)
     for name in [name for name in sys.modules if name.startswith("rich.")]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtra, match="package rich"):
