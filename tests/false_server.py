@@ -13,12 +13,14 @@ import ssl
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 KEY = "sk-very-secret-0123456789"
 MODEL = "tiny"
+
+Own = TypeVar("Own", bound="Hosted")
 
 
 @dataclass
@@ -55,42 +57,22 @@ class Faults:
     """Of which seeds chunks are damaged; None for all but the probe's."""
 
 
-class FalseServer:
-    """The server; a context manager.
+class Hosted:
+    """An aiohttp application on a thread of its own, which can die and start again.
 
-    Attributes:
-        faults: what it does wrong.
-        bodies: what was asked for.
-        headers: with which headers.
-        tries: how often each seed was asked for.
-        closed: streams that were closed before their end.
-        running, most_running: streams that are open, and were at once.
+    A context manager. `_start` begins it, once it is made.
     """
 
-    def __init__(
-        self,
-        tokens: int = 24,
-        answer: str = "4",
-        delay: float = 0.0,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        self.tokens = tokens
-        self.answer = answer
-        self.delay = delay
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.tls = tls
-        self.faults = Faults()
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[Any] = []
-        self.tries: Counter[Any] = Counter()
-        self.closed = self.running = self.most_running = 0
-        self._lingering = 0
         self._transports: set[Any] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._port: int | None = None
-        self._start()
 
-    # ---- running it --------------------------------------------------------------------------
+    def _route(self, router: web.UrlDispatcher) -> None:
+        """Says what is answered by what."""
+        raise NotImplementedError
 
     def _start(self) -> None:
         self._ready.clear()
@@ -117,10 +99,7 @@ class FalseServer:
 
     async def _open(self) -> None:
         app = web.Application()
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        app.router.add_post("/v1/completions", self._complete)
+        self._route(app.router)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(
@@ -157,12 +136,50 @@ class FalseServer:
     def url(self) -> str:
         return f"{self.root}/v1"
 
-    def __enter__(self) -> FalseServer:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
         self._loop.close()
+
+
+class FalseServer(Hosted):
+    """The server; a context manager.
+
+    Attributes:
+        faults: what it does wrong.
+        bodies: what was asked for.
+        headers: with which headers.
+        tries: how often each seed was asked for.
+        closed: streams that were closed before their end.
+        running, most_running: streams that are open, and were at once.
+    """
+
+    def __init__(
+        self,
+        tokens: int = 24,
+        answer: str = "4",
+        delay: float = 0.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        super().__init__(tls)
+        self.tokens = tokens
+        self.answer = answer
+        self.delay = delay
+        self.faults = Faults()
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+        self.tries: Counter[Any] = Counter()
+        self.closed = self.running = self.most_running = 0
+        self._lingering = 0
+        self._start()
+
+    def _route(self, router: web.UrlDispatcher) -> None:
+        router.add_get("/v1/models", self._models)
+        router.add_get("/metrics", self._metrics)
+        router.add_post("/v1/chat/completions", self._complete)
+        router.add_post("/v1/completions", self._complete)
 
     # ---- what it answers ---------------------------------------------------------------------
 

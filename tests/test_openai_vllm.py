@@ -29,6 +29,7 @@ from deepconf import DeepThink, Policy, Result
 from deepconf.commands import app
 from deepconf.engines import VLLM, OpenAI
 from deepconf.errors import EngineDied, InvalidInput, RunWarning
+from false_server import Hosted
 from test_deepthink_vllm import QUESTIONS, SETTINGS, SHIPPED, SMALL, check_decisions
 from typer.testing import CliRunner
 
@@ -207,49 +208,28 @@ def test_what_vllm_refuses_is_told_in_its_words(engine: OpenAI) -> None:
         think.run("1" * 400)
 
 
-class Gate:
+class Gate(Hosted):
     """Stands before a server, kills it in the middle of some traces, and starts it again.
 
     However fast the server or this process is: of the answers after the first 20 only a part
-    passes, and when eight of them are held the server dies.
+    passes, and when eight of them are held all dies.
     """
 
     WHOLE, PART, HELD = 20, 32_768, 8
 
     def __init__(self, server: Server) -> None:
+        super().__init__()
         self._server = server
-        self._asked = self._held = self._port = 0
-        self._struck = asyncio.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._asked = self._held = 0
+        self._start()
 
-    def __enter__(self) -> str:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
-        return f"http://127.0.0.1:{self._port}/v1"
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _open(self) -> None:
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._pass)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await self._listen()
-
-    async def _listen(self) -> None:
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
-        await self._site.start()
-        self._port = self._runner.addresses[0][1]
+    def _route(self, router: web.UrlDispatcher) -> None:
+        router.add_route("*", "/{path:.*}", self._pass)
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:
-        assert request.transport is not None
+        self._transports.add(request.transport)
         self._asked += request.method == "POST"
-        left = self.PART if self._asked > self.WHOLE and not self._struck.is_set() else None
+        left = self.PART if self._asked > self.WHOLE and self._held < self.HELD else None
         headers = {"Content-Type": request.content_type}
         there = f"http://127.0.0.1:{self._server.port}{request.path_qs}"
         async with (
@@ -261,36 +241,29 @@ class Gate:
             back = web.StreamResponse(status=answer.status)
             back.content_type = answer.content_type
             await back.prepare(request)
-            try:
-                async for part in answer.content.iter_any():
-                    await back.write(part[:left])
-                    if left is not None and (left := max(0, left - len(part))) == 0:
-                        await self._hold()
-                        break
-            except aiohttp.ClientError:  # It died.
-                left = 0
-            if left == 0:
-                request.transport.abort()
+            async for part in answer.content.iter_any():
+                await back.write(part[:left])
+                if left is not None and (left := max(0, left - len(part))) == 0:
+                    self._held += 1
+                    if self._held == self.HELD:
+                        threading.Thread(target=self._strike).start()
+                    await asyncio.sleep(WAIT)  # Until all dies.
             return back
 
-    async def _hold(self) -> None:
-        self._held += 1
-        if self._held == self.HELD:
-            await self._site.stop()
-            self._struck.set()
-            await asyncio.to_thread(self._server.kill)
-            self._server.begin()
-            await asyncio.to_thread(self._server.ready)
-            await self._listen()
-        await self._struck.wait()
+    def _strike(self) -> None:
+        self.stop()
+        self._server.kill()
+        self._server.begin()
+        self._server.ready()
+        self.restart()
 
 
 def test_a_server_that_is_killed_and_started_again_costs_no_trace(server: Server) -> None:
     server.ready()
     policy = Policy.offline(budget=48, concurrency=16, keep=1.0, **SMALL)
     with (
-        Gate(server) as url,
-        OpenAI(url, sampling=SETTINGS["sampling"], patience=3 * WAIT) as engine,
+        Gate(server) as gate,
+        OpenAI(gate.url, sampling=SETTINGS["sampling"], patience=3 * WAIT) as engine,
         pytest.warns(RunWarning) as caught,
     ):
         result = DeepThink(engine, policy).run(QUESTIONS[2])
