@@ -12,13 +12,7 @@ from rich.text import Text
 from deepconf.report import Report
 from deepconf.result import Result
 
-__all__ = [
-    "WIDE",
-    "show_report",
-    "show_result",
-    "show_settings",
-    "show_warnings",
-]
+__all__ = ["WIDE", "show_report", "show_result", "show_settings", "show_warnings"]
 
 WIDE = 240
 """Where lines need not fit a screen, those of a table stay whole."""

@@ -14,14 +14,7 @@ from multiprocessing import resource_tracker
 from typing import Any, Literal
 
 from deepconf.engines._loop import EngineLoop
-from deepconf.engines.base import (
-    Chunk,
-    Ending,
-    Signal,
-    Take,
-    generate_by_stream,
-    result_of,
-)
+from deepconf.engines.base import Chunk, Ending, Signal, Take, generate_by_stream, result_of
 from deepconf.engines.vllm._arguments import (
     check_engine_args,
     check_names,
